@@ -1,0 +1,1 @@
+"""The two graphs: modules whose inputs and outputs are the contract's."""

@@ -1,0 +1,1 @@
+"""The models: a slow reference, and the split modules that are exported."""

@@ -1,0 +1,138 @@
+"""CollectiveKV attention split in two: what is cached per event, and what decode does with it.
+
+Per event and side, ``u = silu(W x)`` and ``i = argmax(W_r x)`` are cached; the vector is
+``silu(concat(P[i], u))`` (arXiv 2601.19178). The last silu is folded: into the pool when the
+module is built, into the user part when it is cached. Decode is left with a gather and a concat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ckv_export.contract import AttentionSpec, CacheSpec
+from ckv_export.model import ops
+from ckv_export.model.embedding import Projection, frozen
+
+SIDES = ("k", "v")
+
+
+@dataclass(frozen=True)
+class CacheEntries:
+    """Cached events of one layer: index int32 [B, N] (None without a pool), user [B, N, d_u]."""
+
+    k_index: Tensor | None
+    v_index: Tensor | None
+    k_user: Tensor
+    v_user: Tensor
+
+    def tensors(self, cache: CacheSpec) -> list[Tensor]:
+        """The tensors of `cache`, in its order."""
+        return [getattr(self, suffix) for suffix, _, _ in cache.tensors]
+
+    @classmethod
+    def of(cls, cache: CacheSpec, tensors: list[Tensor]) -> CacheEntries:
+        """Entries from tensors in the order of `cache`."""
+        named = {suffix: t for (suffix, _, _), t in zip(cache.tensors, tensors, strict=True)}
+        return cls(named.get("k_index"), named.get("v_index"), named["k_user"], named["v_user"])
+
+    def side(self, side: str) -> tuple[Tensor | None, Tensor]:
+        """(index, user) of side "k" or "v"."""
+        return (self.k_index, self.k_user) if side == "k" else (self.v_index, self.v_user)
+
+    def then(self, later: CacheEntries) -> CacheEntries:
+        """These events followed by `later`."""
+        return self._map(lambda a, b: torch.cat([a, b], dim=1), later)
+
+    def take(self, positions: Tensor) -> CacheEntries:
+        """The events at positions int64 [N']."""
+        return self._map(lambda a, _: a.index_select(1, positions), self)
+
+    def _map(
+        self, change: Callable[[Tensor, Tensor], Tensor], other: CacheEntries
+    ) -> CacheEntries:
+        pairs = ((getattr(self, n), getattr(other, n)) for n in self.__dataclass_fields__)
+        return CacheEntries(*(None if a is None else change(a, b) for a, b in pairs))
+
+
+class Router(nn.Module):
+    """The pool row of an event: argmax of a linear map with M rows, lowest row at a tie.
+
+    The rows are padded with copies of the last one until they fall into equal groups
+    (`ops.first_argmax`); a copy loses any tie against its original.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.rows = weight.shape[0]
+        self.groups = math.isqrt(self.rows)
+        padded = [*range(self.rows), *[self.rows - 1] * (-self.rows % self.groups)]
+        self.logits = Projection(weight[padded], None if bias is None else bias[padded])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Events [B, N, d_e] -> rows int32 [B, N]."""
+        return ops.first_argmax(self.logits(x), self.groups).clamp(max=self.rows - 1)
+
+
+class CollectiveSide(nn.Module):
+    """Keys or values of one layer."""
+
+    def __init__(
+        self, side: str, spec: AttentionSpec, prefix: str, state: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__()
+        self.use_silu = spec.use_silu
+        self.shared = spec.shared(side)
+        self.user = Projection(state[f"{prefix}.weight"], state.get(f"{prefix}.bias"))
+        if self.shared:
+            self.router = Router(state[f"{prefix}.router.weight"], state.get(f"{prefix}.router.bias"))
+            self.pool = frozen(self._activate(state[f"{prefix}.pool"]))
+
+    def encode(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Events [B, N, d_e] -> (index int32 [B, N] or None, user part [B, N, d_u])."""
+        user = self._activate(self.user(x))
+        if not self.shared:
+            return None, user
+        return self.router(x), self._activate(user)
+
+    def assemble(self, index: Tensor | None, user: Tensor) -> Tensor:
+        """Cached parts -> keys or values [B, N, d]."""
+        if index is None:
+            return user
+        vectors: Tensor = ops.pool_gather_concat(self.pool, index, user)
+        return vectors
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return F.silu(x) if self.use_silu else x
+
+
+class CollectiveAttention(nn.Module):
+    """One layer of CollectiveKV target attention; W_o is left to what follows."""
+
+    def __init__(self, spec: AttentionSpec, layer: int, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        prefix = f"attention.{layer}"
+        self.spec = spec
+        self.query = Projection(state[f"{prefix}.q.weight"], state.get(f"{prefix}.q.bias"))
+        self.k = CollectiveSide("k", spec, f"{prefix}.k", state)
+        self.v = CollectiveSide("v", spec, f"{prefix}.v", state)
+
+    def encode(self, x: Tensor) -> CacheEntries:
+        """What is cached for events [B, N, d_e]."""
+        (k_index, k_user), (v_index, v_user) = self.k.encode(x), self.v.encode(x)
+        return CacheEntries(k_index, v_index, k_user, v_user)
+
+    def attend(self, target: Tensor, entries: CacheEntries, mask: Tensor) -> Tensor:
+        """Targets [B, C, d_e] over cached events with mask bool [B, N]: [B, C, d] before W_o."""
+        query = self.query(target)
+        query = F.silu(query) if self.spec.use_silu else query
+        key = self.k.assemble(*entries.side("k"))
+        value = self.v.assemble(*entries.side("v"))
+        logits = ops.attention_logits(query, key, self.spec.num_heads, self.spec.use_scale)
+        logits = torch.where(mask[:, None, None, :], logits, ops.MASKED)
+        return ops.weighted_values(logits, value, self.spec.num_heads)

@@ -1,0 +1,122 @@
+"""The scoring network with everything folded that inference lets fold.
+
+Batch norm goes into the Linear before it. The first Linear is split by input block, so that a
+block which is the same for all candidates is multiplied once per user, and an attention's
+output projection W_o is multiplied into its block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ckv_export.contract import DnnSpec
+from ckv_export.model.activations import activation_module
+from ckv_export.model.embedding import Projection, frozen
+
+BATCH_NORM_EPS = 1e-5
+DICE_EPS = 1e-9
+
+
+@dataclass(frozen=True)
+class Block:
+    """A slice of the network's input: its width there, and W_o [width, d] if it comes before that."""
+
+    name: str
+    width: int
+    output_weight: Tensor | None = None
+    output_bias: Tensor | None = None
+
+
+class Dice(nn.Module):
+    """``p x + alpha (1 - p) x`` with ``p = sigmoid(bn(x))``, running statistics, eps 1e-9."""
+
+    def __init__(self, alpha: Tensor, mean: Tensor, var: Tensor) -> None:
+        super().__init__()
+        self.alpha, self.mean = frozen(alpha), frozen(mean)
+        self.rate = frozen((var.double() + DICE_EPS).rsqrt().to(var.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., n] -> [..., n]."""
+        gate = torch.sigmoid((x - self.mean) * self.rate)
+        return gate * x + self.alpha * (1 - gate) * x
+
+
+class PRelu(nn.Module):
+    """``max(x, 0) + weight min(x, 0)``; weight [1] or one per channel of the last axis."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = frozen(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., n] -> [..., n]."""
+        return torch.where(x > 0, x, self.weight * x)
+
+
+def _activation(name: str, prefix: str, state: Mapping[str, Tensor]) -> nn.Module:
+    if name == "prelu":
+        return PRelu(state[f"{prefix}.weight"])
+    if name == "dice":
+        return Dice(*(state[f"{prefix}.{part}"] for part in ("alpha", "mean", "var")))
+    return activation_module(name)
+
+
+def _folded(spec: DnnSpec, layer: int, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Weight [out, in] and bias [out] of one Linear in float64, batch norm folded in."""
+    weight = state[f"dnn.{layer}.weight"].double()
+    bias = state[f"dnn.{layer}.bias"].double()
+    if not spec.batch_norm or layer == len(spec.hidden):
+        return weight, bias
+    gamma, beta, mean, var = (
+        state[f"dnn.{layer}.norm.{name}"].double() for name in ("weight", "bias", "mean", "var")
+    )
+    rate = gamma * (var + BATCH_NORM_EPS).rsqrt()
+    return weight * rate[:, None], (bias - mean) * rate + beta
+
+
+def _split(
+    weight: Tensor, bias: Tensor, blocks: Sequence[Block], dtype: torch.dtype
+) -> tuple[list[Tensor], Tensor]:
+    """The columns of `weight` by block, each times its W_o; W_o's biases join `bias`."""
+    parts = []
+    for block, part in zip(blocks, weight.split([b.width for b in blocks], dim=1), strict=True):
+        if block.output_bias is not None:
+            bias = bias + part @ block.output_bias.double()
+        if block.output_weight is not None:
+            part = part @ block.output_weight.double()
+        parts.append(part.to(dtype))
+    return parts, bias.to(dtype)
+
+
+class FoldedDnn(nn.Module):
+    """The network over named input blocks."""
+
+    def __init__(self, spec: DnnSpec, blocks: Sequence[Block], state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        dtype = state["dnn.0.weight"].dtype
+        folded = [_folded(spec, i, state) for i in range(len(spec.hidden) + 1)]
+        parts, bias = _split(*folded[0], blocks, dtype)
+        self.first = nn.ModuleDict(
+            {b.name: Projection(part) for b, part in zip(blocks, parts, strict=True)}
+        )
+        self.bias = frozen(bias)
+        self.rest = nn.ModuleList(Projection(w.to(dtype), b.to(dtype)) for w, b in folded[1:])
+        self.activations = nn.ModuleList(
+            _activation(name, f"dnn.{i}.activation", state)
+            for i, name in enumerate(spec.activations)
+        )
+        self.sigmoid = spec.sigmoid
+
+    def forward(self, blocks: Mapping[str, Tensor]) -> Tensor:
+        """Blocks [B, C, width] ([B, 1, width] where all candidates share it) -> [B, C]."""
+        x = self.bias
+        for name, project in self.first.items():
+            x = project(blocks[name]) + x
+        for activate, project in zip(self.activations, self.rest, strict=True):
+            x = project(activate(x))
+        x = x.squeeze(-1)
+        return torch.sigmoid(x) if self.sigmoid else x

@@ -1,0 +1,88 @@
+"""Tensor operations that stand in several models, in a form every runtime computes alike.
+
+`pool_gather_concat` becomes one ONNX node of domain ``ckv``; the others are written so that
+ties and empty axes come out the same whatever a runtime's sort or softmax does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MASKED = -1e9
+"""Logit of a masked event: it still counts where every event is masked."""
+
+EXCLUDED = torch.finfo(torch.float32).min
+"""Logit of an event that was not selected: its weight is exactly 0 beside any other."""
+
+
+@torch.library.custom_op("ckv::pool_gather_concat", mutates_args=())
+def pool_gather_concat(pool: Tensor, index: Tensor, user: Tensor) -> Tensor:
+    """``concat(pool[index], user)``: pool [M, d_g], index int32 [B, N], user [B, N, d_u] -> [B, N, d]."""
+    return torch.cat([pool[index.long()], user], dim=-1)
+
+
+@pool_gather_concat.register_fake
+def _(pool: Tensor, index: Tensor, user: Tensor) -> Tensor:
+    return user.new_empty((*index.shape, pool.shape[1] + user.shape[-1]))
+
+
+def first_position(hits: Tensor) -> Tensor:
+    """Position of the first True of bool [..., N] as int32 [...]; N where there is none."""
+    size = hits.shape[-1]
+    positions = torch.arange(size, dtype=torch.int32)
+    return torch.where(hits, positions, size).amin(-1).to(torch.int32)
+
+
+def first_argmax(logits: Tensor, groups: int) -> Tensor:
+    """Position of the largest of logits [..., M] as int32 [...]; the lowest position wins a tie.
+
+    No runtime's argmax is trusted with ties (an all-zero event ties all rows): the first of
+    `groups` equal groups that holds the maximum is found, then the first place inside it. Only
+    the group maxima pass over all M logits. `groups` must divide M.
+    """
+    grouped = logits.unflatten(-1, (groups, logits.shape[-1] // groups))
+    peaks = grouped.amax(-1)
+    best = peaks.amax(-1, keepdim=True)
+    group = first_position(peaks == best)
+    wanted = group.long()[..., None, None].expand(*group.shape, 1, grouped.shape[-1])
+    inside = first_position(grouped.gather(-2, wanted).squeeze(-2) == best)
+    return group * grouped.shape[-1] + inside
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, N, d] -> [B, H, N, d / H]."""
+    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[B, H, N, w] -> [B, N, H * w]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attention_logits(query: Tensor, key: Tensor, heads: int, scaled: bool) -> Tensor:
+    """q k^T per head of query [B, C, d] and key [B, N, d]: [B, H, C, N]; scaled by sqrt(d / H)."""
+    if scaled:
+        query = query * (query.shape[-1] // heads) ** -0.5
+    return split_heads(query, heads) @ split_heads(key, heads).transpose(-1, -2)
+
+
+def weighted_values(logits: Tensor, value: Tensor, heads: int) -> Tensor:
+    """softmax(logits [B, H, C, N]) times value [B, N, d]: [B, C, d], zeros where N is 0."""
+    return merge_heads(torch.softmax(logits, dim=-1) @ split_heads(value, heads))
+
+
+def select_largest(scores: Tensor, count: int) -> Tensor:
+    """Which of scores [..., N] are among the `count` largest, as bool [..., N].
+
+    All are where N <= count. A tie at the boundary goes to the lower positions: the k-th largest
+    value is unique even if its position is not, so positions are counted, never sorted.
+    """
+    # One more score below all others: there is a boundary to read even where N is 0.
+    least = scores.new_full((*scores.shape[:-1], 1), EXCLUDED)
+    kept = torch.sym_min(count, scores.shape[-1] + 1)
+    boundary = torch.cat([scores, least], dim=-1).topk(kept, dim=-1).values[..., -1:]
+    above = scores > boundary
+    tied = scores == boundary
+    places = kept - above.to(torch.int32).sum(-1, keepdim=True, dtype=torch.int32)
+    return above | (tied & (tied.to(torch.int32).cumsum(-1, dtype=torch.int32) <= places))

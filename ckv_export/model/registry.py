@@ -1,0 +1,28 @@
+"""Every kind of model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ckv_export.contract import ModelSpec, require
+from ckv_export.errors import nearest
+from ckv_export.model.sim import Sim
+from ckv_export.model.target_attention import TargetAttentionModel
+
+MODELS: Mapping[str, type[TargetAttentionModel]] = {"sim": Sim}
+
+
+def model_class(kind: str) -> type[TargetAttentionModel]:
+    """The class of models of `kind`; raises `SpecError` listing those known."""
+    require(
+        kind in MODELS,
+        f"unknown model kind {kind!r}: known are {', '.join(MODELS)}{nearest(kind, MODELS)}",
+    )
+    return MODELS[kind]
+
+
+def build_model(spec: ModelSpec, state: Mapping[str, Tensor]) -> TargetAttentionModel:
+    """The split model of `spec` with weights from a checked state dict; shares its memory."""
+    return model_class(spec.kind)(spec, state).eval()

@@ -1,0 +1,33 @@
+"""Softmax attention over the events that a search has selected.
+
+Selection is a mask, not a gather: K and V are projected once per event and shared by all
+candidates, where gathering would copy k rows for each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ckv_export.model import ops
+from ckv_export.model.embedding import Projection
+
+
+class SelectedAttention(nn.Module):
+    """Multi-head attention ``long.{q,k,v}`` without activations; W_o is left to what follows."""
+
+    def __init__(self, heads: int, scaled: bool, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.heads, self.scaled = heads, scaled
+        self.query, self.key, self.value = (Projection(state[f"long.{n}.weight"]) for n in "qkv")
+
+    def forward(self, target: Tensor, events: Tensor, mask: Tensor, selected: Tensor) -> Tensor:
+        """target [B, C, d_e], events [B, N, d_e], mask [B, N], selected [B, C, N] -> [B, C, d]."""
+        logits = ops.attention_logits(
+            self.query(target), self.key(events), self.heads, self.scaled
+        )
+        logits = torch.where(mask[:, None, None, :], logits, ops.MASKED)
+        logits = torch.where(selected[:, None], logits, ops.EXCLUDED)
+        return ops.weighted_values(logits, self.value(events), self.heads)

@@ -1,0 +1,45 @@
+"""SIM with soft search (Pi et al. 2020, arXiv 2006.05639) and a CollectiveKV short window.
+
+General search unit: relevance ``g_t = (W_a e_target) . (W_b e_t) * mask_t``; the top-k events by g
+go through standard multi-head target attention. A padded event scores exactly 0, so it can
+outrank events with a negative score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ckv_export.contract import ModelSpec
+from ckv_export.model import ops
+from ckv_export.model.embedding import Projection
+from ckv_export.model.selected_attention import SelectedAttention
+from ckv_export.model.target_attention import Shape, TargetAttentionModel
+
+
+class Sim(TargetAttentionModel):
+    """SIM; options: ``topk``, events that the search keeps."""
+
+    options = {"topk": int}  # noqa: RUF012
+
+    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+        super().__init__(spec, state)
+        self.topk = int(spec.options["topk"])
+        self.gsu_target = Projection(state["long.gsu_target.weight"])
+        self.gsu_event = Projection(state["long.gsu_event.weight"])
+        self.search = SelectedAttention(spec.attention.num_heads, True, state)
+
+    @classmethod
+    def long_shapes(cls, spec: ModelSpec) -> Mapping[str, Shape]:
+        """W_a and W_b [d, d_e]; the attention's W_q, W_k, W_v [d, d_e] and W_o [d_e, d]."""
+        inward, outward = (spec.attention.d, spec.d_event), (spec.d_event, spec.attention.d)
+        names = ("gsu_target", "gsu_event", "q", "k", "v")
+        return {f"long.{n}.weight": inward for n in names} | {"long.o.weight": outward}
+
+    def long_branch(self, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+        """Attention over the top-k events by g: [B, C, d]."""
+        relevance = self.gsu_target(target) @ self.gsu_event(events).transpose(1, 2)
+        relevance = torch.where(mask[:, None], relevance, 0.0)
+        return self.search(target, events, mask, ops.select_largest(relevance, self.topk))

@@ -1,0 +1,1 @@
+"""Split modules to ONNX files."""

@@ -1,0 +1,1 @@
+"""Does every runtime compute what the model computes?"""

@@ -1,0 +1,96 @@
+"""One tensor against its reference."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckv_export.parity.tolerances import EXPLAINED_MARGIN, Tolerance
+from ckv_export.runtimes.base import Array
+
+
+@dataclass(frozen=True)
+class TensorResult:
+    """How one output of one case came out.
+
+    `error`: largest absolute difference (for row numbers: how many differ); `allowed`: what the
+    element with that difference was allowed; `where`: its position; `explained`: differing row
+    numbers excused by their router margin; `worst_margin`: largest margin of a differing one.
+    """
+
+    case: str
+    tensor: str
+    elements: int
+    error: float
+    allowed: float
+    where: tuple[int, ...] | None
+    explained: int
+    worst_margin: float | None
+    passed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """What differs, where and by how much."""
+        place = "" if self.where is None else f" at {list(self.where)}"
+        if self.worst_margin is not None:
+            return (
+                f"{self.tensor} of case {self.case!r} has {int(self.error)} other row numbers of "
+                f"{self.elements}, first{place}, with a router margin up to "
+                f"{self.worst_margin:.2g} where only one below {EXPLAINED_MARGIN:g} is rounding"
+            )
+        return (
+            f"{self.tensor} of case {self.case!r} is off by {self.error:.3g}{place} "
+            f"where {self.allowed:.3g} is allowed"
+        )
+
+
+def compare_values(
+    case: str,
+    tensor: str,
+    got: Array,
+    expected: Array,
+    tolerance: Tolerance,
+    counted: NDArray[np.bool_] | None = None,
+) -> TensorResult:
+    """Compare floats elementwise; `counted`, bool of the first axes, leaves rows out."""
+    difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    difference = np.where(np.isnan(difference), np.inf, difference)
+    if counted is not None:
+        difference[~counted] = 0.0
+    allowed = tolerance.absolute + tolerance.relative * np.abs(expected.astype(np.float64))
+    if difference.size == 0:
+        return TensorResult(case, tensor, 0, 0.0, tolerance.absolute, None, 0, None, True)
+    worst = np.unravel_index(int(np.argmax(difference / allowed)), difference.shape)
+    passed = bool(difference[worst] <= allowed[worst])
+    where = tuple(int(i) for i in worst)
+    error, bound = float(difference[worst]), float(allowed[worst])
+    return TensorResult(case, tensor, difference.size, error, bound, where, 0, None, passed)
+
+
+def compare_rows(
+    case: str, tensor: str, got: Array, expected: Array, margin: Array
+) -> TensorResult:
+    """Compare pool row numbers for equality; a router margin below the bound excuses a flip."""
+    flipped = got != expected
+    count = int(flipped.sum())
+    if count == 0:
+        return TensorResult(case, tensor, got.size, 0.0, 0.0, None, 0, None, True)
+    wrong = flipped & ~(margin < EXPLAINED_MARGIN)
+    first = tuple(int(i) for i in np.argwhere(wrong if wrong.any() else flipped)[0])
+    return TensorResult(
+        case,
+        tensor,
+        got.size,
+        float(count),
+        0.0,
+        first,
+        count - int(wrong.sum()),
+        float(margin[flipped].max()),
+        not wrong.any(),
+    )

@@ -1,0 +1,116 @@
+"""What the reference model answers, recorded so that a bundle can be judged without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ckv_export.contract import CacheSpec, ModelSpec
+from ckv_export.errors import BundleError
+from ckv_export.model.reference import Reference
+from ckv_export.parity.inputs import Case
+from ckv_export.runtimes.base import Arrays
+
+
+@dataclass(frozen=True)
+class ExpectedCase:
+    """A case with the reference's outputs.
+
+    `outputs`: ``cache_*`` [B, L, S, ...], ``append_*`` [B, L, T, ...] and ``score`` [B, C].
+    `margins`: for every ``*_index`` tensor the distance between the largest and the second
+    largest router logit, of the same shape: how close that index was to being another.
+    """
+
+    case: Case
+    outputs: Arrays
+    margins: Arrays
+
+
+def record(reference: Reference, cases: Iterable[Case]) -> list[ExpectedCase]:
+    """Evaluate `reference` on every case."""
+    with torch.inference_mode():
+        return [_record_one(reference, case) for case in cases]
+
+
+def _record_one(reference: Reference, case: Case) -> ExpectedCase:
+    given = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
+    history = _joined(reference.spec, given)
+    mask = torch.cat([given["history_mask"], given["append_mask"]], dim=1)
+    score = reference.score(
+        history, mask, _group(given, "candidate_"), _group(given, "user_")
+    )
+    outputs, margins = _entries(reference, history, case.cached)
+    return ExpectedCase(case, outputs | {"score": _array(score)}, margins)
+
+
+def _joined(spec: ModelSpec, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        f.name: torch.cat([given[f"history_{f.name}"], given[f"append_{f.name}"]], dim=1)
+        for f in spec.item_features
+    }
+
+
+def _group(given: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)}
+
+
+def _entries(
+    reference: Reference, history: Mapping[str, Tensor], cached: int
+) -> tuple[Arrays, Arrays]:
+    entries = reference.entries(reference.embed(reference.spec.item_features, history))
+    outputs: Arrays = {}
+    margins: Arrays = {}
+    for suffix, _, width in CacheSpec.of(reference.spec).tensors:
+        side = suffix[0]
+        tensor = entries.user[side] if width is not None else entries.index[side]
+        _store(outputs, suffix, tensor, cached)
+        if width is None:
+            _store(margins, suffix, entries.margin[side], cached)
+    return outputs, margins
+
+
+def _store(into: Arrays, suffix: str, tensor: Tensor | None, cached: int) -> None:
+    assert tensor is not None
+    layered = tensor.unsqueeze(1)
+    into[f"cache_{suffix}"] = _array(layered[:, :, :cached])
+    into[f"append_{suffix}"] = _array(layered[:, :, cached:])
+
+
+def _array(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    array = tensor.contiguous().numpy()
+    return array.astype(np.int32) if array.dtype == np.int64 else array.astype(np.float32)
+
+
+def save(path: Path, cases: Sequence[ExpectedCase]) -> None:
+    """Write the cases as one .npz: arrays ``<number>/<in|out|margin>/<tensor>``, and the names."""
+    arrays: Arrays = {"names": np.array([c.case.name for c in cases])}
+    for number, case in enumerate(cases):
+        groups = {"in": case.case.inputs, "out": case.outputs, "margin": case.margins}
+        for group, tensors in groups.items():
+            arrays |= {f"{number}/{group}/{name}": a for name, a in tensors.items()}
+    with path.open("wb") as out:
+        np.savez_compressed(out, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+
+def load(path: Path) -> list[ExpectedCase]:
+    """Read what `save` wrote; raises `BundleError` on anything else."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return [_loaded(arrays, i, str(name)) for i, name in enumerate(arrays["names"])]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise BundleError(f"{path} holds no recorded parity cases: {error}") from error
+
+
+def _loaded(arrays: Arrays, number: int, name: str) -> ExpectedCase:
+    groups: dict[str, Arrays] = {"in": {}, "out": {}, "margin": {}}
+    for key, array in arrays.items():
+        if key.startswith(f"{number}/"):
+            _, group, tensor = key.split("/", 2)
+            groups[group][tensor] = array
+    return ExpectedCase(Case(name, groups["in"]), groups["out"], groups["margin"])

@@ -1,0 +1,129 @@
+"""Seeded inputs over the sizes where such models go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckv_export.contract import FeatureSpec, ModelSpec
+from ckv_export.runtimes.base import Array, Arrays
+
+Fill = Literal["full", "ragged", "holes", "masked", "repeats"]
+
+
+@dataclass(frozen=True)
+class CaseSize:
+    """Sizes of one case: `cached` events go through prefill, `appended` ones into decode."""
+
+    name: str
+    batch: int
+    cached: int
+    appended: int
+    candidates: int
+    fill: Fill = "ragged"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request: inputs under the decode graph's names, but for the cache itself.
+
+    ``history_<f>`` [B, S, ...], ``history_mask`` [B, S], ``append_<f>`` [B, T, ...],
+    ``append_mask`` [B, T], ``candidate_<f>`` [B, C, ...], ``user_<f>`` [B, ...].
+    """
+
+    name: str
+    inputs: Arrays
+
+    @property
+    def cached(self) -> int:
+        """S, the events that go through prefill."""
+        return int(self.inputs["history_mask"].shape[1])
+
+    @property
+    def appended(self) -> int:
+        """T, the events given to decode."""
+        return int(self.inputs["append_mask"].shape[1])
+
+
+def case_sizes(spec: ModelSpec) -> Iterator[CaseSize]:
+    """Histories around every boundary of `spec`: empty, one event, window, top-k, far beyond."""
+    yield CaseSize("empty history", 2, 0, 0, 1)
+    yield CaseSize("first event appended", 2, 0, 1, 3)
+    yield CaseSize("one event", 3, 1, 0, 2, "full")
+    yield CaseSize("one event, one appended", 3, 1, 1, 2)
+    longest = 0
+    for what, size in _boundaries(spec).items():
+        longest = max(longest, size)
+        for n in (size - 1, size, size + 1):
+            yield CaseSize(f"{what} {n - size:+d}, nothing appended", 2, n, 0, 2)
+            yield CaseSize(f"{what} {n - size:+d}, 1 of them appended", 2, n - 1, 1, 2, "full")
+    beyond = longest + 7
+    yield CaseSize("long, 3 appended", 4, beyond, 3, 9)
+    yield CaseSize("long, all real", 1, beyond, 1, 33, "full")
+    yield CaseSize("holes", 4, beyond, 2, 3, "holes")
+    yield CaseSize("nothing real", 2, beyond, 1, 3, "masked")
+    yield CaseSize("repeated items", 3, beyond, 4, 5, "repeats")
+    yield CaseSize("more appended than cached", 2, 2, longest + 2, 2)
+
+
+def _boundaries(spec: ModelSpec) -> dict[str, int]:
+    sizes = {"window": (spec.window or 9) - 1}
+    if "topk" in spec.options:
+        sizes["top-k"] = int(spec.options["topk"])
+    return {what: max(size, 3) for what, size in sizes.items()}
+
+
+def generate(spec: ModelSpec, seed: int) -> list[Case]:
+    """The cases of `case_sizes`, filled from a seeded generator."""
+    rng = np.random.default_rng(seed)
+    return [generate_case(spec, size, rng) for size in case_sizes(spec)]
+
+
+def generate_case(spec: ModelSpec, size: CaseSize, rng: np.random.Generator) -> Case:
+    """One case: left-padded histories with id 0 where masked, uniform ids elsewhere."""
+    total = size.cached + size.appended
+    mask = _mask(size, total, rng)
+    inputs: Arrays = {}
+    for feature in spec.item_features:
+        events = _events(feature, (size.batch, total), rng, size.fill == "repeats")
+        events[~mask] = 0
+        inputs[f"history_{feature.name}"] = events[:, : size.cached]
+        inputs[f"append_{feature.name}"] = events[:, size.cached :]
+        candidates = _events(feature, (size.batch, size.candidates), rng)
+        inputs[f"candidate_{feature.name}"] = candidates
+    for feature in spec.user_features:
+        inputs[f"user_{feature.name}"] = _events(feature, (size.batch,), rng)
+    inputs["history_mask"] = mask[:, : size.cached]
+    inputs["append_mask"] = mask[:, size.cached :]
+    return Case(size.name, {name: np.ascontiguousarray(a) for name, a in inputs.items()})
+
+
+def _mask(size: CaseSize, total: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    shape = (size.batch, total)
+    if size.fill in ("full", "repeats"):
+        return np.ones(shape, bool)
+    if size.fill == "masked":
+        return np.zeros(shape, bool)
+    if size.fill == "holes":
+        return rng.random(shape) < 0.7
+    real = rng.integers(0, total + 1, size.batch)
+    real[0] = total
+    return np.arange(total) >= total - real[:, None]
+
+
+def _events(
+    feature: FeatureSpec, shape: tuple[int, ...], rng: np.random.Generator, repeats: bool = False
+) -> Array:
+    if feature.dtype == "float32":
+        return rng.standard_normal((*shape, *feature.inner)).astype(np.float32)
+    # Few distinct ids, 0 among them, make ties in every search; a one-row table has only id 0.
+    least, most = (0, min(4, feature.vocab_size)) if repeats else (1, feature.vocab_size)
+    ids = rng.integers(min(least, most - 1), most, (*shape, *feature.inner)).astype(np.int32)
+    if feature.kind == "sequence":
+        lengths = rng.integers(0, feature.length + 1, (*shape, 1))
+        ids[np.arange(feature.length) >= lengths] = 0
+    return ids

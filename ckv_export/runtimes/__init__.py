@@ -1,0 +1,1 @@
+"""Runtimes behind one face: activate, infer, metadata."""

@@ -1,0 +1,67 @@
+"""ONNX files run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ckv_export.contract import GraphSpec
+from ckv_export.errors import ExportError, MissingDependency
+from ckv_export.runtimes.base import Array, Arrays, Runner, RunnerMetadata
+
+
+def load_module() -> ModuleType:
+    """The onnxruntime module; raises `MissingDependency` where it is not installed."""
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise MissingDependency("onnxruntime", "running ONNX graphs", "cpu") from error
+
+
+class OnnxRuntimeRunner(Runner):
+    """An ONNX file in a session of one provider.
+
+    `threads`: threads within one operator. They never spin while idle: spinning starves PyTorch's
+    own threads on a machine with few cores.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        io: GraphSpec,
+        provider: str = "CPUExecutionProvider",
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(io)
+        self.path, self.provider, self.threads = path, provider, threads
+        self.session: Any = None
+
+    def _activate(self) -> None:
+        ort = load_module()
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        try:
+            self.session = ort.InferenceSession(str(self.path), options, providers=[self.provider])
+        except Exception as error:  # the binding raises several classes of its own
+            raise ExportError(f"ONNX Runtime can't load {self.path.name}: {error}") from error
+
+    def _deactivate(self) -> None:
+        self.session = None
+
+    def _infer(self, feeds: Mapping[str, Array]) -> Arrays:
+        names = [t.name for t in self.io.outputs]
+        try:
+            outputs = self.session.run(names, dict(feeds))
+        except Exception as error:  # as above
+            raise ExportError(f"ONNX Runtime can't run {self.path.name}: {error}") from error
+        return dict(zip(names, outputs, strict=True))
+
+    def _describe(self) -> RunnerMetadata:
+        device = self.provider.removesuffix("ExecutionProvider").lower()
+        return RunnerMetadata("onnxruntime", load_module().__version__, device, self.io.name)
