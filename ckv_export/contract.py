@@ -271,7 +271,8 @@ def _checked(cls: type, data: Any, where: str) -> Mapping[str, Any]:
             f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         )
         require(optional or name in data, f"{where}: the field {name!r} is missing")
-    return data
+    checked: Mapping[str, Any] = data
+    return checked
 
 
 @dataclass(frozen=True)

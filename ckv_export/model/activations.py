@@ -12,10 +12,12 @@ _NOT_ELEMENTWISE = {"multiheadattention", "softmax2d", "threshold", "glu"}
 
 
 def known_activations() -> dict[str, str]:
-    """Lower-case name -> class name in torch.nn, of those that need no argument and keep the shape."""
+    """Lower-case name -> class in torch.nn; those that need no argument and keep the shape."""
     from torch.nn.modules import activation
 
-    names = {name.lower(): name for name in activation.__all__ if name.lower() not in _NOT_ELEMENTWISE}
+    names = {
+        name.lower(): name for name in activation.__all__ if name.lower() not in _NOT_ELEMENTWISE
+    }
     return names | {"identity": "Identity"}
 
 

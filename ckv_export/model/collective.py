@@ -53,11 +53,16 @@ class CacheEntries:
         """The events at positions int64 [N']."""
         return self._map(lambda a, _: a.index_select(1, positions), self)
 
-    def _map(
-        self, change: Callable[[Tensor, Tensor], Tensor], other: CacheEntries
-    ) -> CacheEntries:
-        pairs = ((getattr(self, n), getattr(other, n)) for n in self.__dataclass_fields__)
-        return CacheEntries(*(None if a is None else change(a, b) for a, b in pairs))
+    def _map(self, change: Callable[[Tensor, Tensor], Tensor], other: CacheEntries) -> CacheEntries:
+        def index(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            return None if a is None or b is None else change(a, b)
+
+        return CacheEntries(
+            index(self.k_index, other.k_index),
+            index(self.v_index, other.v_index),
+            change(self.k_user, other.k_user),
+            change(self.v_user, other.v_user),
+        )
 
 
 class Router(nn.Module):
@@ -90,7 +95,9 @@ class CollectiveSide(nn.Module):
         self.shared = spec.shared(side)
         self.user = Projection(state[f"{prefix}.weight"], state.get(f"{prefix}.bias"))
         if self.shared:
-            self.router = Router(state[f"{prefix}.router.weight"], state.get(f"{prefix}.router.bias"))
+            self.router = Router(
+                state[f"{prefix}.router.weight"], state.get(f"{prefix}.router.bias")
+            )
             self.pool = frozen(self._activate(state[f"{prefix}.pool"]))
 
     def encode(self, x: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -23,7 +23,7 @@ DICE_EPS = 1e-9
 
 @dataclass(frozen=True)
 class Block:
-    """A slice of the network's input: its width there, and W_o [width, d] if it comes before that."""
+    """A slice of the network's input: its width, and W_o [width, d] where it is yet to apply."""
 
     name: str
     width: int
@@ -113,7 +113,7 @@ class FoldedDnn(nn.Module):
 
     def forward(self, blocks: Mapping[str, Tensor]) -> Tensor:
         """Blocks [B, C, width] ([B, 1, width] where all candidates share it) -> [B, C]."""
-        x = self.bias
+        x: Tensor = self.bias
         for name, project in self.first.items():
             x = project(blocks[name]) + x
         for activate, project in zip(self.activations, self.rest, strict=True):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+import numpy as np
 from torch import Tensor
 
 from ckv_export.contract import ModelSpec
@@ -17,5 +18,5 @@ def fingerprint(spec: ModelSpec, state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
+        digest.update(tensor.numpy().reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -18,7 +18,7 @@ EXCLUDED = torch.finfo(torch.float32).min
 
 @torch.library.custom_op("ckv::pool_gather_concat", mutates_args=())
 def pool_gather_concat(pool: Tensor, index: Tensor, user: Tensor) -> Tensor:
-    """``concat(pool[index], user)``: pool [M, d_g], index int32 [B, N], user [B, N, d_u] -> [B, N, d]."""
+    """``concat(pool[index], user)``: [M, d_g], int32 [B, N], [B, N, d_u] -> [B, N, d]."""
     return torch.cat([pool[index.long()], user], dim=-1)
 
 

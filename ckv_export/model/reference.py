@@ -62,7 +62,9 @@ class Reference:
         if feature.kind == "categorical":
             return F.embedding(value.long(), self.state[f"embedding.{owner}.table"])
         if feature.kind == "sequence":
-            return self._pool(F.embedding(value.long(), self.state[f"embedding.{owner}.table"]), feature)
+            return self._pool(
+                F.embedding(value.long(), self.state[f"embedding.{owner}.table"]), feature
+            )
         value = value.to(self._dtype())
         if feature.kind == "numeric":
             return value.unsqueeze(-1) * self.state[f"embedding.{owner}.weight"].squeeze(-1)
@@ -288,6 +290,6 @@ LONG_BRANCHES: Mapping[str, Callable[[Reference, Tensor, Tensor, Tensor], Tensor
     "twin": _twin,
 }
 _USUAL_ORDER = ("user", "target", "short", "long")
-DNN_ORDERS = {kind: _USUAL_ORDER for kind in LONG_BRANCHES} | {
+DNN_ORDERS = dict.fromkeys(LONG_BRANCHES, _USUAL_ORDER) | {
     "sdim": ("user", "target", "long", "short")
 }

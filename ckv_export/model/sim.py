@@ -42,4 +42,6 @@ class Sim(TargetAttentionModel):
         """Attention over the top-k events by g: [B, C, d]."""
         relevance = self.gsu_target(target) @ self.gsu_event(events).transpose(1, 2)
         relevance = torch.where(mask[:, None], relevance, 0.0)
-        return self.search(target, events, mask, ops.select_largest(relevance, self.topk))
+        selected = ops.select_largest(relevance, self.topk)
+        attended: Tensor = self.search(target, events, mask, selected)
+        return attended

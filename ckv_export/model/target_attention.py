@@ -98,7 +98,8 @@ class TargetAttentionModel(nn.Module, abc.ABC):
         }
         if self.spec.user_features:
             blocks["user"] = self.embed_user(user).unsqueeze(1)
-        return self.dnn(blocks)
+        scores: Tensor = self.dnn(blocks)
+        return scores
 
 
 def window_positions(spec: ModelSpec, cached: int, length: int) -> tuple[Tensor, Tensor]:

@@ -37,9 +37,7 @@ def check_file(path: Path, io: GraphSpec, pools: int) -> None:
         )
 
 
-def _compare(
-    what: str, got: Sequence[onnx.ValueInfoProto], expected: Sequence[TensorSpec]
-) -> None:
+def _compare(what: str, got: Sequence[onnx.ValueInfoProto], expected: Sequence[TensorSpec]) -> None:
     found = [_described(value) for value in got]
     wanted = [(t.name, _ELEMENT_TYPES[t.dtype], tuple(t.axes)) for t in expected]
     if found != wanted:

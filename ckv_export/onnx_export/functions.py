@@ -6,7 +6,7 @@ takes our plugin instead where one is registered under the node's ``plugin_names
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -32,13 +32,13 @@ PoolGatherConcat <plugin_namespace, plugin_version> (ckv_pool, ckv_index, ckv_us
 
 def bodies() -> tuple[ir.Function, ...]:
     """The function bodies of the domain."""
-    return (ir.from_proto(onnx.parser.parse_function(_POOL_GATHER_CONCAT)),)
+    return (ir.serde.deserialize_function(onnx.parser.parse_function(_POOL_GATHER_CONCAT)),)
 
 
 def _schema() -> onnx.defs.OpSchema:
     schema = onnx.defs.OpSchema
     floats = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
-    kinds = {name: schema.AttrType.STRING for name in PLUGIN_ATTRIBUTES}
+    kinds = dict.fromkeys(PLUGIN_ATTRIBUTES, schema.AttrType.STRING)
     return schema(
         "PoolGatherConcat",
         DOMAIN,
@@ -55,9 +55,11 @@ def _schema() -> onnx.defs.OpSchema:
     )
 
 
-def translation_table() -> Mapping[Any, Callable[..., Any]]:
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export` needs to emit our operators as bare nodes."""
-    op = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION), "PoolGatherConcat", _schema())
+    op = onnxscript.values.Op(
+        onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION), "PoolGatherConcat", _schema()
+    )
 
     def pool_gather_concat(pool: Any, index: Any, user: Any) -> Any:
         return op(pool, index, user, **PLUGIN_ATTRIBUTES)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx_ir as ir
 
 WEIGHTS_FILE = "weights.bin"
@@ -68,7 +69,7 @@ class _WeightStore:
                 )
 
     def _offset(self, tensor: ir.TensorProtocol) -> int:
-        data = memoryview(tensor.numpy()).cast("B")
+        data = np.ascontiguousarray(tensor.numpy()).view(np.uint8).reshape(-1).data
         key = (hashlib.sha256(data).hexdigest(), tensor.nbytes)
         if key not in self.offsets:
             self.out.seek(-self.out.tell() % _ALIGNMENT, 1)

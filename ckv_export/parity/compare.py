@@ -81,7 +81,7 @@ def compare_rows(
     count = int(flipped.sum())
     if count == 0:
         return TensorResult(case, tensor, got.size, 0.0, 0.0, None, 0, None, True)
-    wrong = flipped & ~(margin < EXPLAINED_MARGIN)
+    wrong = flipped & ~(margin.astype(np.float64) < EXPLAINED_MARGIN)
     first = tuple(int(i) for i in np.argwhere(wrong if wrong.any() else flipped)[0])
     return TensorResult(
         case,

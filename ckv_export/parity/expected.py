@@ -41,9 +41,7 @@ def _record_one(reference: Reference, case: Case) -> ExpectedCase:
     given = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
     history = _joined(reference.spec, given)
     mask = torch.cat([given["history_mask"], given["append_mask"]], dim=1)
-    score = reference.score(
-        history, mask, _group(given, "candidate_"), _group(given, "user_")
-    )
+    score = reference.score(history, mask, _group(given, "candidate_"), _group(given, "user_"))
     outputs, margins = _entries(reference, history, case.cached)
     return ExpectedCase(case, outputs | {"score": _array(score)}, margins)
 
@@ -94,7 +92,7 @@ def save(path: Path, cases: Sequence[ExpectedCase]) -> None:
         for group, tensors in groups.items():
             arrays |= {f"{number}/{group}/{name}": a for name, a in tensors.items()}
     with path.open("wb") as out:
-        np.savez_compressed(out, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(out, allow_pickle=False, **arrays)
 
 
 def load(path: Path) -> list[ExpectedCase]:

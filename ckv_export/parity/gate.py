@@ -84,9 +84,7 @@ def _compare_entries(case: ExpectedCase, got: Mapping[str, Array]) -> list[Tenso
         if tensor in case.margins:
             results.append(compare_rows(name, tensor, array, expected, case.margins[tensor]))
         else:
-            results.append(
-                compare_values(name, tensor, array, expected, tolerance_of(tensor))
-            )
+            results.append(compare_values(name, tensor, array, expected, tolerance_of(tensor)))
     return results
 
 

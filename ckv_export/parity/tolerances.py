@@ -29,9 +29,7 @@ TOLERANCES = {
         "a probability: fp32 sums of up to some thousand terms in another order move the logit by "
         "a few 1e-6, and the sigmoid's slope is at most 1/4",
     ),
-    "user": Tolerance(
-        1e-6, 1e-5, "one fp32 dot product of the event embedding, then silu twice"
-    ),
+    "user": Tolerance(1e-6, 1e-5, "one fp32 dot product of the event embedding, then silu twice"),
 }
 
 

@@ -1,0 +1,169 @@
+"""A bundle's table of contents: what it holds, how it was made, and the hash of every file.
+
+``manifest.json`` is the only thing that later rooms know of a bundle; they never open the
+checkpoint it came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckv_export.contract import GraphSpec, ModelSpec, Profile, decode_io, prefill_io
+from ckv_export.errors import BundleError, SpecError
+
+FILE_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle: SHA-256 in hex and size in bytes."""
+
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """Hash the file at `path`, a chunk at a time."""
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        return cls(digest.hexdigest(), path.stat().st_size)
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """An engine of the bundle: which graph, built by what, for which GPUs and shapes."""
+
+    graph: str
+    file: str
+    backend: str
+    backend_version: str
+    targets: tuple[str, ...]
+    profile: Mapping[str, str]
+    layers: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of a bundle.
+
+    `files`: every file but the manifest, by path relative to the bundle. `parity`: outcome of the
+    gate, None if it was switched off. `timings`: seconds of each stage that made the bundle.
+    """
+
+    name: str
+    fingerprint: str
+    model: ModelSpec
+    profile: Profile
+    source: Mapping[str, Any]
+    versions: Mapping[str, str]
+    operators: Mapping[str, int]
+    notes: tuple[str, ...]
+    timings: Mapping[str, float]
+    parity: Mapping[str, Any] | None
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    engines: tuple[EngineEntry, ...] = ()
+
+    def graph(self, name: str) -> GraphSpec:
+        """Inputs and outputs of the graph "prefill" or "decode"."""
+        return {"prefill": prefill_io, "decode": decode_io}[name](self.model)
+
+    def with_files(self, folder: Path) -> Manifest:
+        """The same manifest listing what `folder` now holds."""
+        paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME)
+        entries = {p.relative_to(folder).as_posix(): FileEntry.of(p) for p in paths}
+        return dataclasses.replace(self, files=entries)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data; `from_dict` reads it back."""
+        graphs = {g.name: _graph_dict(g) for g in (self.graph("prefill"), self.graph("decode"))}
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **plain,
+            "model": self.model.to_dict(),
+            "profile": self.profile.to_dict(),
+            "graphs": graphs,
+            "files": {name: dataclasses.asdict(entry) for name, entry in self.files.items()},
+            "engines": [dataclasses.asdict(engine) for engine in self.engines],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
+        """Read `to_dict` data; raises KeyError or TypeError where a field is missing or odd."""
+        known = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+        engines = [e | {"targets": tuple(e["targets"])} for e in data["engines"]]
+        return cls(
+            **known
+            | {
+                "model": ModelSpec.from_dict(data["model"]),
+                "profile": Profile.from_dict(data["profile"]),
+                "notes": tuple(data["notes"]),
+                "files": {name: FileEntry(**entry) for name, entry in data["files"].items()},
+                "engines": tuple(EngineEntry(**engine) for engine in engines),
+            }
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into `folder`, whole or not at all."""
+        beside = folder / f".{FILE_NAME}.partial"
+        beside.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        beside.replace(folder / FILE_NAME)
+
+
+def _graph_dict(graph: GraphSpec) -> dict[str, Any]:
+    return {
+        "file": f"{graph.name}.onnx",
+        "inputs": [dataclasses.asdict(t) for t in graph.inputs],
+        "outputs": [dataclasses.asdict(t) for t in graph.outputs],
+    }
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of the bundle `folder`; raises `BundleError`."""
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise BundleError(f"{folder} is no bundle: it has no {FILE_NAME}")
+    try:
+        data = json.loads(path.read_text())
+        version = data["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is no bundle manifest: {error}") from error
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version}, this ckv-export reads {SCHEMA_VERSION}: "
+            "export the model again with it"
+        )
+    try:
+        return Manifest.from_dict(data)
+    except (KeyError, TypeError, AttributeError, SpecError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from error
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Raise `BundleError` unless every listed file is there with its size and hash."""
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"the bundle {folder} lacks its file {name}: export it again")
+        if FileEntry.of(path) != entry:
+            raise BundleError(
+                f"{path} is not the file that was exported, its hash differs: export it again"
+            )
+
+
+def open_bundle(folder: Path) -> Manifest:
+    """Read and verify the bundle `folder`; raises `BundleError`."""
+    manifest = read_manifest(folder)
+    verify(folder, manifest)
+    return manifest

@@ -1,0 +1,45 @@
+"""The gate on a finished bundle, from its files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckv_export.errors import BundleError
+from ckv_export.manifest import Manifest
+from ckv_export.parity import expected
+from ckv_export.parity.expected import ExpectedCase
+from ckv_export.parity.gate import RuntimeResult, judge
+from ckv_export.parity.report import ParityReport
+from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
+
+CASES_FILE = "parity_cases.npz"
+
+
+def judge_onnxruntime(
+    folder: Path, manifest: Manifest, cases: Sequence[ExpectedCase]
+) -> RuntimeResult:
+    """Both ONNX files of `folder` on ONNX Runtime's CPU provider."""
+    prefill, decode = (
+        OnnxRuntimeRunner(folder / f"{name}.onnx", manifest.graph(name))
+        for name in ("prefill", "decode")
+    )
+    return judge(manifest.model, prefill, decode, cases)
+
+
+def recheck(folder: Path, manifest: Manifest) -> ParityReport:
+    """Judge the bundle by the reference outputs it holds; raises `BundleError` without any."""
+    if manifest.parity is None or CASES_FILE not in manifest.files:
+        raise BundleError(
+            f"{folder} was exported without parity, so it holds no recorded cases: export it again"
+        )
+    cases = expected.load(folder / CASES_FILE)
+    outcome = judge_onnxruntime(folder, manifest, cases)
+    return ParityReport(
+        manifest.name,
+        manifest.fingerprint,
+        int(manifest.parity["seed"]),
+        len(cases),
+        (outcome,),
+        {},
+    )

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import builtins
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ckv_export.cache import CacheReport, cache_sizes, kv_spectrum, plot_report, pool_occupancy
+from ckv_export.cache.console import tables
+from ckv_export.cache.units import bytes_text, count_text, percent_text
+from ckv_export.contract import AttentionSpec, DnnSpec, FeatureSpec, ModelSpec
+from ckv_export.errors import InputError, MissingDependency
+
+SPEC = ModelSpec(
+    kind="sim",
+    features=(FeatureSpec("item_id", "item", "categorical", 8, vocab_size=9),),
+    attention=AttentionSpec(256, 1, 2, 2, 10000, 10000),
+    dnn=DnnSpec((), (), True),
+    max_len=1000,
+    window=50,
+)
+
+
+@pytest.fixture(scope="module")
+def report() -> CacheReport:
+    random = np.random.default_rng(0)
+    index = random.integers(0, 500, (4, 1, 30))
+    vectors = random.normal(size=(4, 30, 16))
+    return CacheReport(
+        cache_sizes(SPEC, users=10**9),
+        tuple(u for s in "kv" for u in pool_occupancy(index, rows=10000, side=s)),
+        tuple(kv_spectrum(vectors, side=s, pool_width=14) for s in "kv"),
+        "generated, seed 0",
+    )
+
+
+def rendered(report: CacheReport, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    for table in tables(report):
+        console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_to_dict_reads_back_from_json_unchanged(report: CacheReport):
+    data = report.to_dict()
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert data["schema_version"] == 1
+    assert data["events"] == "generated, seed 0"
+    assert [u["side"] for u in data["occupancy"]] == ["k", "v"]
+
+
+def test_sizes_alone_make_a_report():
+    report = CacheReport(cache_sizes(SPEC))
+    data = report.to_dict()
+    assert data["occupancy"] is None
+    assert data["spectrum"] is None
+    assert "Pool use" not in rendered(report)
+
+
+def test_tables_say_the_numbers(report: CacheReport):
+    text = rendered(report)
+    for words in ("588 B", "0.59%", "1,700,680", "588 GB", "generated, seed 0", "basis of other"):
+        assert words in text
+    assert "…" not in text
+
+
+def test_tables_of_an_empty_history():
+    text = rendered(CacheReport(cache_sizes(SPEC, history=0)))
+    assert "0 B" in text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (588, "588 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (4588, "4.59 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.00 MB"),
+        (25e6, "25.0 MB"),
+        (1.2e12, "1.20 TB"),
+    ],
+)
+def test_bytes_text(size: float, text: str):
+    assert bytes_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (None, "-"),
+        (0, "0%"),
+        (1e-7, "<0.001%"),
+        (12 / 2048, "0.59%"),
+        (0.0974, "9.7%"),
+        (0.2, "20.0%"),
+        (0.375, "37.5%"),
+        (0.99999, ">99.9%"),
+        (1, "100%"),
+        (1.5, "150%"),
+    ],
+)
+def test_percent_text(share: float | None, text: str):
+    assert percent_text(share) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(12345, "12,345"), (7, "7"), (7.25, "7.2"), (127.4, "127"), (None, "-")]
+)
+def test_count_text(number: float | None, text: str):
+    assert count_text(number) == text
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_plot_writes_a_file(report: CacheReport, tmp_path: Path, ending: str):
+    path = plot_report(report, tmp_path / f"report.{ending}")
+    assert path.stat().st_size > 10_000
+
+
+def test_svg_is_the_same_every_time(report: CacheReport, tmp_path: Path):
+    one, two = (plot_report(report, tmp_path / n).read_bytes() for n in ("a.svg", "b.svg"))
+    assert one == two
+
+
+@pytest.mark.filterwarnings("error")
+def test_plot_of_nothing_much(tmp_path: Path):
+    """No events, one dimension, empty history, a layer that was not measured."""
+    empty = pool_occupancy(np.zeros(0, int), rows=3)
+    point = (kv_spectrum([np.ones((1, 1)), np.ones((1, 1))]), kv_spectrum([np.zeros((0, 2))]))
+    report = CacheReport(cache_sizes(SPEC, history=0), empty, point)
+    assert plot_report(report, tmp_path / "few.png").exists()
+    assert plot_report(report, tmp_path / "none.png", layer=3).exists()
+
+
+def test_plot_refuses_other_endings_and_missing_folders(report: CacheReport, tmp_path: Path):
+    with pytest.raises(InputError, match=r"end in \.png, \.svg, \.pdf, got 'report\.doc'"):
+        plot_report(report, tmp_path / "report.doc")
+    with pytest.raises(InputError, match="is not there"):
+        plot_report(report, tmp_path / "missing" / "report.png")
+
+
+def test_plot_without_matplotlib(
+    report: CacheReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = builtins.__import__
+
+    def refuse(name: str, *rest: Any, **options: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(MissingDependency, match=r"ckv-export\[plot\]"):
+        plot_report(report, tmp_path / "report.png")
