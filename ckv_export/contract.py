@@ -410,14 +410,22 @@ class Profile:
             }
         )
 
-    def replace(self, **axes: Range) -> Profile:
-        """The same profile with some axes given anew; raises `SpecError` on an unknown axis."""
+    def replaced(self, spec: ModelSpec, axes: Mapping[str, Range]) -> Profile:
+        """The same profile with some axes given anew; K follows S unless it is given.
+
+        Raises `SpecError` on an unknown axis.
+        """
         for axis in axes:
             require(
                 axis in self.axes,
                 f"a profile has the axes {', '.join(self.axes)}, got {axis!r}",
             )
-        return Profile({**self.axes, **axes})
+        changed = {**self.axes, **axes}
+        if "S" in axes and "K" not in axes:
+            history = axes["S"]
+            ends = (spec.cached_events(n) for n in (history.min, history.opt, history.max))
+            changed["K"] = Range(*ends)
+        return Profile(changed)
 
     def shapes(self, tensor: TensorSpec) -> tuple[tuple[int, ...], ...]:
         """min, opt and max shape of `tensor`."""

@@ -50,6 +50,11 @@ def first_argmax(logits: Tensor, groups: int) -> Tensor:
     return group * grouped.shape[-1] + inside
 
 
+def signs(x: Tensor) -> Tensor:
+    """+1 where x > 0, else -1, in the dtype of x."""
+    return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, N, d] -> [B, H, N, d / H]."""
     return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)

@@ -171,10 +171,13 @@ class Reference:
         return torch.sigmoid(x) if self.spec.dnn.sigmoid else x
 
     def _batch_norm(self, x: Tensor, layer: int) -> Tensor:
-        mean, var, weight, bias = (
-            self.state[f"dnn.{layer}.norm.{name}"] for name in ("mean", "var", "weight", "bias")
-        )
-        return (x - mean) / torch.sqrt(var + BATCH_NORM_EPS) * weight + bias
+        prefix = f"dnn.{layer}.norm"
+        weight, bias = self.state[f"{prefix}.weight"], self.state[f"{prefix}.bias"]
+        return self._standardise(x, prefix, BATCH_NORM_EPS) * weight + bias
+
+    def _standardise(self, x: Tensor, prefix: str, eps: float) -> Tensor:
+        mean, var = self.state[f"{prefix}.mean"], self.state[f"{prefix}.var"]
+        return (x - mean) / torch.sqrt(var + eps)
 
     def _dnn_activation(self, x: Tensor, layer: int) -> Tensor:
         name = self.spec.dnn.activations[layer]
@@ -182,8 +185,7 @@ class Reference:
         if name == "prelu":
             return F.prelu(x, self.state[f"{prefix}.weight"])
         if name == "dice":
-            mean, var = self.state[f"{prefix}.mean"], self.state[f"{prefix}.var"]
-            gate = torch.sigmoid((x - mean) / torch.sqrt(var + DICE_EPS))
+            gate = torch.sigmoid(self._standardise(x, prefix, DICE_EPS))
             return gate * x + self.state[f"{prefix}.alpha"] * (1 - gate) * x
         activated: Tensor = activation_module(name)(x)
         return activated

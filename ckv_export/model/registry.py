@@ -8,10 +8,18 @@ from torch import Tensor
 
 from ckv_export.contract import ModelSpec, require
 from ckv_export.errors import nearest
+from ckv_export.model.eta import Eta
+from ckv_export.model.sdim import Sdim
 from ckv_export.model.sim import Sim
 from ckv_export.model.target_attention import TargetAttentionModel
+from ckv_export.model.twin import Twin
 
-MODELS: Mapping[str, type[TargetAttentionModel]] = {"sim": Sim}
+MODELS: Mapping[str, type[TargetAttentionModel]] = {
+    "sim": Sim,
+    "eta": Eta,
+    "sdim": Sdim,
+    "twin": Twin,
+}
 
 
 def model_class(kind: str) -> type[TargetAttentionModel]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection
-from ckv_export.model.selected_attention import SelectedAttention
+from ckv_export.model.selected_attention import SelectedAttention, attention_shapes
 from ckv_export.model.target_attention import Shape, TargetAttentionModel
 
 
@@ -34,9 +34,12 @@ class Sim(TargetAttentionModel):
     @classmethod
     def long_shapes(cls, spec: ModelSpec) -> Mapping[str, Shape]:
         """W_a and W_b [d, d_e]; the attention's W_q, W_k, W_v [d, d_e] and W_o [d_e, d]."""
-        inward, outward = (spec.attention.d, spec.d_event), (spec.d_event, spec.attention.d)
-        names = ("gsu_target", "gsu_event", "q", "k", "v")
-        return {f"long.{n}.weight": inward for n in names} | {"long.o.weight": outward}
+        search = (spec.attention.d, spec.d_event)
+        return {
+            "long.gsu_target.weight": search,
+            "long.gsu_event.weight": search,
+            **attention_shapes(spec),
+        }
 
     def long_branch(self, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Attention over the top-k events by g: [B, C, d]."""

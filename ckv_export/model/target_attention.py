@@ -17,9 +17,11 @@ from ckv_export.contract import ModelSpec, require
 from ckv_export.errors import nearest
 from ckv_export.model.collective import CacheEntries, CollectiveAttention
 from ckv_export.model.dnn import Block, FoldedDnn
-from ckv_export.model.embedding import FeatureEmbedding, Projection
+from ckv_export.model.embedding import FeatureEmbedding
 
 Shape = tuple[int, ...]
+FREE = -1
+"""In a shape: any size."""
 
 
 class TargetAttentionModel(nn.Module, abc.ABC):
@@ -39,7 +41,7 @@ class TargetAttentionModel(nn.Module, abc.ABC):
     @classmethod
     @abc.abstractmethod
     def long_shapes(cls, spec: ModelSpec) -> Mapping[str, Shape]:
-        """Shape of each tensor ``long.*``; -1 stands for a free size."""
+        """Shape of each tensor ``long.*``; `FREE` stands for any size."""
 
     @abc.abstractmethod
     def long_branch(self, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
@@ -81,6 +83,11 @@ class TargetAttentionModel(nn.Module, abc.ABC):
         """What is cached for events [B, N, d_e]."""
         return self.attention.encode(events)
 
+    def pools(self) -> dict[tuple[int, str], Tensor]:
+        """The pool [M, d - d_u] of each layer and shared side, as decode reads it."""
+        sides = {"k": self.attention.k, "v": self.attention.v}
+        return {(0, name): side.pool.detach() for name, side in sides.items() if side.shared}
+
     def score(
         self,
         window: CacheEntries,
@@ -115,10 +122,3 @@ def window_positions(spec: ModelSpec, cached: int, length: int) -> tuple[Tensor,
         late = torch.sym_min(torch.sym_max(length - spec.window + 1, 0), 1)
     offsets = torch.arange(size)
     return offsets + (cached - size), offsets + (length - size - late)
-
-
-def projections(state: Mapping[str, Tensor], names: Sequence[str]) -> nn.ModuleDict:
-    """A `Projection` for each ``long.<name>``."""
-    return nn.ModuleDict(
-        {n: Projection(state[f"long.{n}.weight"], state.get(f"long.{n}.bias")) for n in names}
-    )

@@ -104,8 +104,8 @@ def _page(report: ParityReport) -> str:
     parts = [
         f"<h1>Parity of {html.escape(report.model)}: <span class={verdict}>{verdict}</span></h1>",
         f"<p>{report.cases} cases, seed {report.seed}; model {report.fingerprint[:16]}. Each "
-        "runtime runs both graphs as a server would; every output and cache tensor is compared with "
-        "the unsplit PyTorch reference.</p>",
+        "runtime runs both graphs as a server would; every output and cache tensor is compared "
+        "with the unsplit PyTorch reference.</p>",
     ]
     for outcome in report.outcomes:
         runtime = outcome.runtime

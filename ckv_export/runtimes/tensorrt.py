@@ -37,7 +37,8 @@ class CudaMemory:
                 "running an engine needs an NVIDIA GPU and a CUDA build of torch: there is no GPU "
                 f"here that torch {torch.__version__} can use"
             )
-        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        new_stream: Any = torch.cuda.Stream  # its constructor has no annotations
+        self._stream = new_stream()
 
     @property
     def handle(self) -> int:

@@ -1,0 +1,89 @@
+"""``ckv-export [export] MODEL --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ckv_export.cli import options
+from ckv_export.cli.show import ShownStages, command, console, parity_tables, print_lines, table
+from ckv_export.deploy.bundle import Exported, ExportRequest, export_bundle
+
+HELP = "split a trained model into prefill and decode ONNX graphs, prove parity, build engines"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the verb's options."""
+    parser.add_argument(
+        "model", metavar="MODEL", type=Path, help="model.pt, a safetensors or FuxiCTR run folder"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="where bundles go")
+    parser.add_argument("--name", help="the bundle's name; default: the checkpoint's")
+    parser.add_argument("--force", action="store_true", help="replace a bundle of that name")
+    parser.add_argument("--no-parity", action="store_true", help="skip the parity gate")
+    parser.add_argument("--seed", type=int, default=0, help="of the parity cases")
+    parser.add_argument("--build", action="store_true", help="build TensorRT engines too")
+    options.add_model(parser)
+    options.add_shapes(parser)
+    options.add_engines(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and print the summary."""
+    run_request(request_of(args))
+    return 0
+
+
+def request_of(args: argparse.Namespace) -> ExportRequest:
+    """The request that the options describe."""
+    return ExportRequest(
+        model=args.model,
+        out=args.out,
+        name=args.name,
+        weights=args.weights,
+        params=args.params,
+        force=args.force,
+        parity=not args.no_parity,
+        seed=args.seed,
+        axes=options.axes(args),
+        engines=options.engine_options(args) if args.build else None,
+    )
+
+
+def run_request(request: ExportRequest) -> Exported:
+    """Export with progress on the console, and print the summary."""
+    stages = ShownStages()
+    exported = export_bundle(request, stages, options.build_display(stages))
+    _print_summary(exported, request)
+    return exported
+
+
+def _print_summary(exported: Exported, request: ExportRequest) -> None:
+    manifest = exported.manifest
+    for note in manifest.notes:
+        console.print(f"\n[bold yellow]note[/]: {note}")
+    if exported.parity is not None:
+        console.print()
+        for each in parity_tables(exported.parity):
+            console.print(each)
+    files = [(name, f"{entry.bytes / 1e6:.2f} MB") for name, entry in manifest.files.items()]
+    console.print(table(f"Bundle {exported.folder}", ("file", "size"), files))
+    if request.engines is None:
+        console.print("No engines were built: give --build, or build them from the bundle.")
+    if exported.parity is None:
+        console.print("[bold red]Parity was not checked.[/]")
+    console.print("Each stage again:")
+    print_lines(["  " + line for line in _again(exported, request)])
+
+
+def _again(exported: Exported, request: ExportRequest) -> list[str]:
+    extra = [f"--{n}={v}" for n in ("weights", "params") if (v := getattr(request, n))]
+    name = [f"--name={request.name}"] if request.name else []
+    export = ["export", str(request.model), f"--out={request.out}", "--force", *extra, *name]
+    targets = request.engines.targets if request.engines else ()
+    lines = [
+        command(*export),
+        command("build", exported.folder, *(f"--target={t}" for t in targets)),
+        command("inspect", exported.folder),
+    ]
+    return lines if exported.parity is None else [*lines, command("parity", exported.folder)]

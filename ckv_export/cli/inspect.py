@@ -1,0 +1,73 @@
+"""``ckv-export inspect MODEL|BUNDLE``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ckv_export.cache import plot_report
+from ckv_export.cache.console import tables
+from ckv_export.cli import options
+from ckv_export.cli.show import console, table
+from ckv_export.contract import ModelSpec
+from ckv_export.deploy.inspect import Subject, open_subject, report_on
+
+HELP = "what a model caches: bytes per event and user, pool occupancy, spectrum of K and V"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the verb's options."""
+    parser.add_argument("subject", metavar="MODEL|BUNDLE", type=Path)
+    parser.add_argument(
+        "--events", metavar="FILE", type=Path, help=".npz of event_<feature> and event_mask"
+    )
+    parser.add_argument("--users", type=int, metavar="N", help="also print totals for N users")
+    parser.add_argument("--user-dtype", choices=("fp32", "fp16", "int8"), default="fp16")
+    parser.add_argument("--seed", type=int, default=0, help="of generated events")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="write a .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options.add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what is cached."""
+    subject = open_subject(args.subject, args.weights, args.params)
+    report = report_on(subject, args.events, args.seed, args.user_dtype, args.users)
+    if args.json:
+        head = {"name": subject.name, "fingerprint": subject.fingerprint}
+        print(json.dumps(head | {"model": subject.spec.to_dict()} | report.to_dict(), indent=1))
+    else:
+        console.print(_model_table(subject))
+        for each in tables(report):
+            console.print(each)
+    if args.plot is not None:
+        plot_report(report, args.plot)
+    return 0
+
+
+def _model_table(subject: Subject) -> object:
+    return table(f"Model {subject.name}", ("what", "value"), _facts(subject.spec, subject))
+
+
+def _facts(spec: ModelSpec, subject: Subject) -> list[tuple[str, object]]:
+    attention = spec.attention
+    sides = {s: f"{attention.pool_rows(s)} x {attention.d - attention.user_width(s)}" for s in "kv"}
+    pools = ", ".join(
+        f"{s.upper()} {sides[s] if attention.shared(s) else 'not shared'}" for s in "kv"
+    )
+    dnn = "-".join(str(width) for width in (*spec.dnn.hidden, 1))
+    facts: list[tuple[str, object]] = [
+        ("kind", spec.kind),
+        ("fingerprint", subject.fingerprint[:16]),
+        ("item features", ", ".join(f"{f.name} ({f.kind})" for f in spec.item_features)),
+        ("user features", ", ".join(f.name for f in spec.user_features) or "none"),
+        ("event embedding d_e", spec.d_event),
+        ("attention", f"d {attention.d}, {attention.num_heads} heads, {spec.num_layers} layers"),
+        ("pools M x (d - d_u)", pools),
+        ("user part d_u", f"K {attention.user_k}, V {attention.user_v}"),
+        ("window W", spec.window or "whole history"),
+        ("longest history", spec.max_len),
+        ("scoring network", f"{dnn}, {'/'.join(dict.fromkeys(spec.dnn.activations)) or 'linear'}"),
+    ]
+    return [*facts, *((f"option {name}", value) for name, value in spec.options.items())]

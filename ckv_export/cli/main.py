@@ -1,0 +1,93 @@
+"""Entry point: find the verb, run it, turn errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from ckv_export import __version__
+from ckv_export.cli import build, demo, doctor, export, inspect, parity
+from ckv_export.errors import CkvError
+
+VERBS = {
+    "export": export,
+    "inspect": inspect,
+    "parity": parity,
+    "build": build,
+    "doctor": doctor,
+    "demo": demo,
+}
+"""Each module has `HELP`, `add_arguments(parser)` and `run(args) -> exit code`."""
+
+EXIT_BAD_INPUT = 2
+
+_EPILOG = """\
+`ckv-export MODEL --out DIR` is short for `ckv-export export MODEL --out DIR`.
+exit codes: 0 success, 1 the parity gate failed, 2 bad input, a missing package, a full disk or an
+interrupt; whatever goes wrong, the output folder is left as it was.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    root = argparse.ArgumentParser(
+        prog="ckv-export",
+        description="Export CollectiveKV recommenders to ONNX and TensorRT, parity proven.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"ckv-export {__version__}")
+    verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, module in VERBS.items():
+        verb = verbs.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(verb)
+    return root
+
+
+def with_default_verb(arguments: Sequence[str]) -> list[str]:
+    """Put ``export`` in front where no verb is given."""
+    first = arguments[0] if arguments else "--help"
+    if first in VERBS or first in ("-h", "--help", "--version"):
+        return list(arguments) or ["--help"]
+    return ["export", *arguments]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Never raises for bad input."""
+    given = sys.argv[1:] if arguments is None else arguments
+    args = parser().parse_args(with_default_verb(given))
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(VERBS[args.verb].run(args))
+    except CkvError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the output folder is as it was", EXIT_BAD_INPUT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        return _complain(f"the system refused: {error.strerror or error}{where}", EXIT_BAD_INPUT)
+    except MemoryError:
+        return _complain("this machine has too little memory for that", EXIT_BAD_INPUT)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _complain(message: str, code: int) -> int:
+    sentence = " ".join(message.split())
+    print(f"ckv-export: error: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What verbs print in common: running stages, tables, commands."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.status import Status
+from rich.table import Table
+
+from ckv_export.parity.report import ParityReport, tensor_rows
+from ckv_export.stages import Stage, Stages
+
+console = Console(highlight=False, soft_wrap=False)
+
+
+class ShownStages(Stages):
+    """Stages that show themselves: a spinner on a terminal, a line each when they end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._status: Status | None = None
+
+    def started(self, stage: Stage) -> None:
+        """Show that the stage runs."""
+        if console.is_terminal:
+            self._status = console.status(stage.title)
+            self._status.start()
+
+    def ended(self, stage: Stage) -> None:
+        """Print the stage's line."""
+        self._line(stage, "[green]done[/]")
+
+    def failed(self, stage: Stage) -> None:
+        """Print the stage's line, marked."""
+        self._line(stage, "[red]FAILED[/]")
+
+    def pause(self) -> None:
+        """Stop the spinner, for something else that draws."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _line(self, stage: Stage, verdict: str) -> None:
+        self.pause()
+        console.print(f"{stage.title:<24} {verdict} {stage.seconds:6.1f} s  ", end="")
+        console.print(stage.remark, markup=False)
+
+
+def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A plain table of text."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for head in heads:
+        made.add_column(head, overflow="fold")
+    for row in rows:
+        made.add_row(*(str(cell) for cell in row))
+    return made
+
+
+def parity_tables(report: ParityReport) -> list[RenderableType]:
+    """A table per runtime."""
+    heads = ("tensor", "elements", "worst absolute error", "excused flips", "")
+    return [
+        table(
+            f"Parity of {o.runtime.runtime} {o.runtime.version} ({o.runtime.device}) with the "
+            "unsplit PyTorch reference",
+            heads,
+            tensor_rows(o),
+        )
+        for o in report.outcomes
+    ]
+
+
+def command(*words: str | Path) -> str:
+    """A command line to copy."""
+    return shlex.join(["ckv-export", *(str(w) for w in words)])
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print lines unwrapped, so that commands can be copied."""
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

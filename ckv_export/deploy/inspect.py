@@ -1,0 +1,168 @@
+"""What a model or bundle caches, measured on events."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from ckv_export.cache import (
+    CacheReport,
+    PoolOccupancy,
+    Spectrum,
+    SpectrumStream,
+    cache_sizes,
+    occupancy_of_counts,
+    row_counts,
+)
+from ckv_export.checkpoint.load import load_checkpoint
+from ckv_export.contract import ModelSpec
+from ckv_export.events import load_events
+from ckv_export.graphs.prefill import PrefillGraph
+from ckv_export.manifest import FILE_NAME, open_bundle
+from ckv_export.model.fingerprint import fingerprint
+from ckv_export.model.parameters import check_state
+from ckv_export.model.registry import build_model
+from ckv_export.onnx_export.functions import DOMAIN
+from ckv_export.parity.inputs import CaseSize, generate_case
+from ckv_export.runtimes.base import Array, Arrays, Runner
+from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
+from ckv_export.runtimes.torch import TorchRunner
+
+Pools = Mapping[tuple[int, str], Array]
+
+SIDES = ("k", "v")
+_GENERATED_USERS = 64
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model or bundle under inspection: its prefill graph, and its pools by (layer, side).
+
+    The pools are those of the decode graph: [M, d - d_u], silu already applied.
+    """
+
+    name: str
+    spec: ModelSpec
+    fingerprint: str
+    prefill: Runner
+    pools: Pools
+
+
+def open_subject(path: Path, weights: str | None = None, params: str | None = None) -> Subject:
+    """Open a bundle (a folder with a manifest) or any checkpoint; raises `InputError`."""
+    if (path / FILE_NAME).is_file():
+        manifest = open_bundle(path)
+        runner = OnnxRuntimeRunner(path / "prefill.onnx", manifest.graph("prefill"))
+        pools = _bundle_pools(path / "decode.onnx", manifest.model)
+        return Subject(manifest.name, manifest.model, manifest.fingerprint, runner, pools)
+    checkpoint = load_checkpoint(path, weights=weights, params=params)
+    check_state(checkpoint.spec, checkpoint.state)
+    identity = fingerprint(checkpoint.spec, checkpoint.state)
+    model = build_model(checkpoint.spec, checkpoint.state)
+    graph = PrefillGraph(model)
+    pools = {key: pool.numpy() for key, pool in model.pools().items()}
+    return Subject(checkpoint.name, checkpoint.spec, identity, TorchRunner(graph, graph.io), pools)
+
+
+def _bundle_pools(decode: Path, spec: ModelSpec) -> Pools:
+    model = onnx.load(str(decode), load_external_data=False)
+    tensors = {t.name: t for t in model.graph.initializer}
+    nodes = [n for n in model.graph.node if n.domain == DOMAIN]
+    keys = [
+        (layer, side)
+        for layer in range(spec.num_layers)
+        for side in SIDES
+        if spec.attention.shared(side)
+    ]
+    return {
+        key: numpy_helper.to_array(tensors[node.input[0]], base_dir=str(decode.parent))
+        for key, node in zip(keys, nodes, strict=True)
+    }
+
+
+def report_on(
+    subject: Subject, events_file: Path | None, seed: int, user_dtype: str, users: int | None
+) -> CacheReport:
+    """Sizes, pool occupancy (only on events that were given) and spectrum of what is cached."""
+    sizes = cache_sizes(subject.spec, user_dtype, users=users)
+    if events_file is None:
+        events = _generated(subject.spec, seed)
+        described = f"generated, {_GENERATED_USERS} users, uniform ids, seed {seed}"
+    else:
+        events = load_events(events_file, subject.spec)
+        described = f"file {events_file.name}, {events['event_mask'].shape[0]} users"
+    measurement = Measurement(subject)
+    measurement.run(events)
+    occupancy = None if events_file is None else measurement.occupancy()
+    return CacheReport(sizes, occupancy, measurement.spectra(), described)
+
+
+def _generated(spec: ModelSpec, seed: int) -> Arrays:
+    size = CaseSize("inspect", _GENERATED_USERS, min(spec.max_len, 200), 0, 1)
+    case = generate_case(spec, size, np.random.default_rng(seed))
+    events = {f"event_{f.name}": case.inputs[f"history_{f.name}"] for f in spec.item_features}
+    return events | {"event_mask": case.inputs["history_mask"]}
+
+
+class Measurement:
+    """Pool use and spectra, summed up over batches of users."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        attention = subject.spec.attention
+        self.streams = {}
+        self.counts: dict[str, Any] = {}
+        for layer, side in itertools.product(range(subject.spec.num_layers), SIDES):
+            width = attention.d - attention.user_width(side) if attention.shared(side) else None
+            self.streams[layer, side] = SpectrumStream(
+                attention.d, side=side, layer=layer, pool_width=width
+            )
+            if attention.shared(side):
+                self.counts[side] = 0
+
+    def run(self, events: Arrays) -> None:
+        """Prefill every user's events and take them in."""
+        with self.subject.prefill as prefill:
+            for start in range(0, len(events["event_mask"]), _BATCH):
+                batch = {
+                    name: np.ascontiguousarray(a[start : start + _BATCH])
+                    for name, a in events.items()
+                }
+                self._add(prefill.infer(batch), batch["event_mask"].astype(np.bool_))
+
+    def _add(self, cache: Arrays, mask: NDArray[np.bool_]) -> None:
+        for (layer, side), stream in self.streams.items():
+            stream.add_batch(self._vectors(cache, layer, side), mask)
+        for side in self.counts:
+            rows = self.subject.spec.attention.pool_rows(side)
+            index = cache[f"cache_{side}_index"].astype(np.int64)
+            self.counts[side] = self.counts[side] + row_counts(index, mask, rows=rows, side=side)
+
+    def _vectors(self, cache: Arrays, layer: int, side: str) -> NDArray[np.float32]:
+        """Keys or values [N, S, d] as attention uses them."""
+        user = cache[f"cache_{side}_user"][:, layer]
+        if side in self.counts:
+            rows = self.subject.pools[layer, side][cache[f"cache_{side}_index"][:, layer]]
+            user = np.concatenate([rows, user], axis=-1)
+        return user.astype(np.float32)
+
+    def occupancy(self) -> tuple[PoolOccupancy, ...]:
+        """Use of each pool."""
+        return tuple(
+            occupancy_of_counts(counts, side=side, layer=layer)
+            for side, layers in self.counts.items()
+            for layer, counts in enumerate(np.asarray(layers))
+        )
+
+    def spectra(self) -> tuple[Spectrum, ...]:
+        """Spectrum of each layer's keys and values."""
+        return tuple(stream.result() for stream in self.streams.values())

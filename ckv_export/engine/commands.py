@@ -1,0 +1,64 @@
+"""The command line of the vendor's own tool that builds the same engine."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from ckv_export.engine.backends import Backend
+from ckv_export.engine.build import BuildRequest
+from ckv_export.engine.profiles import input_shapes
+from ckv_export.engine.targets import parse_targets
+
+SHAPE_OPTIONS = ("--minShapes", "--optShapes", "--maxShapes")
+
+
+def trtexec_command(request: BuildRequest, backend: Backend, out: Path | None = None) -> str:
+    """Return a shell command: ``trtexec`` for TensorRT, ``tensorrt_rtx`` for TensorRT for RTX.
+
+    `out` defaults to the ONNX file's name with ``.engine``. Raises `EngineError` for a
+    profile, or a target of TensorRT for RTX, that `build_engine` would refuse.
+
+    Example, shortened::
+
+        trtexec --onnx=decode.onnx --saveEngine=decode.engine --skipInference --noTF32
+        --minShapes=cache_k_index:1x1x0,... --optShapes=... --maxShapes=...
+    """
+    out = out or request.onnx.with_suffix(".engine")
+    arguments = [f"--onnx={request.onnx}", f"--saveEngine={out}", "--skipInference"]
+    arguments += _shape_arguments(request)
+    if request.workspace_mib is not None:
+        arguments.append(f"--memPoolSize=workspace:{request.workspace_mib}M")
+    if request.optimization_level is not None:
+        arguments.append(f"--builderOptimizationLevel={request.optimization_level}")
+    tool = _rtx(request, backend) if backend.is_rtx else _trtexec(backend)
+    return shlex.join([*tool, *arguments])
+
+
+def _trtexec(backend: Backend) -> list[str]:
+    # TensorRT 11 is strongly typed and ignores the flag with a warning.
+    typed = ["--stronglyTyped"] if backend.version.startswith("10.") else []
+    return ["trtexec", "--noTF32", *typed]
+
+
+def _rtx(request: BuildRequest, backend: Backend) -> list[str]:
+    targets = parse_targets(request.targets, backend)
+    capabilities = ",".join(target.removeprefix("sm") for target in targets)
+    # No TF32 switch of this tool is documented; the library itself obeys the variable.
+    without_tf32 = ["env", "NVIDIA_TF32_OVERRIDE=0"]
+    return [*without_tf32, "tensorrt_rtx", f"--computeCapabilities={capabilities}"]
+
+
+def _shape_arguments(request: BuildRequest) -> list[str]:
+    shapes = input_shapes(request.tensors, request.profile)
+    return [
+        f"{option}={','.join(_shape(name, ends[i]) for name, ends in shapes.items())}"
+        for i, option in enumerate(SHAPE_OPTIONS)
+        if shapes
+    ]
+
+
+def _shape(name: str, shape: tuple[int, ...]) -> str:
+    # Both tools split at commas and at the last colon unless the name is in single quotes.
+    quoted = f"'{name}'" if set(name) & set(",:") else name
+    return f"{quoted}:{'x'.join(map(str, shape))}"

@@ -1,0 +1,46 @@
+"""TWIN (Chang et al. 2023, arXiv 2302.02352) with a CollectiveKV short window.
+
+Search and attention use one score: ``q = W_q e_target``, ``k_t = W_h e_t``, ``v_t = W_v e_t``;
+each head keeps its own top-k of ``q . k_t / sqrt(d / H)`` and softmaxes over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ckv_export.contract import ModelSpec
+from ckv_export.model import ops
+from ckv_export.model.embedding import Projection
+from ckv_export.model.selected_attention import attention_shapes
+from ckv_export.model.target_attention import Shape, TargetAttentionModel
+
+
+class Twin(TargetAttentionModel):
+    """TWIN; options: ``topk``, events that each head keeps."""
+
+    options = {"topk": int}  # noqa: RUF012
+
+    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+        super().__init__(spec, state)
+        self.topk = int(spec.options["topk"])
+        self.long_query = Projection(state["long.q.weight"])
+        self.long_key = Projection(state["long.k.weight"])
+        self.long_value = Projection(state["long.v.weight"])
+
+    @classmethod
+    def long_shapes(cls, spec: ModelSpec) -> Mapping[str, Shape]:
+        """The attention's W_q, W_h (``k``), W_v and W_o."""
+        return attention_shapes(spec)
+
+    def long_branch(self, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+        """Attention over each head's own top-k: [B, C, d]."""
+        heads = self.spec.attention.num_heads
+        query, key = self.long_query(target), self.long_key(events)
+        logits = ops.attention_logits(query, key, heads, scaled=True)
+        logits = torch.where(mask[:, None, None], logits, ops.MASKED)
+        selected = ops.select_largest(logits, self.topk)
+        logits = torch.where(selected, logits, ops.EXCLUDED)
+        return ops.weighted_values(logits, self.long_value(events), heads)

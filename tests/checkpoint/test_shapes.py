@@ -1,0 +1,55 @@
+"""The table of expected tensors agrees with the contract and with the names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ckv_export.checkpoint.load import load_checkpoint
+from ckv_export.checkpoint.names import KIND_MARKS, KINDS, LONG, OPTIONS
+from ckv_export.checkpoint.shapes import check_tensors, expected_tensors
+from ckv_export.checkpoint.tensors import is_finite, plain_tensors, shape_text
+from ckv_export.errors import CheckpointError
+
+
+@pytest.mark.parametrize("kind", sorted(LONG))
+def test_a_loaded_checkpoint_has_exactly_the_expected_tensors(make_run, kind):
+    checkpoint = load_checkpoint(make_run(kind).write())
+    assert set(expected_tensors(checkpoint.spec)) == set(checkpoint.state)
+
+
+def test_names_of_a_file_are_shown_instead_of_native_ones(make_run):
+    checkpoint = load_checkpoint(make_run().write())
+    state = checkpoint.state | {"long.q.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"'theirs' must be \[8, 8\], got \[1\]"):
+        check_tensors(checkpoint.spec, state, {"long.q.weight": "theirs"})
+
+
+def test_the_tables_speak_of_the_same_kinds():
+    assert set(LONG) == set(OPTIONS) == set(KIND_MARKS.values()) == set(KINDS) - {"hstu"}
+
+
+def test_shape_text():
+    assert shape_text((3, None)) == "[3, any]"
+    assert shape_text(()) == "[]"
+
+
+def test_is_finite():
+    assert is_finite(torch.zeros(0, 3))
+    big = torch.zeros(300_000)
+    for position in (0, 123_457, -1):
+        for bad in (float("nan"), float("inf")):
+            spoiled = big.clone()
+            spoiled[position] = bad
+            assert not is_finite(spoiled)
+    assert is_finite(torch.full((3,), 3e38))
+
+
+def test_plain_tensors_copies_no_float32():
+    tensor = torch.randn(3, 2)
+    assert plain_tensors({"a": tensor})["a"].data_ptr() == tensor.data_ptr()
+
+
+def test_a_value_too_large_for_float32():
+    with pytest.raises(CheckpointError, match="'a' holds NaN or infinity"):
+        plain_tensors({"a": torch.tensor([1e300], dtype=torch.float64)})

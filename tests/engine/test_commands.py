@@ -1,0 +1,68 @@
+"""The vendor's command line for the same engine."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ckv_export.contract import GraphSpec, Profile, Range, TensorSpec
+from ckv_export.engine import Backend, BuildRequest, trtexec_command
+from ckv_export.errors import EngineError
+
+SPEC = GraphSpec(
+    "decode",
+    (
+        TensorSpec("cache_k_user", "float32", ("B", 1, "K", 2)),
+        TensorSpec("user_a:b", "int32", ("B",)),
+    ),
+    (TensorSpec("score", "float32", ("B", "C")),),
+)
+PROFILE = Profile({"B": Range(1, 1, 64), "K": Range(0, 49, 49)})
+TENSORRT_10 = Backend("tensorrt", ModuleType("tensorrt"), "10.13.2")
+TENSORRT_11 = Backend("tensorrt", ModuleType("tensorrt"), "11.1.0")
+
+
+def test_trtexec() -> None:
+    request = BuildRequest(Path("a b/decode.onnx"), SPEC, PROFILE, workspace_mib=512)
+    words = shlex.split(trtexec_command(request, TENSORRT_10, Path("out.plan")))
+    assert words == [
+        "trtexec",
+        "--noTF32",
+        "--stronglyTyped",
+        "--onnx=a b/decode.onnx",
+        "--saveEngine=out.plan",
+        "--skipInference",
+        "--minShapes=cache_k_user:1x1x0x2,'user_a:b':1",
+        "--optShapes=cache_k_user:1x1x49x2,'user_a:b':1",
+        "--maxShapes=cache_k_user:64x1x49x2,'user_a:b':64",
+        "--memPoolSize=workspace:512M",
+    ]
+
+
+def test_tensorrt_11_is_always_strongly_typed() -> None:
+    request = BuildRequest(Path("decode.onnx"), SPEC, PROFILE, optimization_level=5)
+    words = shlex.split(trtexec_command(request, TENSORRT_11))
+    assert "--stronglyTyped" not in words
+    assert "--saveEngine=decode.engine" in words
+    assert "--builderOptimizationLevel=5" in words
+
+
+@pytest.mark.tensorrt
+def test_tensorrt_rtx(rtx: Backend) -> None:
+    request = BuildRequest(Path("decode.onnx"), SPEC, PROFILE, targets=("ampere", "sm120"))
+    words = shlex.split(trtexec_command(request, rtx))
+    assert words[:4] == [
+        "env",
+        "NVIDIA_TF32_OVERRIDE=0",
+        "tensorrt_rtx",
+        "--computeCapabilities=80,86,120",
+    ]
+
+
+def test_missing_axis_is_refused_as_in_a_build() -> None:
+    request = BuildRequest(Path("decode.onnx"), SPEC, Profile({"B": Range(1, 1, 4)}))
+    with pytest.raises(EngineError, match="no range for the axis 'K'"):
+        trtexec_command(request, TENSORRT_10)
