@@ -22,7 +22,7 @@ Axis = str | int
 Option = bool | int | float | str
 
 ROLES = ("item", "user")
-KINDS_OF_FEATURE = ("categorical", "sequence", "numeric", "vector")
+KINDS_OF_FEATURE = ("categorical", "sequence", "numeric", "vector", "timestamp")
 POOLINGS = ("mean", "sum")
 MASK_ALIGNMENTS = ("aligned", "fuxictr")
 
@@ -52,7 +52,8 @@ class FeatureSpec:
     categorical: an id in [0, vocab_size); sequence: `length` ids, pooled over the
     positions whose embedding is not zero; numeric: a number times a learned column;
     vector: `length` numbers, as they are or through a learned [width, length] matrix
-    (`projected`). `shares` names an earlier feature whose table this one uses.
+    (`projected`); timestamp: whole seconds, width 0, which no embedding reads but a bias over the
+    time between events does. `shares` names an earlier feature whose table this one uses.
     """
 
     name: str
@@ -71,7 +72,12 @@ class FeatureSpec:
         _require_choice(f"{where}: role", self.role, ROLES)
         _require_choice(f"{where}: kind", self.kind, KINDS_OF_FEATURE)
         _require_choice(f"{where}: pooling", self.pooling, POOLINGS)
-        _require_at_least(f"{where}: width", self.width, 1)
+        _require_at_least(f"{where}: width", self.width, 0 if self.kind == "timestamp" else 1)
+        if self.kind == "timestamp":
+            require(
+                self.width == 0 and self.role == "item",
+                f"{where}: a timestamp is an item feature of width 0",
+            )
         if self.kind in ("categorical", "sequence"):
             _require_at_least(f"{where}: vocab_size", self.vocab_size, 1)
         if self.kind in ("sequence", "vector"):
@@ -85,8 +91,8 @@ class FeatureSpec:
 
     @property
     def dtype(self) -> str:
-        """Dtype of the graph input: ids are int32, numbers float32."""
-        return "int32" if self.kind in ("categorical", "sequence") else "float32"
+        """Dtype of the graph input: ids and seconds are int32, other numbers float32."""
+        return "float32" if self.kind in ("numeric", "vector") else "int32"
 
     @property
     def inner(self) -> tuple[int, ...]:
@@ -194,7 +200,11 @@ class ModelSpec:
         names = [f.name for f in self.features]
         for name in names:
             require(names.count(name) == 1, f"feature {name!r} stands twice in the model")
-        require(bool(self.item_features), "a model needs at least one feature of role 'item'")
+        require(
+            bool(self.embedded_item_features), "a model needs at least one feature of role 'item'"
+        )
+        stamps = [f.name for f in self.item_features if f.kind == "timestamp"]
+        require(len(stamps) <= 1, f"a model has at most one timestamp, got {', '.join(stamps)}")
         _require_choice("mask_alignment", self.mask_alignment, MASK_ALIGNMENTS)
         _require_at_least("max_len", self.max_len, 1)
         _require_at_least("num_layers", self.num_layers, 1)
@@ -219,6 +229,16 @@ class ModelSpec:
         return tuple(f for f in self.features if f.role == "item")
 
     @property
+    def embedded_item_features(self) -> tuple[FeatureSpec, ...]:
+        """The item features that an event's embedding is made of."""
+        return tuple(f for f in self.item_features if f.kind != "timestamp")
+
+    @property
+    def timestamp(self) -> FeatureSpec | None:
+        """The feature that says when an event happened, if there is one."""
+        return next((f for f in self.item_features if f.kind == "timestamp"), None)
+
+    @property
     def user_features(self) -> tuple[FeatureSpec, ...]:
         """Features of the request, in concatenation order."""
         return tuple(f for f in self.features if f.role == "user")
@@ -237,6 +257,21 @@ class ModelSpec:
     def has_long_branch(self) -> bool:
         """Target-attention models read the raw history beside their window."""
         return self.window is not None
+
+    @property
+    def history_features(self) -> tuple[FeatureSpec, ...]:
+        """The features of past events that decode reads beside the cache.
+
+        All of them for a long branch, else only the timestamp.
+        """
+        if self.has_long_branch:
+            return self.item_features
+        return () if self.timestamp is None else (self.timestamp,)
+
+    @property
+    def layers_see_history(self) -> bool:
+        """Whether an event's cache entries depend on the events before it."""
+        return self.window is None
 
     def cached_events(self, events: int) -> int:
         """K for a history of `events`: all of them, or the window's W - 1 at most."""
@@ -341,15 +376,20 @@ def prefill_io(spec: ModelSpec) -> GraphSpec:
     """Graph that turns events into cache entries, SPEC section 4."""
     inputs = [feature_tensor("event", f, "B", "S") for f in spec.item_features]
     inputs.append(TensorSpec("event_mask", "bool", ("B", "S")))
-    return GraphSpec("prefill", tuple(inputs), CacheSpec.of(spec).named("cache", "S"))
+    cache = CacheSpec.of(spec)
+    if spec.layers_see_history:
+        inputs += [*cache.named("past", "K"), TensorSpec("past_mask", "bool", ("B", "K"))]
+        inputs += [feature_tensor("past", f, "B", "K") for f in spec.history_features]
+    return GraphSpec("prefill", tuple(inputs), cache.named("cache", "S"))
 
 
 def decode_io(spec: ModelSpec) -> GraphSpec:
     """Graph that appends events and scores candidates, SPEC section 4."""
     cache = CacheSpec.of(spec)
-    inputs = [*cache.named("cache", "K"), TensorSpec("history_mask", "bool", ("B", "S"))]
-    if spec.has_long_branch:
-        inputs += [feature_tensor("history", f, "B", "S") for f in spec.item_features]
+    # Without a window all of the history is cached: K is S, so the axis is called S.
+    cached = "K" if spec.window is not None else "S"
+    inputs = [*cache.named("cache", cached), TensorSpec("history_mask", "bool", ("B", "S"))]
+    inputs += [feature_tensor("history", f, "B", "S") for f in spec.history_features]
     inputs += [feature_tensor("append", f, "B", "T") for f in spec.item_features]
     inputs.append(TensorSpec("append_mask", "bool", ("B", "T")))
     inputs += [feature_tensor("candidate", f, "B", "C") for f in spec.item_features]

@@ -16,7 +16,8 @@ from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import frozen
 from ckv_export.model.selected_attention import SelectedAttention, attention_shapes
-from ckv_export.model.target_attention import FREE, Shape, TargetAttentionModel
+from ckv_export.model.shapes import FREE, Shapes
+from ckv_export.model.target_attention import TargetAttentionModel
 
 
 class Eta(TargetAttentionModel):
@@ -32,7 +33,7 @@ class Eta(TargetAttentionModel):
         self.search = SelectedAttention(spec.attention.num_heads, scaled, state)
 
     @classmethod
-    def long_shapes(cls, spec: ModelSpec) -> Mapping[str, Shape]:
+    def long_shapes(cls, spec: ModelSpec) -> Shapes:
         """Rotations [d_e, bits] beside the attention's matrices."""
         return {"long.rotations": (spec.d_event, FREE), **attention_shapes(spec)}
 

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from ckv_export.contract import ModelSpec, require
 from ckv_export.errors import nearest
+from ckv_export.model.base import CollectiveModel
 from ckv_export.model.eta import Eta
 from ckv_export.model.sdim import Sdim
 from ckv_export.model.sim import Sim
-from ckv_export.model.target_attention import TargetAttentionModel
 from ckv_export.model.twin import Twin
 
-MODELS: Mapping[str, type[TargetAttentionModel]] = {
+MODELS: Mapping[str, type[CollectiveModel]] = {
     "sim": Sim,
     "eta": Eta,
     "sdim": Sdim,
@@ -22,7 +22,7 @@ MODELS: Mapping[str, type[TargetAttentionModel]] = {
 }
 
 
-def model_class(kind: str) -> type[TargetAttentionModel]:
+def model_class(kind: str) -> type[CollectiveModel]:
     """The class of models of `kind`; raises `SpecError` listing those known."""
     require(
         kind in MODELS,
@@ -31,6 +31,6 @@ def model_class(kind: str) -> type[TargetAttentionModel]:
     return MODELS[kind]
 
 
-def build_model(spec: ModelSpec, state: Mapping[str, Tensor]) -> TargetAttentionModel:
+def build_model(spec: ModelSpec, state: Mapping[str, Tensor]) -> CollectiveModel:
     """The split model of `spec` with weights from a checked state dict; shares its memory."""
     return model_class(spec.kind)(spec, state).eval()

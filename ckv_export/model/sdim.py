@@ -14,7 +14,8 @@ from torch import Tensor
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import frozen
-from ckv_export.model.target_attention import FREE, Shape, TargetAttentionModel
+from ckv_export.model.shapes import FREE, Shapes
+from ckv_export.model.target_attention import TargetAttentionModel
 
 NORM_FLOOR = 1e-12
 """Least norm divided by: an empty bucket's sum stays 0."""
@@ -33,7 +34,7 @@ class Sdim(TargetAttentionModel):
         self.rotations = frozen(state["long.rotations"].flatten(1))
 
     @classmethod
-    def long_shapes(cls, spec: ModelSpec) -> Mapping[str, Shape]:
+    def long_shapes(cls, spec: ModelSpec) -> Shapes:
         """Rotations [d_e, hashes, bits]."""
         return {"long.rotations": (spec.d_event, FREE, FREE)}
 

@@ -16,7 +16,8 @@ from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection
 from ckv_export.model.selected_attention import SelectedAttention, attention_shapes
-from ckv_export.model.target_attention import Shape, TargetAttentionModel
+from ckv_export.model.shapes import Shapes
+from ckv_export.model.target_attention import TargetAttentionModel
 
 
 class Sim(TargetAttentionModel):
@@ -32,7 +33,7 @@ class Sim(TargetAttentionModel):
         self.search = SelectedAttention(spec.attention.num_heads, True, state)
 
     @classmethod
-    def long_shapes(cls, spec: ModelSpec) -> Mapping[str, Shape]:
+    def long_shapes(cls, spec: ModelSpec) -> Shapes:
         """W_a and W_b [d, d_e]; the attention's W_q, W_k, W_v [d, d_e] and W_o [d_e, d]."""
         search = (spec.attention.d, spec.d_event)
         return {

@@ -11,36 +11,28 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ckv_export.contract import ModelSpec, require
-from ckv_export.errors import nearest
+from ckv_export.model.base import CollectiveModel, Inputs
 from ckv_export.model.collective import CacheEntries, CollectiveAttention
 from ckv_export.model.dnn import Block, FoldedDnn
-from ckv_export.model.embedding import FeatureEmbedding
-
-Shape = tuple[int, ...]
-FREE = -1
-"""In a shape: any size."""
+from ckv_export.model.shapes import Shapes, collective_shapes, dnn_shapes
 
 
-class TargetAttentionModel(nn.Module, abc.ABC):
-    """A target-attention model in inference form, its parts as the two graphs need them."""
+class TargetAttentionModel(CollectiveModel):
+    """A target-attention model in inference form."""
 
-    options: ClassVar[Mapping[str, type]] = {}
     dnn_order: ClassVar[tuple[str, ...]] = ("user", "target", "short", "long")
 
     def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.spec = spec
-        self.embed_item = FeatureEmbedding(spec.item_features, state)
-        self.embed_user = FeatureEmbedding(spec.user_features, state)
+        super().__init__(spec, state)
         self.attention = CollectiveAttention(spec.attention, 0, state)
         self.dnn = FoldedDnn(spec.dnn, self._blocks(state), state)
 
     @classmethod
     @abc.abstractmethod
-    def long_shapes(cls, spec: ModelSpec) -> Mapping[str, Shape]:
+    def long_shapes(cls, spec: ModelSpec) -> Shapes:
         """Shape of each tensor ``long.*``; `FREE` stands for any size."""
 
     @abc.abstractmethod
@@ -48,65 +40,58 @@ class TargetAttentionModel(nn.Module, abc.ABC):
         """Events [B, N, d_e], mask bool [B, N], targets [B, C, d_e] -> [B, C, n] before W_o."""
 
     @classmethod
+    def shapes(cls, spec: ModelSpec) -> Shapes:
+        """The short window's attention, the long branch, the scoring network."""
+        shapes = collective_shapes(spec.attention, spec.d_event, 0) | cls.long_shapes(spec)
+        return shapes | dnn_shapes(spec.dnn, spec.d_user_features + 3 * spec.d_event)
+
+    @classmethod
     def check_options(cls, spec: ModelSpec) -> None:
-        """Raise `SpecError` unless `spec` has exactly the options of this kind, of their types."""
+        """Raise `SpecError` unless `spec` is a one-layer model with a window and these options."""
         require(spec.window is not None, f"a model of kind {spec.kind!r} needs a window")
-        for name in spec.options:
-            require(
-                name in cls.options,
-                f"{spec.kind}: unknown option {name!r}{nearest(name, cls.options)}",
-            )
-        for name, kind in cls.options.items():
-            got = spec.options.get(name)
-            require(
-                type(got) is kind and (kind is bool or got > 0),  # type: ignore[operator]
-                f"{spec.kind}: the option {name!r} must be a {kind.__name__}"
-                f"{'' if kind is bool else ' above 0'}, got {got!r}",
-            )
+        require(
+            spec.num_layers == 1,
+            f"a model of kind {spec.kind!r} has one layer, got num_layers {spec.num_layers}",
+        )
+        super().check_options(spec)
 
-    def _blocks(self, state: Mapping[str, Tensor]) -> Sequence[Block]:
-        event = self.spec.d_event
-        widths = {"user": self.spec.d_user_features, "target": event, "short": event, "long": event}
-        outputs = {"short": "attention.0.o", "long": "long.o"}
-        return [
-            Block(
-                name,
-                widths[name],
-                state.get(f"{outputs.get(name)}.weight"),
-                state.get(f"{outputs.get(name)}.bias"),
-            )
-            for name in self.dnn_order
-            if widths[name]
-        ]
+    @property
+    def attentions(self) -> Sequence[CollectiveAttention]:
+        """The one over the short window."""
+        return (self.attention,)
 
-    def encode(self, events: Tensor) -> CacheEntries:
-        """What is cached for events [B, N, d_e]."""
-        return self.attention.encode(events)
+    def prefill(self, inputs: Inputs) -> list[CacheEntries]:
+        """An entry depends on its event alone: the mask decides nothing here."""
+        return [self.attention.encode(self.embedded(inputs, "event"))]
 
-    def pools(self) -> dict[tuple[int, str], Tensor]:
-        """The pool [M, d - d_u] of each layer and shared side, as decode reads it."""
-        sides = {"k": self.attention.k, "v": self.attention.v}
-        return {(0, name): side.pool.detach() for name, side in sides.items() if side.shared}
-
-    def score(
-        self,
-        window: CacheEntries,
-        window_mask: Tensor,
-        events: Tensor,
-        mask: Tensor,
-        target: Tensor,
-        user: Sequence[Tensor],
-    ) -> Tensor:
-        """Scores [B, C] of targets [B, C, d_e], see `long_branch` for the rest."""
+    def decode(self, inputs: Inputs) -> tuple[Tensor, list[CacheEntries]]:
+        """Join the appended events to window and history, then score."""
+        appended = self.embedded(inputs, "append")
+        events = torch.cat([self.embedded(inputs, "history"), appended], dim=1)
+        mask = torch.cat([inputs["history_mask"], inputs["append_mask"]], dim=1)
+        target = self.embedded(inputs, "candidate")
+        new = self.attention.encode(appended)
+        window, window_mask = self._window(self.cached(inputs, "cache")[0].then(new), mask)
         blocks = {
             "target": target,
             "short": self.attention.attend(target, window, window_mask),
             "long": self.long_branch(events, mask, target),
         }
-        if self.spec.user_features:
-            blocks["user"] = self.embed_user(user).unsqueeze(1)
-        scores: Tensor = self.dnn(blocks)
-        return scores
+        return self.score(inputs, blocks), [new]
+
+    def _window(self, entries: CacheEntries, mask: Tensor) -> tuple[CacheEntries, Tensor]:
+        kept, kept_mask = window_positions(self.spec, entries.k_user.shape[1], mask.shape[1])
+        return entries.take(kept), mask.index_select(1, kept_mask)
+
+    def _blocks(self, state: Mapping[str, Tensor]) -> Sequence[Block]:
+        event = self.spec.d_event
+        widths = {"user": self.spec.d_user_features, "target": event, "short": event, "long": event}
+        outputs = {"short": "attention.0.o.weight", "long": "long.o.weight"}
+        return [
+            Block(name, widths[name], state.get(outputs.get(name, "")))
+            for name in self.dnn_order
+            if widths[name]
+        ]
 
 
 def window_positions(spec: ModelSpec, cached: int, length: int) -> tuple[Tensor, Tensor]:

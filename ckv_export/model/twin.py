@@ -15,7 +15,8 @@ from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection
 from ckv_export.model.selected_attention import attention_shapes
-from ckv_export.model.target_attention import Shape, TargetAttentionModel
+from ckv_export.model.shapes import Shapes
+from ckv_export.model.target_attention import TargetAttentionModel
 
 
 class Twin(TargetAttentionModel):
@@ -31,7 +32,7 @@ class Twin(TargetAttentionModel):
         self.long_value = Projection(state["long.v.weight"])
 
     @classmethod
-    def long_shapes(cls, spec: ModelSpec) -> Mapping[str, Shape]:
+    def long_shapes(cls, spec: ModelSpec) -> Shapes:
         """The attention's W_q, W_h (``k``), W_v and W_o."""
         return attention_shapes(spec)
 

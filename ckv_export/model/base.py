@@ -1,0 +1,98 @@
+"""What a model of any kind is to the graphs: prefill, decode, and its tensors by name."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ckv_export.contract import CacheSpec, ModelSpec, require
+from ckv_export.errors import nearest
+from ckv_export.model.collective import CacheEntries, CollectiveAttention
+from ckv_export.model.dnn import FoldedDnn
+from ckv_export.model.embedding import FeatureEmbedding
+from ckv_export.model.shapes import Shapes
+
+Inputs = Mapping[str, Tensor]
+
+
+class CollectiveModel(nn.Module, abc.ABC):
+    """A CollectiveKV model in inference form.
+
+    A subclass names its `options` and tensors (`shapes`), keeps its layers' attention in
+    `attentions`, and computes `prefill` and `decode` from inputs named as in the contract.
+    """
+
+    options: ClassVar[Mapping[str, type]] = {}
+    dnn: FoldedDnn
+
+    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.cache = CacheSpec.of(spec)
+        self.embed_item = FeatureEmbedding(spec.embedded_item_features, state)
+        self.embed_user = FeatureEmbedding(spec.user_features, state)
+
+    @classmethod
+    @abc.abstractmethod
+    def shapes(cls, spec: ModelSpec) -> Shapes:
+        """Every tensor but the embeddings; `FREE` stands for any size."""
+
+    @classmethod
+    def check_options(cls, spec: ModelSpec) -> None:
+        """Raise `SpecError` unless `spec` has exactly the options of this kind, of their types."""
+        for name in spec.options:
+            require(
+                name in cls.options,
+                f"{spec.kind}: unknown option {name!r}{nearest(name, cls.options)}",
+            )
+        for name, kind in cls.options.items():
+            got = spec.options.get(name)
+            require(
+                type(got) is kind and (kind is bool or got > 0),  # type: ignore[operator]
+                f"{spec.kind}: the option {name!r} must be a {kind.__name__}"
+                f"{'' if kind is bool else ' above 0'}, got {got!r}",
+            )
+
+    @property
+    @abc.abstractmethod
+    def attentions(self) -> Sequence[CollectiveAttention]:
+        """The CollectiveKV attention of each layer."""
+
+    @abc.abstractmethod
+    def prefill(self, inputs: Inputs) -> list[CacheEntries]:
+        """Inputs of `contract.prefill_io` -> what each layer caches for the S events given."""
+
+    @abc.abstractmethod
+    def decode(self, inputs: Inputs) -> tuple[Tensor, list[CacheEntries]]:
+        """Inputs of `contract.decode_io` -> scores [B, C], and each layer's T appended entries."""
+
+    def pools(self) -> dict[tuple[int, str], Tensor]:
+        """The pool [M, d - d_u] of each layer and shared side, as decode reads it."""
+        return {
+            (layer, name): side.pool.detach()
+            for layer, attention in enumerate(self.attentions)
+            for name, side in (("k", attention.k), ("v", attention.v))
+            if side.shared
+        }
+
+    def embedded(self, inputs: Inputs, prefix: str) -> Tensor:
+        """Embeddings of the item features called ``<prefix>_<f>``: [B, N, d_e]."""
+        features = self.spec.embedded_item_features
+        return self.embed_item([inputs[f"{prefix}_{f.name}"] for f in features])
+
+    def cached(self, inputs: Inputs, prefix: str) -> list[CacheEntries]:
+        """The cache tensors called ``<prefix>_*`` [B, L, N, ...], a layer each."""
+        tensors = [inputs[f"{prefix}_{suffix}"] for suffix, _, _ in self.cache.tensors]
+        layers = zip(*(t.unbind(1) for t in tensors), strict=True)
+        return [CacheEntries.of(self.cache, list(layer)) for layer in layers]
+
+    def score(self, inputs: Inputs, blocks: dict[str, Tensor]) -> Tensor:
+        """The scoring network over `blocks` and the user features: [B, C]."""
+        if self.spec.user_features:
+            user = [inputs[f"user_{f.name}"] for f in self.spec.user_features]
+            blocks["user"] = self.embed_user(user).unsqueeze(1)
+        scores: Tensor = self.dnn(blocks)
+        return scores
