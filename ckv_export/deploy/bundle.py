@@ -18,8 +18,7 @@ from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.manifest import FileEntry, Manifest
 from ckv_export.model.fingerprint import fingerprint
 from ckv_export.model.parameters import check_state
-from ckv_export.model.reference import Reference
-from ckv_export.model.registry import build_model
+from ckv_export.model.registry import build_model, build_reference
 from ckv_export.onnx_export import functions
 from ckv_export.onnx_export.check import check_file
 from ckv_export.onnx_export.export import export_graph
@@ -82,6 +81,7 @@ def export_bundle(request: ExportRequest, stages: Stages, display: Display) -> E
     with staged(target) as folder:
         manifest, report = _fill(folder, request, checkpoint, target.name, stages, display)
         with stages.stage("publish"):
+            check_target(request.out, target.name, request.force)
             manifest = dataclasses.replace(manifest, timings=stages.timings()).with_files(folder)
             manifest.write(folder)
     return Exported(target, manifest, report)
@@ -174,7 +174,7 @@ def _judge(
     """Run the gate; raises `ParityFailure` at the first runtime that fails it."""
     outcomes = []
     with stages.stage("parity: reference") as stage:
-        reference = Reference(checkpoint.spec, checkpoint.state)
+        reference = build_reference(checkpoint.spec, checkpoint.state)
         cases = expected.record(reference, inputs.generate(checkpoint.spec, seed))
         stage.remark = f"{len(cases)} cases, seed {seed}"
     with stages.stage("parity: split model") as stage:

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +23,7 @@ from ckv_export.cache import (
 )
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.contract import ModelSpec
+from ckv_export.errors import BundleError
 from ckv_export.events import load_events
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.manifest import FILE_NAME, open_bundle
@@ -60,6 +60,10 @@ class Subject:
 def open_subject(path: Path, weights: str | None = None, params: str | None = None) -> Subject:
     """Open a bundle (a folder with a manifest) or any checkpoint; raises `InputError`."""
     if (path / FILE_NAME).is_file():
+        if weights is not None or params is not None:
+            raise BundleError(
+                f"{path} is a bundle: --weights and --params are for run folders only"
+            )
         manifest = open_bundle(path)
         runner = OnnxRuntimeRunner(path / "prefill.onnx", manifest.graph("prefill"))
         pools = _bundle_pools(path / "decode.onnx", manifest.model)
@@ -120,14 +124,15 @@ class Measurement:
         self.subject = subject
         attention = subject.spec.attention
         self.streams = {}
-        self.counts: dict[str, Any] = {}
+        self.counts: dict[str, NDArray[np.int64]] = {}
         for layer, side in itertools.product(range(subject.spec.num_layers), SIDES):
             width = attention.d - attention.user_width(side) if attention.shared(side) else None
             self.streams[layer, side] = SpectrumStream(
                 attention.d, side=side, layer=layer, pool_width=width
             )
             if attention.shared(side):
-                self.counts[side] = 0
+                shape = (subject.spec.num_layers, attention.pool_rows(side))
+                self.counts[side] = np.zeros(shape, np.int64)
 
     def run(self, events: Arrays) -> None:
         """Prefill every user's events and take them in."""
@@ -160,7 +165,7 @@ class Measurement:
         return tuple(
             occupancy_of_counts(counts, side=side, layer=layer)
             for side, layers in self.counts.items()
-            for layer, counts in enumerate(np.asarray(layers))
+            for layer, counts in enumerate(layers)
         )
 
     def spectra(self) -> tuple[Spectrum, ...]:

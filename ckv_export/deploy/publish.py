@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ckv_export.deploy.exchange import exchange
 from ckv_export.errors import BundleError
 from ckv_export.manifest import FILE_NAME
 
@@ -38,34 +42,68 @@ def staged(target: Path) -> Iterator[Path]:
     """A folder beside `target` that becomes `target` when the body succeeds.
 
     When it raises, whatever the exception, everything is as it was before, folders that had to
-    be made for it included.
+    be made for it included. Who looks at `target` meanwhile sees the old bundle or the new one.
+    A symbolic link stays, and what it points to is replaced.
     """
+    target = target.resolve()
     made = [p for p in (target.parent, *target.parent.parents) if not p.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    staging = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         staging.chmod(0o755)
         yield staging
-        _move(staging, target)
+        with _undisturbed():
+            _move(staging, target)
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        with contextlib.suppress(OSError):
+        with _undisturbed():
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
             for folder in made:
-                folder.rmdir()
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
         raise
+
+
+@contextmanager
+def amended(bundle: Path) -> Iterator[Path]:
+    """A copy of `bundle` that replaces it when the body succeeds, by the rules of `staged`.
+
+    Files are hard links where the file system has them: replace them, don't write into them.
+    """
+    with staged(bundle) as folder:
+        shutil.copytree(
+            bundle, folder, symlinks=True, copy_function=_link_or_copy, dirs_exist_ok=True
+        )
+        yield folder
+
+
+def _link_or_copy(source: str, copy: str) -> None:
+    try:
+        os.link(source, copy, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, copy)
 
 
 def _move(staging: Path, target: Path) -> None:
     if not target.exists():
         staging.rename(target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    exchange(staging, target)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM in the block: stopped halfway it would lose or leave files."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
+    # No SIG_IGN: Python complains on stderr of a signal that came just before such a change.
+    previous = {n: signal.signal(n, lambda number, frame: None) for n in numbers}
     try:
-        target.rename(old / target.name)
-        try:
-            staging.rename(target)
-        except BaseException:
-            (old / target.name).rename(target)
-            raise
+        yield
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

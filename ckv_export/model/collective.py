@@ -49,6 +49,10 @@ class CacheEntries:
         """These events followed by `later`."""
         return self._map(lambda a, b: torch.cat([a, b], dim=1), later)
 
+    def first(self, count: int) -> CacheEntries:
+        """The first `count` events."""
+        return self._map(lambda a, _: a[:, :count], self)
+
     def take(self, positions: Tensor) -> CacheEntries:
         """The events at positions int64 [N']."""
         return self._map(lambda a, _: a.index_select(1, positions), self)
@@ -134,12 +138,15 @@ class CollectiveAttention(nn.Module):
         (k_index, k_user), (v_index, v_user) = self.k.encode(x), self.v.encode(x)
         return CacheEntries(k_index, v_index, k_user, v_user)
 
+    def keys_values(self, entries: CacheEntries) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, N, d] of cached events."""
+        return self.k.assemble(*entries.side("k")), self.v.assemble(*entries.side("v"))
+
     def attend(self, target: Tensor, entries: CacheEntries, mask: Tensor) -> Tensor:
         """Targets [B, C, d_e] over cached events with mask bool [B, N]: [B, C, d] before W_o."""
         query = self.query(target)
         query = F.silu(query) if self.spec.use_silu else query
-        key = self.k.assemble(*entries.side("k"))
-        value = self.v.assemble(*entries.side("v"))
+        key, value = self.keys_values(entries)
         logits = ops.attention_logits(query, key, self.spec.num_heads, self.spec.use_scale)
         logits = torch.where(mask[:, None, None, :], logits, ops.MASKED)
         return ops.weighted_values(logits, value, self.spec.num_heads)

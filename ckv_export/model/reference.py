@@ -81,7 +81,11 @@ class Reference:
 
     # -- CollectiveKV attention -----------------------------------------------------
 
-    def entries(self, x: Tensor, layer: int = 0) -> Entries:
+    def cache(self, history: Features, mask: Tensor) -> list[Entries]:
+        """What each layer caches for a history [B, S]: here one, and the mask is no matter."""
+        return [self.entries(self.embed(self.spec.embedded_item_features, history), 0)]
+
+    def entries(self, x: Tensor, layer: int) -> Entries:
         """Router rows and user parts of events x [B, S, d_x], as a cache stores them."""
         index: dict[str, Tensor | None] = {}
         margin: dict[str, Tensor | None] = {}
@@ -141,8 +145,8 @@ class Reference:
         self, history: Features, mask: Tensor, candidates: Features, user: Features
     ) -> Tensor:
         """Scores [B, C] of candidates after a history [B, S] (appended events included)."""
-        events = self.embed(self.spec.item_features, history)
-        targets = self.embed(self.spec.item_features, candidates)
+        events = self.embed(self.spec.embedded_item_features, history)
+        targets = self.embed(self.spec.embedded_item_features, candidates)
         window, window_mask = short_window(self.spec, events, mask)
         key, value = (self.vectors(window, 0, side) for side in ("k", "v"))
         long_branch = LONG_BRANCHES[self.spec.kind]

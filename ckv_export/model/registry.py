@@ -10,6 +10,9 @@ from ckv_export.contract import ModelSpec, require
 from ckv_export.errors import nearest
 from ckv_export.model.base import CollectiveModel
 from ckv_export.model.eta import Eta
+from ckv_export.model.hstu import Hstu
+from ckv_export.model.reference import Reference
+from ckv_export.model.reference_hstu import HstuReference
 from ckv_export.model.sdim import Sdim
 from ckv_export.model.sim import Sim
 from ckv_export.model.twin import Twin
@@ -19,6 +22,7 @@ MODELS: Mapping[str, type[CollectiveModel]] = {
     "eta": Eta,
     "sdim": Sdim,
     "twin": Twin,
+    "hstu": Hstu,
 }
 
 
@@ -29,6 +33,11 @@ def model_class(kind: str) -> type[CollectiveModel]:
         f"unknown model kind {kind!r}: known are {', '.join(MODELS)}{nearest(kind, MODELS)}",
     )
     return MODELS[kind]
+
+
+def build_reference(spec: ModelSpec, state: Mapping[str, Tensor]) -> Reference:
+    """The slow, unsplit model of `spec`: what every other form of it is judged by."""
+    return HstuReference(spec, state) if spec.kind == "hstu" else Reference(spec, state)
 
 
 def build_model(spec: ModelSpec, state: Mapping[str, Tensor]) -> CollectiveModel:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection
-from ckv_export.model.shapes import Shapes
+from ckv_export.model.shapes import Shape, Shapes
 
 
 def attention_shapes(spec: ModelSpec) -> Shapes:
     """W_q, W_k, W_v [d, d_e] and W_o [d_e, d] of a long branch's attention."""
-    inward, outward = (spec.attention.d, spec.d_event), (spec.d_event, spec.attention.d)
+    inward: Shape = (spec.attention.d, spec.d_event)
+    outward: Shape = (spec.d_event, spec.attention.d)
     return {f"long.{n}.weight": inward for n in "qkv"} | {"long.o.weight": outward}
 
 

@@ -42,7 +42,7 @@ def _record_one(reference: Reference, case: Case) -> ExpectedCase:
     history = _joined(reference.spec, given)
     mask = torch.cat([given["history_mask"], given["append_mask"]], dim=1)
     score = reference.score(history, mask, _group(given, "candidate_"), _group(given, "user_"))
-    outputs, margins = _entries(reference, history, case.cached)
+    outputs, margins = _entries(reference, history, mask, case.cached)
     return ExpectedCase(case, outputs | {"score": _array(score)}, margins)
 
 
@@ -58,23 +58,23 @@ def _group(given: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _entries(
-    reference: Reference, history: Mapping[str, Tensor], cached: int
+    reference: Reference, history: Mapping[str, Tensor], mask: Tensor, cached: int
 ) -> tuple[Arrays, Arrays]:
-    entries = reference.entries(reference.embed(reference.spec.item_features, history))
+    layers = reference.cache(history, mask)
     outputs: Arrays = {}
     margins: Arrays = {}
     for suffix, _, width in CacheSpec.of(reference.spec).tensors:
         side = suffix[0]
-        tensor = entries.user[side] if width is not None else entries.index[side]
-        _store(outputs, suffix, tensor, cached)
         if width is None:
-            _store(margins, suffix, entries.margin[side], cached)
+            _store(outputs, suffix, [entries.index[side] for entries in layers], cached)
+            _store(margins, suffix, [entries.margin[side] for entries in layers], cached)
+        else:
+            _store(outputs, suffix, [entries.user[side] for entries in layers], cached)
     return outputs, margins
 
 
-def _store(into: Arrays, suffix: str, tensor: Tensor | None, cached: int) -> None:
-    assert tensor is not None
-    layered = tensor.unsqueeze(1)
+def _store(into: Arrays, suffix: str, layers: Sequence[Tensor | None], cached: int) -> None:
+    layered = torch.stack([tensor for tensor in layers if tensor is not None], dim=1)
     into[f"cache_{suffix}"] = _array(layered[:, :, :cached])
     into[f"append_{suffix}"] = _array(layered[:, :, cached:])
 

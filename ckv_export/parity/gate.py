@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ckv_export.contract import ModelSpec
+from ckv_export.contract import GraphSpec, ModelSpec
 from ckv_export.errors import ParityFailure
 from ckv_export.parity.compare import TensorResult, compare_rows, compare_values
 from ckv_export.parity.expected import ExpectedCase
@@ -49,9 +49,8 @@ def judge(
     results: list[TensorResult] = []
     with prefill, decode:
         for case in cases:
-            cache = prefill.infer(_prefill_feeds(spec, case.case.inputs))
-            results += _compare_entries(case, cache)
-            results += _compare_decode(case, decode.infer(_decode_feeds(spec, case, cache)))
+            cache = _prefill(spec, prefill, case, results)
+            results += _compare_decode(case, decode.infer(_decode_feeds(decode.io, case, cache)))
     return RuntimeResult(decode.metadata(), tuple(results))
 
 
@@ -65,20 +64,51 @@ def require_pass(outcome: RuntimeResult) -> None:
         )
 
 
-def _prefill_feeds(spec: ModelSpec, inputs: Arrays) -> Arrays:
-    feeds = {f"event_{f.name}": inputs[f"history_{f.name}"] for f in spec.item_features}
-    return feeds | {"event_mask": inputs["history_mask"]}
+def _prefill(
+    spec: ModelSpec, prefill: Runner, case: ExpectedCase, results: list[TensorResult]
+) -> Arrays:
+    """The cache of all K events that decode takes; adds the comparisons to `results`."""
+    events = case.case.cached
+    cache = prefill.infer(_prefill_feeds(spec, prefill.io, case, slice(0, events)))
+    results += _compare_entries(case, case.case.name, cache)
+    if spec.layers_see_history and events > 1:
+        cache = _prefill_in_chunks(spec, prefill, case)
+        results += _compare_entries(case, f"{case.case.name}, prefill in two chunks", cache)
+    forced = cache | {name: case.outputs[name] for name in cache if name.endswith("_index")}
+    first = events - spec.cached_events(events)
+    return {name: np.ascontiguousarray(a[:, :, first:]) for name, a in forced.items()}
 
 
-def _decode_feeds(spec: ModelSpec, case: ExpectedCase, cache: Mapping[str, Array]) -> Arrays:
-    first = case.case.cached - spec.cached_events(case.case.cached)
-    forced = {n: case.outputs[n] if n.endswith("_index") else a for n, a in cache.items()}
-    feeds = {name: np.ascontiguousarray(a[:, :, first:]) for name, a in forced.items()}
-    return case.case.inputs | feeds
+def _prefill_in_chunks(spec: ModelSpec, prefill: Runner, case: ExpectedCase) -> Arrays:
+    cut, events = (case.case.cached + 2) // 3, case.case.cached
+    parts = [
+        prefill.infer(_prefill_feeds(spec, prefill.io, case, part))
+        for part in (slice(0, cut), slice(cut, events))
+    ]
+    return {name: np.concatenate([p[name] for p in parts], axis=2) for name in parts[0]}
 
 
-def _compare_entries(case: ExpectedCase, got: Mapping[str, Array]) -> list[TensorResult]:
-    name, results = case.case.name, []
+def _prefill_feeds(spec: ModelSpec, io: GraphSpec, case: ExpectedCase, part: slice) -> Arrays:
+    """Feeds for the events in `part`; the past before them is as the reference has it."""
+    inputs = case.case.inputs
+    feeds = {f"event_{f.name}": inputs[f"history_{f.name}"][:, part] for f in spec.item_features}
+    feeds["event_mask"] = inputs["history_mask"][:, part]
+    for tensor in io.inputs:
+        name = tensor.name.removeprefix("past_")
+        if f"cache_{name}" in case.outputs and tensor.name not in feeds:
+            feeds[tensor.name] = case.outputs[f"cache_{name}"][:, :, : part.start]
+        elif tensor.name not in feeds:
+            feeds[tensor.name] = inputs[f"history_{name}"][:, : part.start]
+    return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+
+
+def _decode_feeds(io: GraphSpec, case: ExpectedCase, cache: Arrays) -> Arrays:
+    given = case.case.inputs | cache
+    return {tensor.name: given[tensor.name] for tensor in io.inputs}
+
+
+def _compare_entries(case: ExpectedCase, name: str, got: Mapping[str, Array]) -> list[TensorResult]:
+    results = []
     for tensor, array in got.items():
         expected = case.outputs[tensor]
         if tensor in case.margins:
@@ -90,7 +120,7 @@ def _compare_entries(case: ExpectedCase, got: Mapping[str, Array]) -> list[Tenso
 
 def _compare_decode(case: ExpectedCase, got: Arrays) -> list[TensorResult]:
     score = got.pop("score")
-    results = _compare_entries(case, got)
+    results = _compare_entries(case, case.case.name, got)
     counted = _unflipped_users(case, got)
     results.append(
         compare_values(

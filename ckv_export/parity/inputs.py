@@ -88,7 +88,7 @@ def generate_case(spec: ModelSpec, size: CaseSize, rng: np.random.Generator) -> 
     total = size.cached + size.appended
     mask = _mask(size, total, rng)
     inputs: Arrays = {}
-    for feature in spec.item_features:
+    for feature in spec.embedded_item_features:
         events = _events(feature, (size.batch, total), rng, size.fill == "repeats")
         events[~mask] = 0
         inputs[f"history_{feature.name}"] = events[:, : size.cached]
@@ -97,6 +97,10 @@ def generate_case(spec: ModelSpec, size: CaseSize, rng: np.random.Generator) -> 
         inputs[f"candidate_{feature.name}"] = candidates
     for feature in spec.user_features:
         inputs[f"user_{feature.name}"] = _events(feature, (size.batch,), rng)
+    if spec.timestamp is not None:
+        times = _times(size, mask, rng)
+        for group, part in zip(("history", "append", "candidate"), times, strict=True):
+            inputs[f"{group}_{spec.timestamp.name}"] = part
     inputs["history_mask"] = mask[:, : size.cached]
     inputs["append_mask"] = mask[:, size.cached :]
     return Case(size.name, {name: np.ascontiguousarray(a) for name, a in inputs.items()})
@@ -113,6 +117,18 @@ def _mask(size: CaseSize, total: int, rng: np.random.Generator) -> NDArray[np.bo
     real = rng.integers(0, total + 1, size.batch)
     real[0] = total
     return np.arange(total) >= total - real[:, None]
+
+
+def _times(
+    size: CaseSize, mask: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
+    """Rising seconds with gaps from none to months, many of them powers of two; masked: 0."""
+    gaps = 2 ** rng.integers(0, 22, (size.batch, mask.shape[1] + 1)) - rng.integers(0, 2)
+    gaps[rng.random(gaps.shape) < 0.1] = 0
+    times = gaps.cumsum(1).astype(np.int32)
+    candidates = np.repeat(times[:, -1:], size.candidates, axis=1)
+    events = np.where(mask, times[:, :-1], 0).astype(np.int32)
+    return events[:, : size.cached], events[:, size.cached :], candidates
 
 
 def _events(

@@ -1,0 +1,216 @@
+"""HSTU (Zhai et al. 2024, arXiv 2402.17152) with CollectiveKV in every layer.
+
+``x_0 = W_in e``. In each layer ``z = norm(x)``; ``u, q = silu(W_u z), silu(W_q z)``; k and v from z
+as CollectiveKV makes them. Event t attends to s <= t without a softmax::
+
+    a_ts = silu(q_t . k_s + b_pos(p_t - p_s) + b_time(log2 bucket of the time between)) / p_t
+    x_t <- x_t + W_o(norm(sum_s a_ts v_s) * u_t)
+
+p_t is how many real events there are up to and including t. It normalises, so appending never
+changes an earlier event and a cache stays right; and it is the position, so padding never moves an
+event. A candidate is one more event after all others, seen by itself alone; its score is the
+network over (user, e, x) of the candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ckv_export.contract import ModelSpec, require
+from ckv_export.model import ops
+from ckv_export.model.base import CollectiveModel, Inputs
+from ckv_export.model.collective import CacheEntries, CollectiveAttention
+from ckv_export.model.dnn import Block, FoldedDnn
+from ckv_export.model.embedding import Projection, frozen
+from ckv_export.model.shapes import FREE, Shapes, collective_shapes, dnn_shapes
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Links:
+    """How Q new events see the N events before and among them; all but `count` [B, Q, N].
+
+    visible bool; distance int32, positions back, 0 where invisible; bucket int32, log2 bucket of
+    the seconds between (None without timestamps); count float [B, Q], the real events up to each
+    new one, at least 1.
+    """
+
+    visible: Tensor
+    distance: Tensor
+    bucket: Tensor | None
+    count: Tensor
+
+
+class HstuLayer(nn.Module):
+    """One layer: norm, gated pointwise attention, residual."""
+
+    def __init__(self, spec: ModelSpec, layer: int, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        prefix = f"attention.{layer}"
+        self.spec = spec.attention
+        self.attention = CollectiveAttention(spec.attention, layer, state)
+        self.gate = Projection(state[f"{prefix}.u.weight"])
+        self.output = Projection(state[f"{prefix}.o.weight"])
+        self.norm = _norm(state, f"{prefix}.norm")
+        self.output_norm = _norm(state, f"{prefix}.output_norm")
+        self.position_bias = frozen(state[f"{prefix}.position_bias"].unsqueeze(1))
+        time_bias = state.get(f"{prefix}.time_bias")
+        self.time_bias = None if time_bias is None else frozen(time_bias.unsqueeze(1))
+
+    def forward(self, x: Tensor, past: CacheEntries, links: Links) -> tuple[Tensor, CacheEntries]:
+        """New events x [B, Q, d] after cached `past` -> x of the next layer, and their entries."""
+        z = self.norm(x)
+        new = self.attention.encode(z)
+        key, value = self.attention.keys_values(past.then(new))
+        query = F.silu(self.attention.query(z))
+        heads = self.spec.num_heads
+        logits = ops.attention_logits(query, key, heads, self.spec.use_scale)
+        weights = F.silu(logits + self._bias(links).unsqueeze(1))
+        weights = torch.where(links.visible.unsqueeze(1), weights, 0.0)
+        attended = ops.merge_heads(weights @ ops.split_heads(value, heads))
+        attended = attended / links.count.unsqueeze(-1)
+        return x + self.output(self.output_norm(attended) * F.silu(self.gate(z))), new
+
+    def _bias(self, links: Links) -> Tensor:
+        """Relative bias, the same for all heads: [B, Q, N]."""
+        farthest = self.position_bias.shape[0] - 1
+        bias = F.embedding(links.distance.clamp(max=farthest), self.position_bias).squeeze(-1)
+        if links.bucket is not None and self.time_bias is not None:
+            last = self.time_bias.shape[0] - 1
+            bias = bias + F.embedding(links.bucket.clamp(max=last), self.time_bias).squeeze(-1)
+        return bias
+
+
+class Hstu(CollectiveModel):
+    """HSTU; no options: layers, heads and features are the specification's."""
+
+    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+        super().__init__(spec, state)
+        self.input = Projection(state["input.weight"])
+        layers = [HstuLayer(spec, i, state) for i in range(spec.num_layers)]
+        self.layers = nn.ModuleList(layers)
+        self._attentions = [layer.attention for layer in layers]
+        blocks = [
+            Block("user", spec.d_user_features),
+            Block("target", spec.d_event),
+            Block("state", spec.attention.d),
+        ]
+        self.dnn = FoldedDnn(spec.dnn, [b for b in blocks if b.width], state)
+
+    @classmethod
+    def shapes(cls, spec: ModelSpec) -> Shapes:
+        """W_in [d, d_e]; per layer W_u [d, d], two norms, a bias per distance and time bucket."""
+        d = spec.attention.d
+        shapes: Shapes = {"input.weight": (d, spec.d_event)}
+        for layer in range(spec.num_layers):
+            prefix = f"attention.{layer}"
+            shapes |= collective_shapes(spec.attention, d, layer)
+            shapes |= {f"{prefix}.u.weight": (d, d), f"{prefix}.position_bias": (FREE,)}
+            for norm in ("norm", "output_norm"):
+                shapes |= {f"{prefix}.{norm}.{name}": (d,) for name in ("weight", "bias")}
+            if spec.timestamp is not None:
+                shapes[f"{prefix}.time_bias"] = (FREE,)
+        return shapes | dnn_shapes(spec.dnn, spec.d_user_features + spec.d_event + d)
+
+    @classmethod
+    def check_options(cls, spec: ModelSpec) -> None:
+        """Raise `SpecError` where `spec` has a window, which HSTU knows nothing of."""
+        require(spec.window is None, f"hstu attends to the whole history, got window {spec.window}")
+        super().check_options(spec)
+
+    @property
+    def attentions(self) -> Sequence[CollectiveAttention]:
+        """One a layer."""
+        return self._attentions
+
+    def prefill(self, inputs: Inputs) -> list[CacheEntries]:
+        """The events given, after those in ``past_*``; any chunking gives the same entries."""
+        size = inputs["event_mask"].shape[1]
+        links = self._links(inputs, ["past", "event"], new=size, appended=size)
+        events = self.input(self.embedded(inputs, "event"))
+        return self._run(events, self.cached(inputs, "past"), links)[1]
+
+    def decode(self, inputs: Inputs) -> tuple[Tensor, list[CacheEntries]]:
+        """Append events, then score candidates that see everything but one another."""
+        target = self.embedded(inputs, "candidate")
+        appended = inputs["append_mask"].shape[1]
+        events = self.input(torch.cat([self.embedded(inputs, "append"), target], dim=1))
+        links = self._links(
+            inputs, ["history", "append", "candidate"], new=events.shape[1], appended=appended
+        )
+        states, entries = self._run(events, self.cached(inputs, "cache"), links)
+        blocks = {"target": target, "state": states[:, appended:]}
+        return self.score(inputs, blocks), [layer.first(appended) for layer in entries]
+
+    def _run(
+        self, x: Tensor, past: Sequence[CacheEntries], links: Links
+    ) -> tuple[Tensor, list[CacheEntries]]:
+        entries = []
+        for layer, cached in zip(self.layers, past, strict=True):
+            x, new = layer(x, cached, links)
+            entries.append(new)
+        return x, entries
+
+    def _links(self, inputs: Inputs, groups: list[str], new: int, appended: int) -> Links:
+        """Links of the last `new` events of `groups`; all but `appended` of them are candidates."""
+        mask = self._joined_mask(inputs, groups)
+        order = torch.arange(mask.shape[1])
+        asking = order[mask.shape[1] - new :]
+        candidates = order >= mask.shape[1] - new + appended
+        causal = order <= asking[:, None]
+        apart = candidates & (order != asking[:, None])
+        count = mask.to(torch.int32).cumsum(1, dtype=torch.int32)
+        if groups[-1] == "candidate":
+            # Each candidate stands one after the last event, whichever candidate it is.
+            count = torch.where(candidates, self._events_before(inputs, groups) + 1, count)
+        asked = count[:, mask.shape[1] - new :]
+        visible = (causal & ~apart) & mask[:, None, :]
+        return Links(
+            visible=visible,
+            distance=torch.where(visible, asked[:, :, None] - count[:, None, :], 0),
+            bucket=self._buckets(inputs, groups, new),
+            count=asked.clamp(min=1).to(torch.float32),
+        )
+
+    def _joined_mask(self, inputs: Inputs, groups: list[str]) -> Tensor:
+        candidate = f"candidate_{self.spec.item_features[0].name}"
+        masks = [
+            inputs[f"{g}_mask"]
+            if g != "candidate"
+            else inputs[candidate].new_ones(inputs[candidate].shape[:2], dtype=torch.bool)
+            for g in groups
+        ]
+        return torch.cat(masks, dim=1)
+
+    def _events_before(self, inputs: Inputs, groups: list[str]) -> Tensor:
+        masks = [inputs[f"{g}_mask"] for g in groups if g != "candidate"]
+        return torch.cat(masks, dim=1).to(torch.int32).sum(1, keepdim=True, dtype=torch.int32)
+
+    def _buckets(self, inputs: Inputs, groups: list[str], new: int) -> Tensor | None:
+        if self.spec.timestamp is None:
+            return None
+        name = self.spec.timestamp.name
+        times = torch.cat([inputs[f"{g}_{name}"] for g in groups], dim=1)
+        return log2_bucket(times[:, times.shape[1] - new :, None] - times[:, None, :])
+
+
+def log2_bucket(seconds: Tensor) -> Tensor:
+    """floor(log2(max(seconds, 1))) of int32 seconds, as int32.
+
+    Counted in whole numbers: a runtime's logarithm is not to be trusted at powers of two.
+    """
+    powers = 2 ** torch.arange(1, 31, dtype=torch.int32)
+    return (seconds[..., None] >= powers).to(torch.int32).sum(-1, dtype=torch.int32)
+
+
+def _norm(state: Mapping[str, Tensor], name: str) -> nn.LayerNorm:
+    weight = state[f"{name}.weight"]
+    norm = nn.LayerNorm(weight.shape[0], eps=NORM_EPS, dtype=weight.dtype)
+    norm.weight, norm.bias = frozen(weight), frozen(state[f"{name}.bias"])
+    return norm
