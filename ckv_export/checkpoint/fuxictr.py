@@ -131,11 +131,12 @@ def _use_scale(kind: str, facts: Facts) -> bool:
 
 
 def _pool_rows(side: str, transfer: Transfer) -> int:
-    """M of a side, 0 if it has neither router nor pool."""
+    """Return M, the rows of the router; 0 for a side that has neither router nor pool."""
     keys = names.SHARED[side]
     if not any(key in transfer for key in keys):
         return 0
-    return max(transfer.move(key, native, ndim=2).shape[0] for key, native in keys.items())
+    router, _pool = [transfer.move(key, native, ndim=2) for key, native in keys.items()]
+    return router.shape[0]
 
 
 def _long_branch(kind: str, facts: Facts, transfer: Transfer) -> tuple[str, ...]:

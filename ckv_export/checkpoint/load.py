@@ -24,7 +24,14 @@ def load_checkpoint(
     Weights stay mapped from their file where its format allows. Raises `CheckpointError`,
     one sentence starting with the path.
     """
-    path = Path(path)
+    try:
+        return _load(Path(path), weights, params)
+    except OSError as error:  # a folder that may not be listed, a name that is too long
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def _load(path: Path, weights: str | None, params: str | None) -> Checkpoint:
+    """Choose the reader."""
     if path.suffix == ".model" and path.is_file():
         if weights is not None:
             raise CheckpointError(f"{path}: this is a weights file already; leave out --weights")

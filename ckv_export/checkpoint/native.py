@@ -14,13 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ckv_export.checkpoint.names import KIND_MARKS, KINDS
+from ckv_export.checkpoint.config import read_config
+from ckv_export.checkpoint.names import KIND_MARKS
 from ckv_export.checkpoint.result import Checkpoint, naming
 from ckv_export.checkpoint.shapes import check_tensors
 from ckv_export.checkpoint.tensors import conversion_notes, identity, plain_tensors
 from ckv_export.checkpoint.torch_file import read_torch_file
 from ckv_export.contract import ModelSpec
-from ckv_export.errors import CheckpointError, nearest
+from ckv_export.errors import CheckpointError
 
 FORMAT = "ckv"
 VERSION = 1
@@ -100,16 +101,7 @@ def _spec(data: Any) -> ModelSpec:
             f"checkpoint version must be {VERSION}, got {data.get('version')!r}: "
             "a newer ckv-export may read it"
         )
-    try:
-        spec = ModelSpec.from_dict(data.get("config"))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"the model configuration is damaged: {error}") from error
-    if spec.kind not in KINDS:
-        raise CheckpointError(
-            f"the model kind must be one of {', '.join(KINDS)}, got {spec.kind!r}"
-            f"{nearest(str(spec.kind), KINDS)}"
-        )
-    return spec
+    return read_config(data.get("config"))
 
 
 def _checked(

@@ -132,6 +132,13 @@ def test_a_folder_that_is_neither(tmp_path):
         load_checkpoint(tmp_path)
 
 
+def test_a_name_that_no_file_can_have(tmp_path, make_run):
+    with pytest.raises(CheckpointError, match=r"can't be read: File name too long"):
+        load_checkpoint(tmp_path / ("x" * 5000))
+    with pytest.raises(CheckpointError, match=r"can't be read: File name too long"):
+        load_checkpoint(make_run().write(), weights="x" * 5000)
+
+
 def test_a_path_that_is_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such file"):
         load_checkpoint(tmp_path / "x.pt", weights="y")
