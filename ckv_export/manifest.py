@@ -101,6 +101,7 @@ class Manifest:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
         """Read `to_dict` data; raises KeyError or TypeError where a field is missing or odd."""
+        _check_kinds(data)
         known = {f.name: data[f.name] for f in dataclasses.fields(cls)}
         engines = [e | {"targets": tuple(e["targets"])} for e in data["engines"]]
         return cls(
@@ -119,6 +120,33 @@ class Manifest:
         beside = folder / f".{FILE_NAME}.partial"
         beside.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
         beside.replace(folder / FILE_NAME)
+
+
+_KINDS = {
+    **dict.fromkeys(("name", "fingerprint"), str),
+    **dict.fromkeys(("model", "profile", "source", "versions", "operators", "timings"), dict),
+    **dict.fromkeys(("parity", "files"), dict),
+    **dict.fromkeys(("notes", "engines"), list),
+}
+_ENGINE_KINDS = dict.fromkeys(("graph", "file", "backend", "backend_version"), str)
+
+
+def _check_kinds(data: Mapping[str, Any]) -> None:
+    """Raise KeyError or TypeError for what no later room would survive."""
+    _check_each("", data, _KINDS | ({} if data["parity"] is not None else {"parity": type(None)}))
+    if data["parity"] is not None:
+        _check_each("parity: ", data["parity"], {"seed": int})
+    for engine in data["engines"]:
+        _check_each("engine: ", engine, _ENGINE_KINDS)
+    if not all(isinstance(note, str) for note in data["notes"]):
+        raise TypeError("the notes must be texts")
+
+
+def _check_each(where: str, data: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(data[name], kind):
+            got = type(data[name]).__name__
+            raise TypeError(f"{where}{name} must be a {kind.__name__}, got {got}")
 
 
 def _graph_dict(graph: GraphSpec) -> dict[str, Any]:
@@ -145,13 +173,23 @@ def read_manifest(folder: Path) -> Manifest:
             "export the model again with it"
         )
     try:
-        return Manifest.from_dict(data)
-    except (KeyError, TypeError, AttributeError, SpecError) as error:
+        manifest = Manifest.from_dict(data)
+        graphs = json.loads(json.dumps(manifest.to_dict()["graphs"]))
+    except (KeyError, TypeError, ValueError, AttributeError, SpecError) as error:
         raise BundleError(f"{path} is damaged: {error}") from error
+    if data.get("graphs") != graphs:
+        raise BundleError(f"{path} is damaged: its graphs are not those of its model")
+    return manifest
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
-    """Raise `BundleError` unless every listed file is there with its size and hash."""
+    """Raise `BundleError` unless every listed file is there with its size and hash.
+
+    Graphs and engines must be listed.
+    """
+    for name in ("prefill.onnx", "decode.onnx", *(engine.file for engine in manifest.engines)):
+        if name not in manifest.files:
+            raise BundleError(f"{folder / FILE_NAME} has no hash of {name}: export it again")
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from ckv_export.errors import CheckpointError, nearest
+from ckv_export.model.activations import KNOWN
 
-# These of torch.nn need arguments, change the width or act on images.
-UNFIT = {"GLU", "LogSoftmax", "MultiheadAttention", "RReLU", "Softmax2d", "Softmin", "Threshold"}
-KNOWN = {name.lower() for name in nn.modules.activation.__all__ if name not in UNFIT}
-KNOWN |= {"dice", "identity"}
 NO_MODULE = ("", "none", "linear")
 
 

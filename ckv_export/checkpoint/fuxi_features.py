@@ -7,10 +7,11 @@ import torch
 from ckv_export.checkpoint.facts import Facts
 from ckv_export.checkpoint.names import ENCODERS, TABLES
 from ckv_export.checkpoint.pretrained import folded_table
-from ckv_export.checkpoint.tensors import identity, shape_text
+from ckv_export.checkpoint.tensors import identity
 from ckv_export.checkpoint.transfer import Transfer
 from ckv_export.contract import FeatureSpec
 from ckv_export.errors import CheckpointError, nearest
+from ckv_export.model.shapes import shape_text
 
 TYPES = ("categorical", "sequence", "numeric", "embedding")
 POOLINGS = {

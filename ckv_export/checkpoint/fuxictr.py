@@ -14,12 +14,13 @@ from ckv_export.checkpoint.fuxi_dnn import import_dnn
 from ckv_export.checkpoint.fuxi_features import import_features
 from ckv_export.checkpoint.result import Checkpoint, naming
 from ckv_export.checkpoint.run_folder import RunFolder, find_run
-from ckv_export.checkpoint.shapes import check_tensors
 from ckv_export.checkpoint.tensors import conversion_notes, plain_tensors
 from ckv_export.checkpoint.torch_file import read_torch_file
 from ckv_export.checkpoint.transfer import Transfer
 from ckv_export.contract import AttentionSpec, ModelSpec
 from ckv_export.errors import CheckpointError
+from ckv_export.model.parameters import check_state
+from ckv_export.model.registry import MODELS
 
 REDRAWN_HASHES = (
     "reuse_hash is false in this run: its training code draws new hash rotations at every "
@@ -69,10 +70,10 @@ def _import(run: RunFolder, transfer: Transfer) -> tuple[ModelSpec, tuple[str, .
         max_len=facts.need("max_len", int),
         window=facts.need("short_seq_len", int),
         mask_alignment="fuxictr",
-        options={name: facts.need(name, of) for name, of in names.OPTIONS[kind]},
+        options={name: facts.need(name, of) for name, of in MODELS[kind].options.items()},
     )
     transfer.refuse_leftovers(names.TRAINING_ONLY)
-    check_tensors(spec, transfer.tensors, transfer.origin)
+    check_state(spec, transfer.tensors, transfer.origin)
     return spec, notes
 
 
@@ -98,7 +99,7 @@ def _refuse_baseline(transfer: Transfer) -> None:
 def _check_model_name(kind: str, facts: Facts) -> None:
     """Refuse a YAML that names another of the known models: it is that of another run."""
     given = str(facts.get("model")).lower()
-    if given != kind and given in names.KINDS:
+    if given != kind and given in MODELS:
         facts.agree("model", kind.upper(), "the weights are of")
     if facts.get("gsu_type") not in (None, "soft"):
         raise CheckpointError(

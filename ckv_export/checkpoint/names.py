@@ -7,8 +7,6 @@ and `fuxi_dnn` walk those.
 
 from __future__ import annotations
 
-KINDS = ("sim", "eta", "sdim", "twin", "hstu")
-
 # The first of these keys that a state dict holds tells the kind. SDIM has rotations too.
 KIND_MARKS = {
     "W_a.weight": "sim",
@@ -62,15 +60,6 @@ LONG = {
         "long_attention.W_v.weight": "long.v.weight",
         "long_attention.W_o.weight": "long.o.weight",
     },
-}
-
-# What a kind needs from the YAML beside the facts common to all, under the same name
-# in `ModelSpec.options`.
-OPTIONS: dict[str, tuple[tuple[str, type], ...]] = {
-    "sim": (("topk", int),),
-    "eta": (("topk", int), ("use_scale", bool)),
-    "sdim": (("l2_norm", bool),),
-    "twin": (("topk", int),),
 }
 
 NORM = {"weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "var"}

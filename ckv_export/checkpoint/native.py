@@ -17,11 +17,11 @@ from torch import Tensor
 from ckv_export.checkpoint.config import read_config
 from ckv_export.checkpoint.names import KIND_MARKS
 from ckv_export.checkpoint.result import Checkpoint, naming
-from ckv_export.checkpoint.shapes import check_tensors
 from ckv_export.checkpoint.tensors import conversion_notes, identity, plain_tensors
 from ckv_export.checkpoint.torch_file import read_torch_file
 from ckv_export.contract import ModelSpec
 from ckv_export.errors import CheckpointError
+from ckv_export.model.parameters import check_state
 
 FORMAT = "ckv"
 VERSION = 1
@@ -69,7 +69,7 @@ def save_native(path: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> Non
     """
     path = path.resolve()
     with naming(path):
-        check_tensors(spec, state)
+        check_state(spec, state)
         head = {"format": FORMAT, "version": VERSION, "config": spec.to_dict()}
         tensors = _compact(state)
         scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -108,7 +108,7 @@ def _checked(
     spec: ModelSpec, stored: Mapping[str, Any], name: str, files: tuple[Path, ...]
 ) -> Checkpoint:
     state = plain_tensors(stored)
-    check_tensors(spec, state)
+    check_state(spec, state)
     return Checkpoint(spec, state, name, "native", conversion_notes(stored), files)
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ckv_export.checkpoint.facts import Facts
-from ckv_export.checkpoint.tensors import shape_text
 from ckv_export.checkpoint.transfer import Transfer
 from ckv_export.errors import CheckpointError
+from ckv_export.model.shapes import shape_text
 
 USAGES = ("init", "sum", "concat")
 ROWS_AT_ONCE = 65536

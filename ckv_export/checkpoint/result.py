@@ -17,7 +17,7 @@ from ckv_export.errors import CheckpointError, SpecError
 class Checkpoint:
     """A model as read from disk.
 
-    `state`: CPU tensors under the native names that `shapes` lists, float32; a tensor
+    `state`: CPU tensors under the names that `model.parameters` expects, float32; a tensor
     stored once is held once. `name`: default name of a bundle. `source`: "native" or
     "fuxictr". `notes`: what the user must be told. `files`: the files read.
     """

@@ -11,11 +11,6 @@ from torch import Tensor
 from ckv_export.errors import CheckpointError
 
 
-def shape_text(shape: tuple[int | None, ...]) -> str:
-    """``[64, any]`` for (64, None)."""
-    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
-
-
 def plain_tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the tensors of `state`, checked: floating ones as finite float32, others as is.
 

@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from ckv_export.checkpoint.shapes import refuse_unknown
-from ckv_export.checkpoint.tensors import shape_text
 from ckv_export.errors import CheckpointError, nearest
+from ckv_export.model.parameters import refuse_unknown
+from ckv_export.model.shapes import shape_text
 
 
 class Transfer:

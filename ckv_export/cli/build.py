@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from ckv_export.cli import options
-from ckv_export.cli.show import ShownStages, console, print_lines, table
-from ckv_export.deploy.engines import build_engines, equivalent_commands
-from ckv_export.manifest import open_bundle
+from ckv_export.cli.show import ShownStages, console, done, print_lines, table
+from ckv_export.deploy.engines import EngineOptions, build_engines, equivalent_commands
+from ckv_export.deploy.publish import amended
+from ckv_export.manifest import Manifest, open_bundle
 
 HELP = "build TensorRT engines from a bundle's ONNX graphs"
 
@@ -27,14 +28,20 @@ def run(args: argparse.Namespace) -> int:
         manifest = open_bundle(args.bundle)
     profile = options.replaced_profile(manifest.profile, manifest.model, args)
     chosen = options.engine_options(args, profile)
-    built = build_engines(args.bundle, manifest, chosen, stages, options.build_display(stages))
-    built = built.with_files(args.bundle)
-    built.write(args.bundle)
+    with amended(args.bundle) as folder:
+        built = build_engines(folder, manifest, chosen, stages, options.build_display(stages))
+        built = built.with_files(folder)
+        built.write(folder)
+    with done(f"the engines of {args.bundle} are built"):
+        _print_summary(args.bundle, built, chosen)
+    return 0
+
+
+def _print_summary(bundle: Path, built: Manifest, chosen: EngineOptions) -> None:
     rows = [
         (e.file, f"{built.files[e.file].bytes / 1e6:.2f} MB", e.backend_version, e.layers)
         for e in built.engines
     ]
-    console.print(table(f"Engines of {args.bundle}", ("file", "size", "version", "layers"), rows))
+    console.print(table(f"Engines of {bundle}", ("file", "size", "version", "layers"), rows))
     console.print("The same with the library's own tool:")
-    print_lines(["  " + line for line in equivalent_commands(args.bundle, manifest, chosen)])
-    return 0
+    print_lines(["  " + line for line in equivalent_commands(bundle, built, chosen)])

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 
 from ckv_export.cli import options
-from ckv_export.cli.show import ShownStages, command, console, parity_tables, print_lines, table
+from ckv_export.cli.show import (
+    ShownStages,
+    command,
+    console,
+    done,
+    parity_tables,
+    print_lines,
+    table,
+)
 from ckv_export.deploy.bundle import Exported, ExportRequest, export_bundle
 
 HELP = "split a trained model into prefill and decode ONNX graphs, prove parity, build engines"
@@ -21,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="the bundle's name; default: the checkpoint's")
     parser.add_argument("--force", action="store_true", help="replace a bundle of that name")
     parser.add_argument("--no-parity", action="store_true", help="skip the parity gate")
-    parser.add_argument("--seed", type=int, default=0, help="of the parity cases")
+    parser.add_argument("--seed", type=options.count, default=0, help="of the parity cases")
     parser.add_argument("--build", action="store_true", help="build TensorRT engines too")
     options.add_model(parser)
     options.add_shapes(parser)
@@ -35,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def request_of(args: argparse.Namespace) -> ExportRequest:
-    """The request that the options describe."""
+    """The request that the options describe; raises `InputError` for options that don't fit."""
+    if not args.build:
+        options.refuse_engine_options(args)
     return ExportRequest(
         model=args.model,
         out=args.out,
@@ -54,7 +64,8 @@ def run_request(request: ExportRequest) -> Exported:
     """Export with progress on the console, and print the summary."""
     stages = ShownStages()
     exported = export_bundle(request, stages, options.build_display(stages))
-    _print_summary(exported, request)
+    with done(f"the bundle {exported.folder} is complete"):
+        _print_summary(exported, request)
     return exported
 
 
@@ -77,13 +88,14 @@ def _print_summary(exported: Exported, request: ExportRequest) -> None:
 
 
 def _again(exported: Exported, request: ExportRequest) -> list[str]:
-    extra = [f"--{n}={v}" for n in ("weights", "params") if (v := getattr(request, n))]
-    name = [f"--name={request.name}"] if request.name else []
-    export = ["export", str(request.model), f"--out={request.out}", "--force", *extra, *name]
-    targets = request.engines.targets if request.engines else ()
+    export = ["export", str(request.model), f"--out={request.out}", "--force"]
+    export += [f"--{n}={v}" for n in ("name", "weights", "params") if (v := getattr(request, n))]
+    export += options.shape_arguments(request.axes)
+    export += [f"--seed={request.seed}"] if request.parity else ["--no-parity"]
+    engines = options.engine_arguments(request.engines) if request.engines else []
     lines = [
         command(*export),
-        command("build", exported.folder, *(f"--target={t}" for t in targets)),
+        command("build", exported.folder, *engines),
         command("inspect", exported.folder),
     ]
     return lines if exported.parity is None else [*lines, command("parity", exported.folder)]

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ckv_export.cache import plot_report
+from ckv_export.cache import CacheReport, plot_report
 from ckv_export.cache.console import tables
 from ckv_export.cli import options
 from ckv_export.cli.show import console, table
@@ -22,9 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--events", metavar="FILE", type=Path, help=".npz of event_<feature> and event_mask"
     )
-    parser.add_argument("--users", type=int, metavar="N", help="also print totals for N users")
+    parser.add_argument(
+        "--users", type=options.count, metavar="N", help="also print totals for N users"
+    )
     parser.add_argument("--user-dtype", choices=("fp32", "fp16", "int8"), default="fp16")
-    parser.add_argument("--seed", type=int, default=0, help="of generated events")
+    parser.add_argument("--seed", type=options.count, default=0, help="of generated events")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="write a .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options.add_model(parser)
@@ -39,11 +41,20 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(head | {"model": subject.spec.to_dict()} | report.to_dict(), indent=1))
     else:
         console.print(_model_table(subject))
-        for each in tables(report):
-            console.print(each)
+        _print_tables(report)
     if args.plot is not None:
         plot_report(report, args.plot)
     return 0
+
+
+def print_report(path: Path, events: Path) -> None:
+    """Print what the bundle or model at `path` caches, measured on a file of events."""
+    _print_tables(report_on(open_subject(path), events, seed=0, user_dtype="fp16", users=None))
+
+
+def _print_tables(report: CacheReport) -> None:
+    for each in tables(report):
+        console.print(each)
 
 
 def _model_table(subject: Subject) -> object:

@@ -1,27 +1,26 @@
-"""Entry point: find the verb, run it, turn errors into one sentence and an exit code."""
+"""Entry point: find the verb, run it, turn errors into one sentence and an exit code.
+
+Verbs, and PyTorch with them, are imported within `main`: a Ctrl-C while they load is an interrupt
+like any other.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import NoReturn
 
 from ckv_export import __version__
-from ckv_export.cli import build, demo, doctor, export, inspect, parity
-from ckv_export.errors import CkvError
+from ckv_export.errors import CkvError, InputError
 
-VERBS = {
-    "export": export,
-    "inspect": inspect,
-    "parity": parity,
-    "build": build,
-    "doctor": doctor,
-    "demo": demo,
-}
-"""Each module has `HELP`, `add_arguments(parser)` and `run(args) -> exit code`."""
+VERBS = ("export", "inspect", "parity", "build", "doctor", "demo")
+"""Each is a module beside this one: `HELP`, `add_arguments(parser)`, `run(args) -> exit code`."""
 
 EXIT_BAD_INPUT = 2
 
@@ -32,9 +31,16 @@ interrupt; whatever goes wrong, the output folder is left as it was.
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Complains of options as of any other bad input: one sentence, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    root = argparse.ArgumentParser(
+    root = _Parser(
         prog="ckv-export",
         description="Export CollectiveKV recommenders to ONNX and TensorRT, parity proven.",
         epilog=_EPILOG,
@@ -42,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"ckv-export {__version__}")
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, module in VERBS.items():
+    for name in VERBS:
+        module = importlib.import_module(f"ckv_export.cli.{name}")
         verb = verbs.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(verb)
     return root
@@ -58,19 +65,18 @@ def with_default_verb(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Never raises for bad input."""
-    given = sys.argv[1:] if arguments is None else arguments
-    args = parser().parse_args(with_default_verb(given))
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return int(VERBS[args.verb].run(args))
+        return _run(sys.argv[1:] if arguments is None else arguments)
     except CkvError as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _complain("interrupted; the output folder is as it was", EXIT_BAD_INPUT)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
     except OSError as error:
+        _discard_output()
         where = f" {error.filename}" if error.filename else ""
         return _complain(f"the system refused: {error.strerror or error}{where}", EXIT_BAD_INPUT)
     except MemoryError:
@@ -79,13 +85,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
+def _run(arguments: Sequence[str]) -> int:
+    args = parser().parse_args(with_default_verb(arguments))
+    code = int(importlib.import_module(f"ckv_export.cli.{args.verb}").run(args))
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code
+
+
+def _discard_output() -> None:
+    """Drop what standard output can't take, or Python would complain of it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def _complain(message: str, code: int) -> int:
     sentence = " ".join(message.split())
-    print(f"ckv-export: error: {sentence}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"ckv-export: error: {sentence}", file=sys.stderr)
     return code
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ckv_export import engine
-from ckv_export.cli.show import ShownStages
+from ckv_export.cli.show import ShownStages, SteadyConsole
 from ckv_export.contract import ModelSpec, Profile, Range
 from ckv_export.deploy.engines import Display, EngineOptions
 from ckv_export.engine import ProgressListener
+from ckv_export.errors import InputError
 
 _AXIS_FLAGS = {
     "batch": ("B", "users in one call"),
@@ -18,6 +19,21 @@ _AXIS_FLAGS = {
     "appended": ("T", "events appended in one call"),
     "candidates": ("C", "candidates of each user"),
 }
+_ENGINE_FLAGS = ("target", "backend", "workspace", "optimization_level")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +64,22 @@ def axes(args: argparse.Namespace) -> tuple[tuple[str, Range], ...]:
     return tuple((axis, Range.parse(text)) for axis, text in given.items() if text is not None)
 
 
+def shape_arguments(ranges: Iterable[tuple[str, Range]]) -> list[str]:
+    """The options that give these ranges."""
+    flags = {axis: flag for flag, (axis, _) in _AXIS_FLAGS.items()}
+    return [f"--{flags[axis]}={size}" for axis, size in ranges]
+
+
+def engine_arguments(chosen: EngineOptions) -> list[str]:
+    """The options that give these engines, shapes left out."""
+    numbers = {"workspace": chosen.workspace_mib, "optimization-level": chosen.optimization_level}
+    return [
+        f"--backend={chosen.backend.name}",
+        *(f"--target={target}" for target in chosen.targets),
+        *(f"--{flag}={number}" for flag, number in numbers.items() if number is not None),
+    ]
+
+
 def add_engines(parser: argparse.ArgumentParser) -> None:
     """How engines are built."""
     parser.add_argument(
@@ -58,10 +90,23 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
         help="GPU generation, such as sm86, ada or portable; repeat for several",
     )
     parser.add_argument("--backend", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT")
-    parser.add_argument("--workspace", type=int, metavar="MIB", help="scratch memory limit in MiB")
     parser.add_argument(
-        "--optimization-level", type=int, metavar="0..5", help="0 builds fastest, 5 runs fastest"
+        "--workspace", type=positive, metavar="MIB", help="scratch memory limit in MiB"
     )
+    parser.add_argument(
+        "--optimization-level",
+        type=count,
+        choices=range(6),
+        metavar="0..5",
+        help="0 builds fastest, 5 runs fastest",
+    )
+
+
+def refuse_engine_options(args: argparse.Namespace) -> None:
+    """Raise `InputError` where an option of engines was given and none are to be built."""
+    for name in _ENGINE_FLAGS:
+        if getattr(args, name) not in (None, []):
+            raise InputError(f"--{name.replace('_', '-')} is for engines only: give --build too")
 
 
 def engine_options(args: argparse.Namespace, profile: Profile | None = None) -> EngineOptions:
@@ -84,7 +129,7 @@ def build_display(stages: ShownStages) -> Display:
     @contextlib.contextmanager
     def display() -> Iterator[ProgressListener]:
         stages.pause()
-        with engine.progress_display() as listener:
+        with engine.progress_display(SteadyConsole(stderr=True)) as listener:
             yield listener
 
     return display

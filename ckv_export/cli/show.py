@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.status import Status
 from rich.table import Table
 
+from ckv_export.errors import Interrupted
 from ckv_export.parity.report import ParityReport, tensor_rows
 from ckv_export.stages import Stage, Stages
 
-console = Console(highlight=False, soft_wrap=False)
+
+class SteadyConsole(Console):
+    """Falls silent when its reader is gone (``| head``), and lets the work go on."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more."""
+        self.quiet = True
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+console = SteadyConsole(highlight=False, soft_wrap=False)
 
 
 class ShownStages(Stages):
@@ -71,6 +85,15 @@ def parity_tables(report: ParityReport) -> list[RenderableType]:
         )
         for o in report.outcomes
     ]
+
+
+@contextlib.contextmanager
+def done(what: str) -> Iterator[None]:
+    """Around what is printed after the work: an interrupt there must not deny that it was done."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted, but {what}") from None
 
 
 def command(*words: str | Path) -> str:

@@ -17,7 +17,6 @@ from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.manifest import FileEntry, Manifest
 from ckv_export.model.fingerprint import fingerprint
-from ckv_export.model.parameters import check_state
 from ckv_export.model.registry import build_model, build_reference
 from ckv_export.onnx_export import functions
 from ckv_export.onnx_export.check import check_file
@@ -75,7 +74,6 @@ def export_bundle(request: ExportRequest, stages: Stages, display: Display) -> E
         check_target(request.out, request.name, request.force)
     with stages.stage("load") as stage:
         checkpoint = load_checkpoint(request.model, weights=request.weights, params=request.params)
-        check_state(checkpoint.spec, checkpoint.state)
         stage.remark = f"{checkpoint.spec.kind}, {_weights_text(checkpoint)}"
     target = check_target(request.out, request.name or checkpoint.name, request.force)
     with staged(target) as folder:

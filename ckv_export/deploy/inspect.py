@@ -28,7 +28,6 @@ from ckv_export.events import load_events
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.manifest import FILE_NAME, open_bundle
 from ckv_export.model.fingerprint import fingerprint
-from ckv_export.model.parameters import check_state
 from ckv_export.model.registry import build_model
 from ckv_export.onnx_export.functions import DOMAIN
 from ckv_export.parity.inputs import CaseSize, generate_case
@@ -69,7 +68,6 @@ def open_subject(path: Path, weights: str | None = None, params: str | None = No
         pools = _bundle_pools(path / "decode.onnx", manifest.model)
         return Subject(manifest.name, manifest.model, manifest.fingerprint, runner, pools)
     checkpoint = load_checkpoint(path, weights=weights, params=params)
-    check_state(checkpoint.spec, checkpoint.state)
     identity = fingerprint(checkpoint.spec, checkpoint.state)
     model = build_model(checkpoint.spec, checkpoint.state)
     graph = PrefillGraph(model)

@@ -8,28 +8,24 @@ from ckv_export.contract import require
 from ckv_export.errors import nearest
 
 PARAMETRIC = ("prelu", "dice")
-_NOT_ELEMENTWISE = {"multiheadattention", "softmax2d", "threshold", "glu"}
+
+# These of torch.nn need arguments, change the width, act on images, or draw random numbers.
+_UNFIT = {"GLU", "LogSoftmax", "MultiheadAttention", "RReLU", "Softmax2d", "Softmin", "Threshold"}
+_MODULES = {n.lower(): n for n in nn.modules.activation.__all__ if n not in _UNFIT}
+_MODULES["identity"] = "Identity"
+
+KNOWN = frozenset({*_MODULES, *PARAMETRIC})
+"""Lower-case names without underscores."""
 
 
-def known_activations() -> dict[str, str]:
-    """Lower-case name -> class in torch.nn; those that need no argument and keep the shape."""
-    from torch.nn.modules import activation
-
-    names = {
-        name.lower(): name for name in activation.__all__ if name.lower() not in _NOT_ELEMENTWISE
-    }
-    return names | {"identity": "Identity"}
+def check_activation(name: object) -> None:
+    """Raise `SpecError` unless `name` is one of `KNOWN`."""
+    known = isinstance(name, str) and name in KNOWN
+    require(known, f"dnn: unknown activation {name!r}{nearest(str(name), KNOWN)}")
 
 
 def activation_module(name: str) -> nn.Module:
-    """The parameterless torch.nn activation called `name`; raises `SpecError` if there is none."""
-    known = known_activations()
-    require(
-        name in known and name not in PARAMETRIC,
-        f"dnn: the activation {name!r} is unknown{nearest(name, known)}",
-    )
-    if name in ("softmax", "softmin", "logsoftmax"):
-        module: nn.Module = getattr(nn, known[name])(dim=-1)
-        return module
-    plain: nn.Module = getattr(nn, known[name])()
-    return plain
+    """The torch.nn activation called `name`, one that has no parameters."""
+    arguments = {"dim": -1} if name == "softmax" else {}
+    module: nn.Module = getattr(nn, _MODULES[name])(**arguments)
+    return module

@@ -52,7 +52,7 @@ class CollectiveModel(nn.Module, abc.ABC):
             got = spec.options.get(name)
             require(
                 type(got) is kind and (kind is bool or got > 0),  # type: ignore[operator]
-                f"{spec.kind}: the option {name!r} must be a {kind.__name__}"
+                f"{spec.kind}: the option {name!r} must be of type {kind.__name__}"
                 f"{'' if kind is bool else ' above 0'}, got {got!r}",
             )
 

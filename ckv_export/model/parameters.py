@@ -8,49 +8,65 @@ from torch import Tensor
 
 from ckv_export.contract import ModelSpec
 from ckv_export.errors import CheckpointError, nearest
+from ckv_export.model.activations import check_activation
 from ckv_export.model.registry import model_class
-from ckv_export.model.shapes import FREE, Shape, Shapes, feature_shapes
+from ckv_export.model.shapes import FREE, Shape, Shapes, feature_shapes, shape_text
 
 
 def expected_shapes(spec: ModelSpec) -> Shapes:
-    """Name -> shape of every tensor of `spec`; `FREE` stands for any size."""
+    """Name -> shape of every tensor of `spec`; `FREE` stands for any size.
+
+    Raises `SpecError` for an unknown kind, option or activation.
+    """
     model = model_class(spec.kind)
     model.check_options(spec)
+    for name in spec.dnn.activations:
+        check_activation(name)
     shapes: Shapes = {}
     for feature in spec.features:
         shapes |= feature_shapes(feature)
     return shapes | model.shapes(spec)
 
 
-def check_state(spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` unless `state` holds exactly the tensors of `spec`.
+def check_state(
+    spec: ModelSpec, state: Mapping[str, Tensor], origin: Mapping[str, str] | None = None
+) -> None:
+    """Check that `state` is exactly what `spec` needs.
 
-    Names every kind of misfit: missing and unexpected tensors with the nearest match, wrong
-    shapes with both shapes.
+    `origin`: the name to show for a native name, where the tensor had another one in its file.
+    Raises `CheckpointError` naming a missing tensor with the nearest match, one of a wrong shape or
+    dtype, or those that have no place; `SpecError` as `expected_shapes` does.
     """
     expected = expected_shapes(spec)
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    if missing:
-        raise CheckpointError(_names("lacks the tensor", missing, unexpected))
-    if unexpected:
-        raise CheckpointError(_names("has the unexpected tensor", unexpected, expected))
+    sizes = (
+        f"attention is {spec.attention.d} wide, the item features together {spec.d_event}, the "
+        f"user features {spec.d_user_features}"
+    )
     for name, shape in expected.items():
-        _check_shape(name, tuple(state[name].shape), shape)
+        if name not in state:
+            raise CheckpointError(f"tensor {name!r} is missing{nearest(name, state)}")
+        _check_one((origin or {}).get(name, name), state[name], shape, sizes)
+    refuse_unknown([name for name in state if name not in expected], expected)
 
 
-def _names(problem: str, names: list[str], candidates: Iterable[str]) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"the checkpoint {problem} {names[0]!r}{more}{nearest(names[0], candidates)}"
+def refuse_unknown(names: list[str], known: Iterable[str]) -> None:
+    """Raise `CheckpointError` naming the first few `names`, unless there are none."""
+    if names:
+        shown = ", ".join(repr(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
+        raise CheckpointError(
+            f"{len(names)} of the tensors have no place in this model: {shown}"
+            f"{nearest(names[0], known)}"
+        )
 
 
-def _check_shape(name: str, got: Shape, expected: Shape) -> None:
-    fits = len(got) == len(expected) and all(
-        e in (FREE, g) for g, e in zip(got, expected, strict=True)
+def _check_one(name: str, tensor: Tensor, shape: Shape, sizes: str) -> None:
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"tensor {name!r} must hold floating numbers, got {tensor.dtype}")
+    got = tuple(tensor.shape)
+    fits = len(got) == len(shape) and all(
+        want in (FREE, size) for want, size in zip(shape, got, strict=True)
     )
     if not fits:
-        wanted = ", ".join("any" if e == FREE else str(e) for e in expected)
         raise CheckpointError(
-            f"tensor {name!r} must have the shape [{wanted}] by the model configuration, "
-            f"got {list(got)}"
+            f"tensor {name!r} must be {shape_text(shape)}, got {shape_text(got)}: {sizes}"
         )

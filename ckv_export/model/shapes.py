@@ -11,6 +11,11 @@ FREE = -1
 """In a shape: any size."""
 
 
+def shape_text(shape: Shape) -> str:
+    """Write a shape as ``[2001, 16]``, with "any" for a free size."""
+    return f"[{', '.join('any' if size == FREE else str(size) for size in shape)}]"
+
+
 def feature_shapes(feature: FeatureSpec) -> Shapes:
     """``embedding.<f>.table`` [vocab, width] or ``.weight`` [width, length or 1], if it has one."""
     name = f"embedding.{feature.name}"

@@ -114,17 +114,25 @@ def _compare_entries(case: ExpectedCase, name: str, got: Mapping[str, Array]) ->
         if tensor in case.margins:
             results.append(compare_rows(name, tensor, array, expected, case.margins[tensor]))
         else:
-            results.append(compare_values(name, tensor, array, expected, tolerance_of(tensor)))
+            results.append(
+                compare_values(name, tensor, array, expected, tolerance_of(tensor, array.shape[1]))
+            )
     return results
 
 
 def _compare_decode(case: ExpectedCase, got: Arrays) -> list[TensorResult]:
     score = got.pop("score")
+    layers = next(iter(got.values())).shape[1]
     results = _compare_entries(case, case.case.name, got)
     counted = _unflipped_users(case, got)
     results.append(
         compare_values(
-            case.case.name, "score", score, case.outputs["score"], tolerance_of("score"), counted
+            case.case.name,
+            "score",
+            score,
+            case.outputs["score"],
+            tolerance_of("score", layers),
+            counted,
         )
     )
     return results

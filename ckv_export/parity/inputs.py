@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from ckv_export.contract import FeatureSpec, ModelSpec
 from ckv_export.runtimes.base import Array, Arrays
 
+# Few distinct ids, 0 among them, make ties in every search (the fill "repeats").
 Fill = Literal["full", "ragged", "holes", "masked", "repeats"]
+
+_NEIGHBOURHOODS, _NEIGHBOURS = 8, 64
 
 
 @dataclass(frozen=True)
@@ -131,15 +134,30 @@ def _times(
     return events[:, : size.cached], events[:, size.cached :], candidates
 
 
+def _ids(feature: FeatureSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Ids other than 0 (unless there is no other), the last one among those possible.
+
+    Those of a large table come from a few neighbourhoods all over it: a table of gigabytes that is
+    mapped from its file then stays there, but for those pages.
+    """
+    least, size = min(1, feature.vocab_size - 1), feature.vocab_size
+    if size <= _NEIGHBOURHOODS * _NEIGHBOURS:
+        return rng.integers(least, size, shape)
+    starts = np.linspace(least, size - _NEIGHBOURS, _NEIGHBOURHOODS).astype(np.int64)
+    return rng.choice(starts, shape) + rng.integers(0, _NEIGHBOURS, shape)
+
+
 def _events(
     feature: FeatureSpec, shape: tuple[int, ...], rng: np.random.Generator, repeats: bool = False
 ) -> Array:
     if feature.dtype == "float32":
         return rng.standard_normal((*shape, *feature.inner)).astype(np.float32)
-    # Few distinct ids, 0 among them, make ties in every search; a one-row table has only id 0.
-    least, most = (0, min(4, feature.vocab_size)) if repeats else (1, feature.vocab_size)
-    ids = rng.integers(min(least, most - 1), most, (*shape, *feature.inner)).astype(np.int32)
+    shape = (*shape, *feature.inner)
+    ids = (
+        rng.integers(0, min(4, feature.vocab_size), shape) if repeats else _ids(feature, shape, rng)
+    )
+    ids = ids.astype(np.int32)
     if feature.kind == "sequence":
-        lengths = rng.integers(0, feature.length + 1, (*shape, 1))
+        lengths = rng.integers(0, feature.length + 1, (*shape[:-1], 1))
         ids[np.arange(feature.length) >= lengths] = 0
     return ids

@@ -3,12 +3,14 @@
 Items belong to latent topics, which their category and their image vector show; within a topic
 popularity follows Zipf's law. A user has two older interests and two recent ones, chosen with a
 taste that goes with age, and drifts from the older to the recent at a moment of their own.
-A clicked candidate is of a recent or an older interest, any other of any topic: the clicks
-are told by the last events and by those before, so both branches of a model have work.
+A clicked candidate is mostly of a recent interest, sometimes of an older one; one that is not
+clicked is of any topic, and often of an older interest. So the whole history tells what a
+user knows, the last events what is still liked, and both branches of a model have work.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +26,12 @@ Floats = NDArray[np.float64]
 TOPICS = 16
 AGES = 8  # id 0 stands for an unknown age
 NOISE_EVENTS = 0.2  # events of no interest of the user
-RECENT_CLICKS = 0.6  # clicks that follow a recent interest
+RECENT_CLICKS = 0.75  # clicks that follow a recent interest, not an older one
+STALE_OFFERS = 0.2  # candidates of an older interest among those not clicked
 FIRST_INTEREST = 0.65  # how often the first of two interests is the one
-DRIFT = (10, 60)  # the change of interests lies that many events back
+DRIFT = (10, 60)  # the change of interests lies that many events back, short of the second
+HOURS = 6  # between two events on average
+NOW = 1_750_000_000  # seconds since 1970 at which candidates are shown
 MAX_DECLARED = 2  # interests that a user tells of
 
 
@@ -44,7 +49,9 @@ class Catalogue:
     popularity: Floats
 
 
-def make_catalogue(rng: np.random.Generator, items: int, categories: int, numbers: int) -> Catalogue:
+def make_catalogue(
+    rng: np.random.Generator, items: int, categories: int, numbers: int
+) -> Catalogue:
     """A catalogue with ids below `items` and `categories`; ids tell nothing of the topic."""
     each, kinds = (items - 1) // TOPICS, (categories - 1) // TOPICS
     by_topic = 1 + rng.permutation(items - 1)[: TOPICS * each].reshape(TOPICS, each)
@@ -91,6 +98,8 @@ def click_data(spec: ModelSpec, seed: int, train: int, held_out: int, candidates
     taste = rng.dirichlet(np.full(TOPICS, 0.5), AGES) + 1e-3
     users = make_users(rng, train + held_out, taste)
     clicks = _clicks(spec, rng, catalogue, users, candidates)
+    if spec.timestamp is not None:
+        clicks = _timed(clicks, rng, spec.timestamp.name)
     return ClickData(clicks.take(slice(train)), clicks.take(slice(train, None)))
 
 
@@ -127,9 +136,11 @@ def _event_topics(rng: np.random.Generator, users: Users, length: int) -> Ints:
 
 
 def _candidate_topics(rng: np.random.Generator, users: Users, clicked: NDArray[np.bool_]) -> Ints:
-    """Topics [N, C]: an interest where clicked, any otherwise."""
-    followed = _interest(rng, users, rng.random(clicked.shape) < RECENT_CLICKS)
-    return np.where(clicked, followed, rng.integers(0, TOPICS, clicked.shape))
+    """Topics [N, C]: an interest where clicked, otherwise an older one or any."""
+    recent = clicked & (rng.random(clicked.shape) < RECENT_CLICKS)
+    followed = _interest(rng, users, recent)
+    offered = clicked | (rng.random(clicked.shape) < STALE_OFFERS)
+    return np.where(offered, followed, rng.integers(0, TOPICS, clicked.shape))
 
 
 def _interest(rng: np.random.Generator, users: Users, recent: NDArray[np.bool_]) -> Ints:
@@ -143,6 +154,19 @@ def _draw_items(rng: np.random.Generator, catalogue: Catalogue, topics: Ints) ->
     """An item of each topic by popularity."""
     rank = rng.choice(len(catalogue.popularity), topics.shape, p=catalogue.popularity)
     return catalogue.by_topic[topics, rank]
+
+
+def _timed(clicks: Clicks, rng: np.random.Generator, name: str) -> Clicks:
+    """The same with times: events hours apart, the candidates in the moment after the last."""
+    gaps = 1 + rng.exponential(HOURS * 3600.0, clicks.mask.shape).astype(np.int64)
+    times = NOW - np.cumsum(gaps[:, ::-1], axis=1)[:, ::-1]
+    past = torch.from_numpy(times.astype(np.int32)) * clicks.mask
+    now = torch.full_like(clicks.label, NOW, dtype=torch.int32)
+    return dataclasses.replace(
+        clicks,
+        history={**clicks.history, name: past},
+        candidates={**clicks.candidates, name: now},
+    )
 
 
 def _declared(rng: np.random.Generator, users: Users, spec: ModelSpec) -> Ints:

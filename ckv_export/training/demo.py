@@ -19,18 +19,24 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "eta": {"topk": 20, "use_scale": True},
     "sdim": {"l2_norm": True},
     "twin": {"topk": 20},
+    "hstu": {},
 }
+USERS, CANDIDATES = 3000, 4
+HSTU_USERS, HSTU_CANDIDATES = 1500, 2  # it reads the whole history anew for each candidate
 
 
 def demo_spec(kind: str) -> ModelSpec:
-    """A model of `kind` with every kind of feature: d 64, 2 heads, M 256, d_u 2, window 50.
+    """A model of `kind` with every kind of feature: d 64, 2 heads, M 256, d_u 2.
 
+    A window of 50 and histories of 200, but for HSTU: two layers, histories of 64 with their times.
     Raises `SpecError` for a kind that has no demo.
     """
     require(
         kind in OPTIONS,
         f"there is a demo of {', '.join(OPTIONS)}, got {kind!r}{nearest(kind, OPTIONS)}",
     )
+    hstu = kind == "hstu"
+    time = (FeatureSpec("time", "item", "timestamp", 0),) if hstu else ()
     return ModelSpec(
         kind=kind,
         features=(
@@ -40,22 +46,39 @@ def demo_spec(kind: str) -> ModelSpec:
             FeatureSpec("item_id", "item", "categorical", 32, vocab_size=2001),
             FeatureSpec("cate_id", "item", "categorical", 16, vocab_size=2 * TOPICS + 1),
             FeatureSpec("image", "item", "vector", 16, length=16, projected=True),
+            *time,
         ),
         attention=AttentionSpec(
             d=64, num_heads=2, user_k=2, user_v=2, pool_rows_k=256, pool_rows_v=256
         ),
         dnn=DnnSpec(hidden=(64, 32), activations=("relu", "relu"), batch_norm=True),
-        max_len=200,
-        window=50,
+        max_len=64 if hstu else 200,
+        window=None if hstu else 50,
+        num_layers=2 if hstu else 1,
         options=OPTIONS[kind],
     )
 
 
 def demo_data(
-    spec: ModelSpec, seed: int, *, train: int = 3000, held_out: int = 500, candidates: int = 4
+    spec: ModelSpec,
+    seed: int,
+    *,
+    train: int | None = None,
+    held_out: int = 500,
+    candidates: int | None = None,
 ) -> ClickData:
-    """Generated clicks for `demo_spec`, or the same features with other sizes; see `click_data`."""
-    return click_data(spec, seed, train, held_out, candidates)
+    """Generated clicks for `demo_spec`, or the same features with other sizes; see `click_data`.
+
+    `train` users (3000) with `candidates` each (4); fewer for HSTU.
+    """
+    hstu = spec.kind == "hstu"
+    return click_data(
+        spec,
+        seed,
+        train=(HSTU_USERS if hstu else USERS) if train is None else train,
+        held_out=held_out,
+        candidates=(HSTU_CANDIDATES if hstu else CANDIDATES) if candidates is None else candidates,
+    )
 
 
 def train_demo(

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ckv_export.contract import ModelSpec
-from ckv_export.model.reference import Reference
 from ckv_export.training.clicks import Clicks
+from ckv_export.training.hstu import trained_model
 
 BATCH = 128
 
@@ -21,26 +22,36 @@ def auc(score: Tensor, label: Tensor) -> float:
     """
     clicked, other = (score[label.bool() == kind].flatten().sort().values for kind in (True, False))
     below = torch.searchsorted(other, clicked) + torch.searchsorted(other, clicked, right=True)
-    return float(below.double().mean() / 2 / max(len(other), 1)) if len(other) else float("nan")
+    pairs = len(clicked) * len(other)
+    return float(below.sum()) / (2 * pairs) if pairs else float("nan")
 
 
 @torch.inference_mode()
 def scores(spec: ModelSpec, state: Mapping[str, Tensor], clicks: Clicks) -> Tensor:
-    """The reference's scores of every candidate: [N, C]."""
-    reference = Reference(spec, state)
-    parts = [reference.score(c.history, c.mask, c.candidates, c.user) for c in clicks.batches(BATCH)]
+    """The scores of every candidate: [N, C]."""
+    reference = trained_model(spec, state)
+    parts = [
+        reference.score(c.history, c.mask, c.candidates, c.user) for c in clicks.batches(BATCH)
+    ]
     return torch.cat(parts)
 
 
 @torch.inference_mode()
 def rows_used(spec: ModelSpec, state: Mapping[str, Tensor], clicks: Clicks) -> dict[str, int]:
-    """How many pool rows the real events are routed to, for each side that has a pool."""
-    reference = Reference(spec, state)
-    used: dict[str, set[int]] = {s: set() for s in ("k", "v") if spec.attention.shared(s)}
+    """How many pool rows the real events are routed to: of each side, over all layers."""
+    reference = trained_model(spec, state)
+    used = {side: torch.zeros(0, 2, dtype=torch.int64) for side in pool_rows(spec)}
     for batch in clicks.batches(BATCH):
-        entries = reference.entries(reference.embed(spec.item_features, batch.history))
-        for side, rows in used.items():
-            index = entries.index[side]
-            assert index is not None
-            rows.update(index[batch.mask].unique().tolist())
-    return {side: len(rows) for side, rows in used.items()}
+        for layer, entries in enumerate(reference.cache(batch.history, batch.mask)):
+            for side, seen in used.items():
+                index = entries.index[side]
+                assert index is not None
+                rows = F.pad(index[batch.mask].unsqueeze(-1), (1, 0), value=layer)
+                used[side] = torch.cat([seen, rows]).unique(dim=0)
+    return {side: len(seen) for side, seen in used.items()}
+
+
+def pool_rows(spec: ModelSpec) -> dict[str, int]:
+    """How many rows there are: of each side with a pool, over all layers."""
+    attention = spec.attention
+    return {s: attention.pool_rows(s) * spec.num_layers for s in "kv" if attention.shared(s)}

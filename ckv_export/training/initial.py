@@ -9,9 +9,11 @@ from torch import Tensor
 
 from ckv_export.contract import ModelSpec
 from ckv_export.model.parameters import expected_shapes
+from ckv_export.model.shapes import FREE
 
-# Sizes that no specification tells: bits of ETA, hashes and bits of SDIM (its published 16 hashes).
-FREE_SIZES: Mapping[str, tuple[int, ...]] = {"eta": (16,), "sdim": (16, 4)}
+# What no specification tells: bits of ETA; hashes and bits of SDIM; log2 time buckets of int32.
+ROTATIONS: Mapping[str, tuple[int, ...]] = {"eta": (16,), "sdim": (8, 4)}
+TIME_BUCKETS = 31
 TABLE_SCALE = 0.1
 POOL_SCALE = 0.1
 PRELU_SLOPE = 0.25  # as torch.nn.PReLU starts
@@ -41,17 +43,23 @@ def padded_tables(names: Iterable[str]) -> list[str]:
 
 def _sized(spec: ModelSpec, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """`shape` with its free sizes filled in."""
+    free = iter(_free_sizes(spec, name))
+    return tuple(next(free) if size == FREE else size for size in shape)
+
+
+def _free_sizes(spec: ModelSpec, name: str) -> tuple[int, ...]:
     if name.endswith(".activation.weight"):
         return (spec.dnn.hidden[int(name.split(".")[1])],)
-    free = iter(FREE_SIZES.get(spec.kind, ()))
-    return tuple(next(free) if size == -1 else size for size in shape)
+    if name == "long.rotations":
+        return ROTATIONS[spec.kind]
+    return (spec.max_len,) if name.endswith(".position_bias") else (TIME_BUCKETS,)
 
 
 def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     part = name.rsplit(".", 1)[-1]
     if name.endswith(".activation.weight"):
         return torch.full(shape, PRELU_SLOPE)
-    if part == "var" or name.endswith(".norm.weight"):
+    if part == "var" or name.endswith("norm.weight"):
         return torch.ones(shape)
     if len(shape) == 1:  # biases, means, the alpha of Dice
         return torch.zeros(shape)

@@ -1,4 +1,4 @@
-"""What is minimised beside the clicks, arXiv 2601.19178 section 1 of our restatement.
+"""What CollectiveKV minimises beside the error on clicks (arXiv 2601.19178).
 
 logits [B, n, M] are a router's, real bool [B, n] marks the events that are no padding.
 """
@@ -10,7 +10,7 @@ import math
 from torch import Tensor
 from torch.nn import functional as F
 
-# A row that no event of a batch comes near has a mean probability of 0, whose logarithm is not finite.
+# A row that no event of a batch comes near has a mean probability of 0, and no logarithm.
 LEAST_PROBABILITY = 1e-12
 
 

@@ -37,11 +37,11 @@ class Losses:
 
 
 class TrainingModel(Reference):
-    """`Reference` whose state learns.
+    """`Reference` whose state learns, or a class derived from it by a second base.
 
-    `state` is copied. Of a model with several pools (layers, K and V) the router losses are
-    means over pools. Events and candidates of one batch share the batch's statistics; candidates
-    are normalised column by column, so columns must not differ in kind.
+    `state` is copied. The router losses are means over the pools (K and V, layers) and over real
+    events. The scoring network normalises one candidate column at a time, so the clicked ones must
+    not all stand in one column: its statistics would give the label away.
     """
 
     state: dict[str, Tensor]
@@ -62,7 +62,7 @@ class TrainingModel(Reference):
         return {name: tensor.detach().clone() for name, tensor in self.state.items()}
 
     def losses(self, clicks: Clicks) -> Losses:
-        """Every loss on one batch; running statistics move."""
+        """Every loss on one batch of two or more histories; running statistics move."""
         score = self.score(clicks.history, clicks.mask, clicks.candidates, clicks.user)
         peak, balance = torch.stack(self._router_losses).mean(0)
         search = self._search_loss(clicks) if self.spec.kind == "sim" else torch.zeros(())
@@ -77,13 +77,18 @@ class TrainingModel(Reference):
 
     def _collective_part(self, x: Tensor, layer: int, side: str) -> Tensor:
         logits = self._router_logits(x, layer, side)
-        real = self._mask[:, self._mask.shape[1] - x.shape[1] :]
+        real = self._real(x.shape[1])
         self._router_losses.append(
             torch.stack([peak_loss(logits, real), balance_loss(logits, real)])
         )
         peak, index = logits.max(-1)
         rows = F.embedding(index, self.state[f"attention.{layer}.{side}.pool"])
         return rows * torch.sigmoid(peak).unsqueeze(-1)
+
+    def _real(self, count: int) -> Tensor:
+        """The mask [B, count] of routed events: the last of the history, or all and a candidate."""
+        length = self._mask.shape[1]
+        return F.pad(self._mask[:, max(length - count, 0) :], (0, max(count - length, 0)), value=1)
 
     def _standardise(self, x: Tensor, prefix: str, eps: float) -> Tensor:
         """Normalise x [B, n] by its own mean and biased variance; move the running ones."""
@@ -97,8 +102,8 @@ class TrainingModel(Reference):
         2006.05639, section 3.1). Here the mean relevance of the real events is itself the logit:
         ``mean_t g_t = (W_a e_target) . (W_b mean_t e_t)``, and no tower is needed.
         """
-        events = self.embed(self.spec.item_features, clicks.history)
-        targets = self.embed(self.spec.item_features, clicks.candidates)
+        events = self.embed(self.spec.embedded_item_features, clicks.history)
+        targets = self.embed(self.spec.embedded_item_features, clicks.candidates)
         count = clicks.mask.sum(1, keepdim=True).clamp(min=1)
         means = (events * clicks.mask.unsqueeze(-1)).sum(1) / count
         asked = self._linear(targets, "long.gsu_target")

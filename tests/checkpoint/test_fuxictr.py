@@ -125,14 +125,14 @@ def test_training_only_tensors_are_ignored(make_run):
 @pytest.mark.parametrize(
     ("key", "shape", "words"),
     [
-        ("short_attention.W_q.weight", (8, 7), "must be [8, 8], got [8, 7]: d is 8"),
+        ("short_attention.W_q.weight", (8, 7), "must be [8, 8], got [8, 7]: attention is 8 wide"),
         ("short_attention.global_K_pool", (10, 5), "must be [10, 6], got [10, 5]"),
         ("short_attention.global_K_pool", (9, 6), "must be [10, 6], got [9, 6]"),
         ("short_attention.router_V.weight", (10, 8, 1), "must have 2 axes, got [10, 8, 1]"),
-        ("W_b.weight", (4, 8), "must be [8, 8], got [4, 8]: the long branch of sim"),
-        ("dnn.mlp.0.weight", (6, 30), "must be [6, 28], got [6, 30]: the scoring network"),
+        ("W_b.weight", (4, 8), "must be [8, 8], got [4, 8]: attention is 8 wide"),
+        ("dnn.mlp.0.weight", (6, 30), "must be [6, 28], got [6, 30]: attention is 8 wide"),
         ("dnn.mlp.4.bias", (4,), "must be [5], got [4]"),
-        ("dnn.mlp.8.weight", (2, 5), "must be [1, 5], got [2, 5]: hidden layer 1"),
+        ("dnn.mlp.8.weight", (2, 5), "must be [1, 5], got [2, 5]: attention is 8 wide"),
     ],
 )
 def test_a_wrong_shape_is_told_under_its_own_name(make_run, key, shape, words):

@@ -1,4 +1,4 @@
-"""The table of expected tensors agrees with the contract and with the names."""
+"""Checks on tensors from a file, and the tables of names beside the models."""
 
 from __future__ import annotations
 
@@ -6,32 +6,28 @@ import pytest
 import torch
 
 from ckv_export.checkpoint.load import load_checkpoint
-from ckv_export.checkpoint.names import KIND_MARKS, KINDS, LONG, OPTIONS
-from ckv_export.checkpoint.shapes import check_tensors, expected_tensors
-from ckv_export.checkpoint.tensors import is_finite, plain_tensors, shape_text
+from ckv_export.checkpoint.names import KIND_MARKS, LONG
+from ckv_export.checkpoint.tensors import is_finite, plain_tensors
 from ckv_export.errors import CheckpointError
+from ckv_export.model.parameters import check_state, expected_shapes
+from ckv_export.model.registry import MODELS
 
 
 @pytest.mark.parametrize("kind", sorted(LONG))
-def test_a_loaded_checkpoint_has_exactly_the_expected_tensors(make_run, kind):
+def test_a_loaded_checkpoint_has_exactly_the_expected_shapes(make_run, kind):
     checkpoint = load_checkpoint(make_run(kind).write())
-    assert set(expected_tensors(checkpoint.spec)) == set(checkpoint.state)
+    assert set(expected_shapes(checkpoint.spec)) == set(checkpoint.state)
 
 
 def test_names_of_a_file_are_shown_instead_of_native_ones(make_run):
     checkpoint = load_checkpoint(make_run().write())
     state = checkpoint.state | {"long.q.weight": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"'theirs' must be \[8, 8\], got \[1\]"):
-        check_tensors(checkpoint.spec, state, {"long.q.weight": "theirs"})
+        check_state(checkpoint.spec, state, {"long.q.weight": "theirs"})
 
 
 def test_the_tables_speak_of_the_same_kinds():
-    assert set(LONG) == set(OPTIONS) == set(KIND_MARKS.values()) == set(KINDS) - {"hstu"}
-
-
-def test_shape_text():
-    assert shape_text((3, None)) == "[3, any]"
-    assert shape_text(()) == "[]"
+    assert set(LONG) == set(KIND_MARKS.values()) == set(MODELS) - {"hstu"}
 
 
 def test_is_finite():
