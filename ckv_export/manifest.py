@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckv_export.contract import GraphSpec, ModelSpec, Profile, decode_io, prefill_io
+from ckv_export.contract import (
+    EventForm,
+    GraphSpec,
+    ModelSpec,
+    Profile,
+    decode_io,
+    decode_items_io,
+    item_table_tensors,
+    prefill_io,
+)
 from ckv_export.errors import BundleError, SpecError
 
 FILE_NAME = "manifest.json"
@@ -37,6 +46,15 @@ class FileEntry:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
         return cls(digest.hexdigest(), path.stat().st_size)
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """A table with a row for each of `items` ids; its search key's width and dtype."""
+
+    items: int
+    key_width: int
+    key_dtype: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,8 @@ class Manifest:
     name: str
     fingerprint: str
     model: ModelSpec
+    form: EventForm
+    item_table: ItemTable | None
     profile: Profile
     source: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -75,8 +95,19 @@ class Manifest:
     engines: tuple[EngineEntry, ...] = ()
 
     def graph(self, name: str) -> GraphSpec:
-        """Inputs and outputs of the graph "prefill" or "decode"."""
-        return {"prefill": prefill_io, "decode": decode_io}[name](self.model)
+        """Inputs and outputs of one of `graph_names`."""
+        if name == "prefill":
+            return prefill_io(self.model, self.form)
+        if name == "decode":
+            return decode_io(self.model, self.form)
+        assert self.item_table is not None
+        layout = self.item_table.key_width, self.item_table.key_dtype
+        return decode_items_io(self.model, self.form, item_table_tensors(self.model, *layout))
+
+    @property
+    def graph_names(self) -> tuple[str, ...]:
+        """Prefill and decode, and with an item table the decode that takes it."""
+        return ("prefill", "decode", *(["decode_items"] if self.item_table else []))
 
     def with_files(self, folder: Path) -> Manifest:
         """The same manifest listing what `folder` now holds."""
@@ -86,12 +117,14 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` reads it back."""
-        graphs = {g.name: _graph_dict(g) for g in (self.graph("prefill"), self.graph("decode"))}
+        graphs = {name: _graph_dict(self.graph(name)) for name in self.graph_names}
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {
             "schema_version": SCHEMA_VERSION,
             **plain,
             "model": self.model.to_dict(),
+            "form": dataclasses.asdict(self.form),
+            "item_table": self.item_table and dataclasses.asdict(self.item_table),
             "profile": self.profile.to_dict(),
             "graphs": graphs,
             "files": {name: dataclasses.asdict(entry) for name, entry in self.files.items()},
@@ -108,6 +141,8 @@ class Manifest:
             **known
             | {
                 "model": ModelSpec.from_dict(data["model"]),
+                "form": EventForm(**data["form"]),
+                "item_table": data["item_table"] and ItemTable(**data["item_table"]),
                 "profile": Profile.from_dict(data["profile"]),
                 "notes": tuple(data["notes"]),
                 "files": {name: FileEntry(**entry) for name, entry in data["files"].items()},

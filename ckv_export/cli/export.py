@@ -16,6 +16,7 @@ from ckv_export.cli.show import (
     table,
 )
 from ckv_export.deploy.bundle import Exported, ExportRequest, export_bundle
+from ckv_export.deploy.prepare import FormRequest
 
 HELP = "split a trained model into prefill and decode ONNX graphs, prove parity, build engines"
 
@@ -31,9 +32,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-parity", action="store_true", help="skip the parity gate")
     parser.add_argument("--seed", type=options.count, default=0, help="of the parity cases")
     parser.add_argument("--build", action="store_true", help="build TensorRT engines too")
+    _add_form(parser)
     options.add_model(parser)
     options.add_shapes(parser)
     options.add_engines(parser)
+
+
+def _add_form(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--embeddings",
+        choices=("inline", "external"),
+        default="inline",
+        help="external: the graphs take embeddings, from a parameter server, instead of ids",
+    )
+    parser.add_argument(
+        "--item-features",
+        metavar="FILE",
+        type=Path,
+        help=".npz or .parquet of every item's features: the graphs then take item ids alone",
+    )
+    parser.add_argument(
+        "--item-key", metavar="FEATURE", help="which item feature is the id; default: the first"
+    )
+    parser.add_argument(
+        "--item-table",
+        action="store_true",
+        help="write what is cached of each item, and a decode graph that needs only ids and it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,6 +81,7 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
         parity=not args.no_parity,
         seed=args.seed,
         axes=options.axes(args),
+        form=FormRequest(args.embeddings, args.item_features, args.item_key, args.item_table),
         engines=options.engine_options(args) if args.build else None,
     )
 
@@ -87,10 +113,19 @@ def _print_summary(exported: Exported, request: ExportRequest) -> None:
     print_lines(["  " + line for line in _again(exported, request)])
 
 
+def _form_arguments(form: FormRequest) -> list[str]:
+    """The options that describe `form`."""
+    given = {"item-features": form.item_features, "item-key": form.item_key}
+    arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    if form.embeddings != "inline":
+        arguments.append(f"--embeddings={form.embeddings}")
+    return arguments + (["--item-table"] if form.item_table else [])
+
+
 def _again(exported: Exported, request: ExportRequest) -> list[str]:
     export = ["export", str(request.model), f"--out={request.out}", "--force"]
     export += [f"--{n}={v}" for n in ("name", "weights", "params") if (v := getattr(request, n))]
-    export += options.shape_arguments(request.axes)
+    export += _form_arguments(request.form) + options.shape_arguments(request.axes)
     export += [f"--seed={request.seed}"] if request.parity else ["--no-parity"]
     engines = options.engine_arguments(request.engines) if request.engines else []
     lines = [

@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckv_export import __version__
+from ckv_export.cache.item_table import row_bytes, save_item_table
 from ckv_export.checkpoint.load import Checkpoint, load_checkpoint
 from ckv_export.contract import Profile, Range
+from ckv_export.deploy import item_table
 from ckv_export.deploy.engines import Display, EngineOptions, build_engines
+from ckv_export.deploy.judge import run_gate
+from ckv_export.deploy.prepare import FEATURES_INLINE, FormRequest, Graph, Prepared, prepare
 from ckv_export.deploy.publish import check_target, staged
-from ckv_export.graphs.decode import DecodeGraph
+from ckv_export.graphs.decode_items import DecodeItemsGraph
 from ckv_export.graphs.prefill import PrefillGraph
-from ckv_export.manifest import FileEntry, Manifest
+from ckv_export.manifest import FileEntry, ItemTable, Manifest
 from ckv_export.model.fingerprint import fingerprint
-from ckv_export.model.registry import build_model, build_reference
 from ckv_export.onnx_export import functions
 from ckv_export.onnx_export.check import check_file
 from ckv_export.onnx_export.export import export_graph
 from ckv_export.onnx_export.save import save_models
-from ckv_export.parity import expected, inputs
-from ckv_export.parity.bundle import CASES_FILE, judge_onnxruntime
-from ckv_export.parity.gate import judge, require_pass
 from ckv_export.parity.report import ParityReport
-from ckv_export.runtimes.torch import TorchRunner
+from ckv_export.runtimes.base import Arrays
 from ckv_export.stages import Stages
 
 _RECORDED_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
@@ -37,7 +37,8 @@ class ExportRequest:
     """What the user asked for.
 
     `name`: the bundle's, None for the checkpoint's; `axes`: ranges that replace the default
-    profile's; `engines`: None to build none; `weights`, `params`: see `load_checkpoint`.
+    profile's; `form`: how the graphs take events; `engines`: None to build none; `weights`,
+    `params`: see `load_checkpoint`.
     """
 
     model: Path
@@ -49,6 +50,7 @@ class ExportRequest:
     parity: bool = True
     seed: int = 0
     axes: tuple[tuple[str, Range], ...] = ()
+    form: FormRequest = FEATURES_INLINE
     engines: EngineOptions | None = None
 
 
@@ -59,9 +61,6 @@ class Exported:
     folder: Path
     manifest: Manifest
     parity: ParityReport | None
-
-
-Graphs = Sequence[PrefillGraph | DecodeGraph]
 
 
 def export_bundle(request: ExportRequest, stages: Stages, display: Display) -> Exported:
@@ -100,22 +99,34 @@ def _fill(
 ) -> tuple[Manifest, ParityReport | None]:
     """Put everything but the manifest into `folder`."""
     with stages.stage("split") as stage:
-        model = build_model(checkpoint.spec, checkpoint.state)
-        graphs: Graphs = (PrefillGraph(model), DecodeGraph(model))
+        prepared = prepare(checkpoint, request.form)
         identity = fingerprint(checkpoint.spec, checkpoint.state)
         stage.remark = f"fingerprint {identity[:16]}"
-    _export(folder, graphs, stages)
-    manifest = _manifest(request, checkpoint, name, identity)
+    table = _item_table(folder, prepared, stages) if request.form.item_table else None
+    _export(folder, prepared.graphs, stages)
+    manifest = _manifest(request, prepared, name, identity)
     report = None
     if request.parity:
-        report = _judge(folder, manifest, checkpoint, graphs, request.seed, stages)
+        report = run_gate(folder, manifest, prepared, table, request.seed, stages)
         manifest = dataclasses.replace(manifest, parity=report.summary())
     if request.engines is not None:
         manifest = build_engines(folder, manifest, request.engines, stages, display)
     return manifest, report
 
 
-def _export(folder: Path, graphs: Graphs, stages: Stages) -> None:
+def _item_table(folder: Path, prepared: Prepared, stages: Stages) -> Arrays:
+    with stages.stage("item table") as stage:
+        model, key = item_table.require_item_model(prepared.model), prepared.form.item_key
+        assert key is not None
+        items = item_table.items_of(model.spec, key)
+        table = item_table.build_item_table(model, items)
+        save_item_table(folder, table)
+        size = row_bytes(item_table.layout(model))
+        stage.remark = f"{items} items of {size} bytes, {items * size / 1e6:.1f} MB"
+    return table
+
+
+def _export(folder: Path, graphs: Sequence[Graph], stages: Stages) -> None:
     models = {}
     for graph in graphs:
         with stages.stage(f"export {graph.io.name}") as stage:
@@ -129,19 +140,24 @@ def _export(folder: Path, graphs: Graphs, stages: Stages) -> None:
             check_file(folder / f"{graph.io.name}.onnx", graph.io, _pools(graph))
 
 
-def _pools(graph: PrefillGraph | DecodeGraph) -> int:
-    attention = graph.model.spec.attention
-    sides = sum(attention.shared(side) for side in ("k", "v")) * graph.model.spec.num_layers
-    return sides if isinstance(graph, DecodeGraph) else 0
+def _pools(graph: Graph) -> int:
+    """How many pools the graph reads: prefill none, unless layers see the history."""
+    spec = graph.model.spec
+    if isinstance(graph, PrefillGraph) and not spec.layers_see_history:
+        return 0
+    return len(graph.model.pools())
 
 
-def _manifest(request: ExportRequest, checkpoint: Checkpoint, name: str, identity: str) -> Manifest:
+def _manifest(request: ExportRequest, prepared: Prepared, name: str, identity: str) -> Manifest:
+    checkpoint = prepared.checkpoint
     files = [{"name": p.name, **dataclasses.asdict(FileEntry.of(p))} for p in checkpoint.files]
     return Manifest(
         name=name,
         fingerprint=identity,
         model=checkpoint.spec,
-        profile=Profile.default(checkpoint.spec).replaced(checkpoint.spec, dict(request.axes)),
+        form=prepared.form,
+        item_table=_table_layout(prepared),
+        profile=_profile(request, prepared),
         source={"kind": checkpoint.source, "files": files},
         versions={"ckv-export": __version__, **_versions()},
         operators={functions.DOMAIN: functions.DOMAIN_VERSION, "opset": functions.OPSET},
@@ -149,6 +165,20 @@ def _manifest(request: ExportRequest, checkpoint: Checkpoint, name: str, identit
         timings={},
         parity=None,
     )
+
+
+def _table_layout(prepared: Prepared) -> ItemTable | None:
+    by_items = [graph for graph in prepared.graphs if isinstance(graph, DecodeItemsGraph)]
+    if not by_items or prepared.form.item_key is None:
+        return None
+    items = item_table.items_of(prepared.checkpoint.spec, prepared.form.item_key)
+    return ItemTable(items, *by_items[0].model.key_layout())
+
+
+def _profile(request: ExportRequest, prepared: Prepared) -> Profile:
+    spec, table = prepared.checkpoint.spec, _table_layout(prepared)
+    profile = Profile.default(spec).replaced(spec, dict(request.axes))
+    return profile if table is None else profile.with_items(table.items)
 
 
 def _versions() -> dict[str, str]:
@@ -159,34 +189,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _judge(
-    folder: Path,
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    graphs: Graphs,
-    seed: int,
-    stages: Stages,
-) -> ParityReport:
-    """Run the gate; raises `ParityFailure` at the first runtime that fails it."""
-    outcomes = []
-    with stages.stage("parity: reference") as stage:
-        reference = build_reference(checkpoint.spec, checkpoint.state)
-        cases = expected.record(reference, inputs.generate(checkpoint.spec, seed))
-        stage.remark = f"{len(cases)} cases, seed {seed}"
-    with stages.stage("parity: split model") as stage:
-        prefill, decode = (TorchRunner(graph, graph.io) for graph in graphs)
-        outcomes.append(judge(checkpoint.spec, prefill, decode, cases))
-        stage.remark = f"worst score error {outcomes[-1].worst('score'):.1e}"
-        require_pass(outcomes[-1])
-    with stages.stage("parity: ONNX Runtime") as stage:
-        outcomes.append(judge_onnxruntime(folder, manifest, cases))
-        stage.remark = f"worst score error {outcomes[-1].worst('score'):.1e}"
-        require_pass(outcomes[-1])
-    expected.save(folder / CASES_FILE, cases)
-    report = ParityReport(
-        manifest.name, manifest.fingerprint, seed, len(cases), tuple(outcomes), {}
-    )
-    report.write(folder)
-    return report

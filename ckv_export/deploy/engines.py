@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,6 @@ def build_engines(
     options: EngineOptions,
     stages: Stages,
     display: Display,
-    graphs: Sequence[str] = ("prefill", "decode"),
 ) -> Manifest:
     """Build an engine of each graph into `folder`; the manifest returned lists them.
 
@@ -67,7 +66,7 @@ def build_engines(
     """
     (folder / FOLDER).mkdir(exist_ok=True)
     entries = {engine.file: engine for engine in manifest.engines}
-    for graph in graphs:
+    for graph in manifest.graph_names:
         file = options.file(graph)
         request = options.request(folder, manifest, graph)
         with stages.stage(f"build {graph} engine") as stage, display() as progress:
@@ -96,5 +95,5 @@ def equivalent_commands(folder: Path, manifest: Manifest, options: EngineOptions
         trtexec_command(
             options.request(folder, manifest, graph), options.backend, folder / options.file(graph)
         )
-        for graph in ("prefill", "decode")
+        for graph in manifest.graph_names
     ]

@@ -15,7 +15,7 @@ class DecodeGraph(nn.Module):
     def __init__(self, model: CollectiveModel) -> None:
         super().__init__()
         self.model = model
-        self.io = decode_io(model.spec)
+        self.io = decode_io(model.spec, model.events.form)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Tensors of `io.inputs` -> ``score`` [B, C] and ``append_*`` [B, L, T, ...]."""

@@ -15,7 +15,7 @@ class PrefillGraph(nn.Module):
     def __init__(self, model: CollectiveModel) -> None:
         super().__init__()
         self.model = model
-        self.io = prefill_io(model.spec)
+        self.io = prefill_io(model.spec, model.events.form)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Tensors of `io.inputs` -> ``cache_*`` [B, L, S, ...]."""

@@ -12,10 +12,8 @@ from ckv_export.contract import CacheSpec, ModelSpec, require
 from ckv_export.errors import nearest
 from ckv_export.model.collective import CacheEntries, CollectiveAttention
 from ckv_export.model.dnn import FoldedDnn
-from ckv_export.model.embedding import FeatureEmbedding
+from ckv_export.model.events import EventEmbedding, Inputs
 from ckv_export.model.shapes import Shapes
-
-Inputs = Mapping[str, Tensor]
 
 
 class CollectiveModel(nn.Module, abc.ABC):
@@ -28,12 +26,13 @@ class CollectiveModel(nn.Module, abc.ABC):
     options: ClassVar[Mapping[str, type]] = {}
     dnn: FoldedDnn
 
-    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, spec: ModelSpec, state: Mapping[str, Tensor], events: EventEmbedding | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.cache = CacheSpec.of(spec)
-        self.embed_item = FeatureEmbedding(spec.embedded_item_features, state)
-        self.embed_user = FeatureEmbedding(spec.user_features, state)
+        self.events = events or EventEmbedding(spec, state)
 
     @classmethod
     @abc.abstractmethod
@@ -79,9 +78,8 @@ class CollectiveModel(nn.Module, abc.ABC):
         }
 
     def embedded(self, inputs: Inputs, prefix: str) -> Tensor:
-        """Embeddings of the item features called ``<prefix>_<f>``: [B, N, d_e]."""
-        features = self.spec.embedded_item_features
-        return self.embed_item([inputs[f"{prefix}_{f.name}"] for f in features])
+        """Embeddings of the events or candidates called ``<prefix>_*``: [B, N, d_e]."""
+        return self.events.items_of(inputs, prefix)
 
     def cached(self, inputs: Inputs, prefix: str) -> list[CacheEntries]:
         """The cache tensors called ``<prefix>_*`` [B, L, N, ...], a layer each."""
@@ -92,7 +90,6 @@ class CollectiveModel(nn.Module, abc.ABC):
     def score(self, inputs: Inputs, blocks: dict[str, Tensor]) -> Tensor:
         """The scoring network over `blocks` and the user features: [B, C]."""
         if self.spec.user_features:
-            user = [inputs[f"user_{f.name}"] for f in self.spec.user_features]
-            blocks["user"] = self.embed_user(user).unsqueeze(1)
+            blocks["user"] = self.events.user_of(inputs).unsqueeze(1)
         scores: Tensor = self.dnn(blocks)
         return scores

@@ -15,6 +15,7 @@ from torch import Tensor
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import frozen
+from ckv_export.model.events import EventEmbedding
 from ckv_export.model.selected_attention import SelectedAttention, attention_shapes
 from ckv_export.model.shapes import FREE, Shapes
 from ckv_export.model.target_attention import TargetAttentionModel
@@ -25,8 +26,10 @@ class Eta(TargetAttentionModel):
 
     options = {"topk": int, "use_scale": bool}  # noqa: RUF012
 
-    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
-        super().__init__(spec, state)
+    def __init__(
+        self, spec: ModelSpec, state: Mapping[str, Tensor], events: EventEmbedding | None = None
+    ) -> None:
+        super().__init__(spec, state, events)
         self.topk = int(spec.options["topk"])
         self.rotations = frozen(state["long.rotations"])
         scaled = bool(spec.options["use_scale"])
@@ -37,15 +40,15 @@ class Eta(TargetAttentionModel):
         """Rotations [d_e, bits] beside the attention's matrices."""
         return {"long.rotations": (spec.d_event, FREE), **attention_shapes(spec)}
 
-    def long_branch(self, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+    def event_key(self, events: Tensor) -> Tensor:
+        """Hash codes: bool [B, N, bits]."""
+        return events @ self.rotations > 0
+
+    def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Attention over the k nearest events: [B, C, d]."""
         bits = self.rotations.shape[1]
-        agreement = self.signs(target) @ self.signs(events).transpose(1, 2)
+        agreement = ops.signs(self.event_key(target)) @ ops.signs(key).transpose(1, 2)
         # Of n signs, those that agree minus those that differ are n - 2 * distance: whole numbers,
         # exact in fp32. A masked event's distance is bits + 1.
         nearness = torch.where(mask[:, None], agreement, -bits - 2.0)
         return self.search(target, events, mask, ops.select_largest(nearness, self.topk))
-
-    def signs(self, x: Tensor) -> Tensor:
-        """Hash code of x [B, N, d_e] as +-1: [B, N, bits]."""
-        return ops.signs(x @ self.rotations)

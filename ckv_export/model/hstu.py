@@ -23,10 +23,11 @@ from torch.nn import functional as F
 
 from ckv_export.contract import ModelSpec, require
 from ckv_export.model import ops
-from ckv_export.model.base import CollectiveModel, Inputs
+from ckv_export.model.base import CollectiveModel
 from ckv_export.model.collective import CacheEntries, CollectiveAttention
 from ckv_export.model.dnn import Block, FoldedDnn
 from ckv_export.model.embedding import Projection, frozen
+from ckv_export.model.events import EventEmbedding, Inputs
 from ckv_export.model.shapes import FREE, Shapes, collective_shapes, dnn_shapes
 
 NORM_EPS = 1e-6
@@ -90,8 +91,10 @@ class HstuLayer(nn.Module):
 class Hstu(CollectiveModel):
     """HSTU; no options: layers, heads and features are the specification's."""
 
-    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
-        super().__init__(spec, state)
+    def __init__(
+        self, spec: ModelSpec, state: Mapping[str, Tensor], events: EventEmbedding | None = None
+    ) -> None:
+        super().__init__(spec, state, events)
         self.input = Projection(state["input.weight"])
         layers = [HstuLayer(spec, i, state) for i in range(spec.num_layers)]
         self.layers = nn.ModuleList(layers)
@@ -179,13 +182,11 @@ class Hstu(CollectiveModel):
         )
 
     def _joined_mask(self, inputs: Inputs, groups: list[str]) -> Tensor:
-        candidate = f"candidate_{self.spec.item_features[0].name}"
-        masks = [
-            inputs[f"{g}_mask"]
-            if g != "candidate"
-            else inputs[candidate].new_ones(inputs[candidate].shape[:2], dtype=torch.bool)
-            for g in groups
-        ]
+        masks = [inputs[f"{g}_mask"] for g in groups if g != "candidate"]
+        if groups[-1] == "candidate":
+            shown = self.events.form.item_tensors(self.spec, "candidate", "B", "C")[0].name
+            users, candidates = inputs[shown].shape[:2]
+            masks.append(torch.ones(users, candidates, dtype=torch.bool))
         return torch.cat(masks, dim=1)
 
     def _events_before(self, inputs: Inputs, groups: list[str]) -> Tensor:

@@ -44,15 +44,16 @@ def first_argmax(logits: Tensor, groups: int) -> Tensor:
     grouped = logits.unflatten(-1, (groups, logits.shape[-1] // groups))
     peaks = grouped.amax(-1)
     best = peaks.amax(-1, keepdim=True)
-    group = first_position(peaks == best)
+    # NaN equals nothing, so an event full of NaN has no best group: it must not read beyond the last.
+    group = first_position(peaks == best).clamp(max=groups - 1)
     wanted = group.long()[..., None, None].expand(*group.shape, 1, grouped.shape[-1])
     inside = first_position(grouped.gather(-2, wanted).squeeze(-2) == best)
     return group * grouped.shape[-1] + inside
 
 
-def signs(x: Tensor) -> Tensor:
-    """+1 where x > 0, else -1, in the dtype of x."""
-    return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
+def signs(bits: Tensor) -> Tensor:
+    """+1.0 where bool `bits` is True, else -1.0."""
+    return torch.where(bits, 1.0, -1.0)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

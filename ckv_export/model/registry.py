@@ -10,6 +10,7 @@ from ckv_export.contract import ModelSpec, require
 from ckv_export.errors import nearest
 from ckv_export.model.base import CollectiveModel
 from ckv_export.model.eta import Eta
+from ckv_export.model.events import EventEmbedding
 from ckv_export.model.hstu import Hstu
 from ckv_export.model.reference import Reference
 from ckv_export.model.reference_hstu import HstuReference
@@ -40,6 +41,11 @@ def build_reference(spec: ModelSpec, state: Mapping[str, Tensor]) -> Reference:
     return HstuReference(spec, state) if spec.kind == "hstu" else Reference(spec, state)
 
 
-def build_model(spec: ModelSpec, state: Mapping[str, Tensor]) -> CollectiveModel:
-    """The split model of `spec` with weights from a checked state dict; shares its memory."""
-    return model_class(spec.kind)(spec, state).eval()
+def build_model(
+    spec: ModelSpec, state: Mapping[str, Tensor], events: EventEmbedding | None = None
+) -> CollectiveModel:
+    """The split model of `spec` with weights from a checked state dict; shares its memory.
+
+    `events`: how it is given events; a tensor per feature unless told.
+    """
+    return model_class(spec.kind)(spec, state, events).eval()

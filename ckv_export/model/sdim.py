@@ -14,6 +14,7 @@ from torch import Tensor
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import frozen
+from ckv_export.model.events import EventEmbedding
 from ckv_export.model.shapes import FREE, Shapes
 from ckv_export.model.target_attention import TargetAttentionModel
 
@@ -27,8 +28,10 @@ class Sdim(TargetAttentionModel):
     options = {"l2_norm": bool}  # noqa: RUF012
     dnn_order = ("user", "target", "long", "short")
 
-    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
-        super().__init__(spec, state)
+    def __init__(
+        self, spec: ModelSpec, state: Mapping[str, Tensor], events: EventEmbedding | None = None
+    ) -> None:
+        super().__init__(spec, state, events)
         self.l2_norm = bool(spec.options["l2_norm"])
         self.hashes, self.bits = state["long.rotations"].shape[1:]
         self.rotations = frozen(state["long.rotations"].flatten(1))
@@ -38,9 +41,14 @@ class Sdim(TargetAttentionModel):
         """Rotations [d_e, hashes, bits]."""
         return {"long.rotations": (spec.d_event, FREE, FREE)}
 
-    def long_branch(self, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+    def event_key(self, events: Tensor) -> Tensor:
+        """Hash codes: bool [B, N, hashes * bits]."""
+        return events @ self.rotations > 0
+
+    def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Mean over hashes of the events in the target's bucket: [B, C, d_e]."""
-        agreement = self.signs(target) @ self.signs(events).transpose(-1, -2)
+        wanted, found = self._by_hash(self.event_key(target)), self._by_hash(key)
+        agreement = wanted @ found.transpose(-1, -2)
         # A bucket is shared where all signs agree: then, and only then, their products sum to bits.
         shared = (agreement == self.bits) & mask[:, None, None]
         if not self.l2_norm:
@@ -49,7 +57,6 @@ class Sdim(TargetAttentionModel):
         norms = sums.square().sum(-1, keepdim=True).sqrt().clamp(min=NORM_FLOOR)
         return (sums / norms).mean(1)
 
-    def signs(self, x: Tensor) -> Tensor:
-        """Hash codes of x [B, N, d_e] as +-1: [B, hashes, N, bits]."""
-        codes = ops.signs(x @ self.rotations).unflatten(-1, (self.hashes, self.bits))
-        return codes.transpose(1, 2)
+    def _by_hash(self, codes: Tensor) -> Tensor:
+        """Codes bool [B, N, hashes * bits] as +-1: [B, hashes, N, bits]."""
+        return ops.signs(codes).unflatten(-1, (self.hashes, self.bits)).transpose(1, 2)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection
+from ckv_export.model.events import EventEmbedding
 from ckv_export.model.selected_attention import SelectedAttention, attention_shapes
 from ckv_export.model.shapes import Shapes
 from ckv_export.model.target_attention import TargetAttentionModel
@@ -25,8 +26,10 @@ class Sim(TargetAttentionModel):
 
     options = {"topk": int}  # noqa: RUF012
 
-    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
-        super().__init__(spec, state)
+    def __init__(
+        self, spec: ModelSpec, state: Mapping[str, Tensor], events: EventEmbedding | None = None
+    ) -> None:
+        super().__init__(spec, state, events)
         self.topk = int(spec.options["topk"])
         self.gsu_target = Projection(state["long.gsu_target.weight"])
         self.gsu_event = Projection(state["long.gsu_event.weight"])
@@ -42,9 +45,14 @@ class Sim(TargetAttentionModel):
             **attention_shapes(spec),
         }
 
-    def long_branch(self, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+    def event_key(self, events: Tensor) -> Tensor:
+        """W_b e: [B, N, d]."""
+        key: Tensor = self.gsu_event(events)
+        return key
+
+    def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Attention over the top-k events by g: [B, C, d]."""
-        relevance = self.gsu_target(target) @ self.gsu_event(events).transpose(1, 2)
+        relevance = self.gsu_target(target) @ key.transpose(1, 2)
         relevance = torch.where(mask[:, None], relevance, 0.0)
         selected = ops.select_largest(relevance, self.topk)
         attended: Tensor = self.search(target, events, mask, selected)

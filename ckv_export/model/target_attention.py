@@ -12,11 +12,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ckv_export.contract import ModelSpec, require
-from ckv_export.model.base import CollectiveModel, Inputs
+from ckv_export.model.base import CollectiveModel
 from ckv_export.model.collective import CacheEntries, CollectiveAttention
 from ckv_export.model.dnn import Block, FoldedDnn
+from ckv_export.model.events import EventEmbedding, Inputs
 from ckv_export.model.shapes import Shapes, collective_shapes, dnn_shapes
 
 
@@ -25,8 +27,10 @@ class TargetAttentionModel(CollectiveModel):
 
     dnn_order: ClassVar[tuple[str, ...]] = ("user", "target", "short", "long")
 
-    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
-        super().__init__(spec, state)
+    def __init__(
+        self, spec: ModelSpec, state: Mapping[str, Tensor], events: EventEmbedding | None = None
+    ) -> None:
+        super().__init__(spec, state, events)
         self.attention = CollectiveAttention(spec.attention, 0, state)
         self.dnn = FoldedDnn(spec.dnn, self._blocks(state), state)
 
@@ -36,8 +40,20 @@ class TargetAttentionModel(CollectiveModel):
         """Shape of each tensor ``long.*``; `FREE` stands for any size."""
 
     @abc.abstractmethod
-    def long_branch(self, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-        """Events [B, N, d_e], mask bool [B, N], targets [B, C, d_e] -> [B, C, n] before W_o."""
+    def event_key(self, events: Tensor) -> Tensor:
+        """What the long branch searches events [B, N, d_e] by: float or bool [B, N, width]."""
+
+    def key_layout(self) -> tuple[int, str]:
+        """Width and dtype of `event_key`."""
+        key = self.event_key(torch.zeros(1, 1, self.spec.d_event))
+        return key.shape[-1], "bool" if key.dtype == torch.bool else "float32"
+
+    @abc.abstractmethod
+    def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+        """Events [B, N, d_e], their keys, mask bool [B, N], targets [B, C, d_e] -> [B, C, n].
+
+        W_o is left to the scoring network.
+        """
 
     @classmethod
     def shapes(cls, spec: ModelSpec) -> Shapes:
@@ -68,16 +84,32 @@ class TargetAttentionModel(CollectiveModel):
         """Join the appended events to window and history, then score."""
         appended = self.embedded(inputs, "append")
         events = torch.cat([self.embedded(inputs, "history"), appended], dim=1)
+        new = self.attention.encode(appended)
+        entries = self.cached(inputs, "cache")[0].then(new)
+        return self._scores(inputs, entries, events, self.event_key(events)), [new]
+
+    def decode_items(self, inputs: Inputs) -> Tensor:
+        """Scores [B, C] from the ids of all events and an item table (`contract.decode_items_io`).
+
+        Entries and keys depend on the item alone, so they are looked up, not computed.
+        """
+        events = torch.cat([self.embedded(inputs, g) for g in ("history", "append")], dim=1)
+        name = self.events.form.item_key
+        ids = torch.cat([inputs[f"{g}_{name}"] for g in ("history", "append")], dim=1)
+        tensors = [_rows(inputs[f"item_{suffix}"], ids) for suffix, _, _ in self.cache.tensors]
+        entries = CacheEntries.of(self.cache, tensors)
+        return self._scores(inputs, entries, events, _rows(inputs["item_long_key"], ids))
+
+    def _scores(self, inputs: Inputs, entries: CacheEntries, events: Tensor, key: Tensor) -> Tensor:
         mask = torch.cat([inputs["history_mask"], inputs["append_mask"]], dim=1)
         target = self.embedded(inputs, "candidate")
-        new = self.attention.encode(appended)
-        window, window_mask = self._window(self.cached(inputs, "cache")[0].then(new), mask)
+        window, window_mask = self._window(entries, mask)
         blocks = {
             "target": target,
             "short": self.attention.attend(target, window, window_mask),
-            "long": self.long_branch(events, mask, target),
+            "long": self.long_branch(events, key, mask, target),
         }
-        return self.score(inputs, blocks), [new]
+        return self.score(inputs, blocks)
 
     def _window(self, entries: CacheEntries, mask: Tensor) -> tuple[CacheEntries, Tensor]:
         kept, kept_mask = window_positions(self.spec, entries.k_user.shape[1], mask.shape[1])
@@ -92,6 +124,13 @@ class TargetAttentionModel(CollectiveModel):
             for name in self.dnn_order
             if widths[name]
         ]
+
+
+def _rows(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows of a table [I, ...] at ids [B, N]: [B, N, ...]."""
+    if table.ndim > 1:
+        return F.embedding(ids, table)
+    return F.embedding(ids, table.unsqueeze(1)).squeeze(-1)
 
 
 def window_positions(spec: ModelSpec, cached: int, length: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection
+from ckv_export.model.events import EventEmbedding
 from ckv_export.model.selected_attention import attention_shapes
 from ckv_export.model.shapes import Shapes
 from ckv_export.model.target_attention import TargetAttentionModel
@@ -24,8 +25,10 @@ class Twin(TargetAttentionModel):
 
     options = {"topk": int}  # noqa: RUF012
 
-    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
-        super().__init__(spec, state)
+    def __init__(
+        self, spec: ModelSpec, state: Mapping[str, Tensor], events: EventEmbedding | None = None
+    ) -> None:
+        super().__init__(spec, state, events)
         self.topk = int(spec.options["topk"])
         self.long_query = Projection(state["long.q.weight"])
         self.long_key = Projection(state["long.k.weight"])
@@ -36,11 +39,15 @@ class Twin(TargetAttentionModel):
         """The attention's W_q, W_h (``k``), W_v and W_o."""
         return attention_shapes(spec)
 
-    def long_branch(self, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+    def event_key(self, events: Tensor) -> Tensor:
+        """W_h e: [B, N, d]."""
+        key: Tensor = self.long_key(events)
+        return key
+
+    def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Attention over each head's own top-k: [B, C, d]."""
         heads = self.spec.attention.num_heads
-        query, key = self.long_query(target), self.long_key(events)
-        logits = ops.attention_logits(query, key, heads, scaled=True)
+        logits = ops.attention_logits(self.long_query(target), key, heads, scaled=True)
         logits = torch.where(mask[:, None, None], logits, ops.MASKED)
         selected = ops.select_largest(logits, self.topk)
         logits = torch.where(selected, logits, ops.EXCLUDED)

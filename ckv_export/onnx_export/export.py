@@ -14,6 +14,7 @@ from ckv_export import __version__
 from ckv_export.contract import GraphSpec, TensorSpec
 from ckv_export.errors import ExportError
 from ckv_export.graphs.decode import DecodeGraph
+from ckv_export.graphs.decode_items import DecodeItemsGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.onnx_export import functions
 from ckv_export.onnx_export.passes import (
@@ -27,7 +28,9 @@ _TORCH_DTYPES = {"int32": torch.int32, "bool": torch.bool, "float32": torch.floa
 
 # Sizes are all different and none is 0 or 1, so that no two axes look alike to the exporter;
 # S, K and N = S + T exceed any window or top-k, whose minimum must stay symbolic.
-_LEAST_SIZES = {"B": 2, "S": 11, "K": 7, "T": 3, "C": 5}
+_LEAST_SIZES = {"B": 2, "S": 11, "K": 7, "T": 3, "C": 5, "I": 13}
+
+Graph = PrefillGraph | DecodeGraph | DecodeItemsGraph
 
 
 def example_sizes(window: int | None, topk: int) -> dict[str, int]:
@@ -45,7 +48,7 @@ def _dynamic_axes(tensor: TensorSpec, dims: Mapping[str, torch.export.Dim]) -> d
     return {i: dims[a] for i, a in enumerate(tensor.axes) if isinstance(a, str)}
 
 
-def export_graph(graph: PrefillGraph | DecodeGraph) -> ir.Model:
+def export_graph(graph: Graph) -> ir.Model:
     """`graph` as an ONNX model with the contract's names; weights still share PyTorch's memory.
 
     Raises `ExportError` where PyTorch can't export it.

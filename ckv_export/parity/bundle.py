@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckv_export.cache.item_table import load_item_table
 from ckv_export.errors import BundleError
 from ckv_export.manifest import Manifest
 from ckv_export.parity import expected
 from ckv_export.parity.expected import ExpectedCase
-from ckv_export.parity.gate import RuntimeResult, judge
+from ckv_export.parity.gate import RuntimeResult, judge, judge_items
 from ckv_export.parity.report import ParityReport
+from ckv_export.runtimes.base import Arrays
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 
 CASES_FILE = "parity_cases.npz"
 
 
 def judge_onnxruntime(
-    folder: Path, manifest: Manifest, cases: Sequence[ExpectedCase]
+    folder: Path, manifest: Manifest, cases: Sequence[ExpectedCase], table: Arrays | None
 ) -> RuntimeResult:
-    """Both ONNX files of `folder` on ONNX Runtime's CPU provider."""
-    prefill, decode = (
+    """All ONNX files of `folder` on ONNX Runtime's CPU provider."""
+    prefill, decode, *by_items = (
         OnnxRuntimeRunner(folder / f"{name}.onnx", manifest.graph(name))
-        for name in ("prefill", "decode")
+        for name in manifest.graph_names
     )
-    return judge(manifest.model, prefill, decode, cases)
+    outcome = judge(manifest.model, prefill, decode, cases)
+    for runner in by_items:
+        assert table is not None
+        extra = judge_items(runner, table, cases).results
+        outcome = dataclasses.replace(outcome, results=outcome.results + extra)
+    return outcome
 
 
 def recheck(folder: Path, manifest: Manifest) -> ParityReport:
@@ -34,7 +42,8 @@ def recheck(folder: Path, manifest: Manifest) -> ParityReport:
             f"{folder} was exported without parity, so it holds no recorded cases: export it again"
         )
     cases = expected.load(folder / CASES_FILE)
-    outcome = judge_onnxruntime(folder, manifest, cases)
+    table = load_item_table(folder) if manifest.item_table else None
+    outcome = judge_onnxruntime(folder, manifest, cases, table)
     return ParityReport(
         manifest.name,
         manifest.fingerprint,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ckv_export.contract import CacheSpec, ModelSpec
+from ckv_export.contract import FEATURES, CacheSpec, EventForm, ModelSpec
 from ckv_export.errors import BundleError
 from ckv_export.model.reference import Reference
 from ckv_export.parity.inputs import Case
@@ -31,19 +31,38 @@ class ExpectedCase:
     margins: Arrays
 
 
-def record(reference: Reference, cases: Iterable[Case]) -> list[ExpectedCase]:
-    """Evaluate `reference` on every case."""
+def record(
+    reference: Reference, cases: Iterable[Case], form: EventForm = FEATURES
+) -> list[ExpectedCase]:
+    """Evaluate `reference` on every case; the inputs kept are those of graphs of that form."""
     with torch.inference_mode():
-        return [_record_one(reference, case) for case in cases]
+        return [_record_one(reference, case, form) for case in cases]
 
 
-def _record_one(reference: Reference, case: Case) -> ExpectedCase:
+def _record_one(reference: Reference, case: Case, form: EventForm) -> ExpectedCase:
     given = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
     history = _joined(reference.spec, given)
     mask = torch.cat([given["history_mask"], given["append_mask"]], dim=1)
     score = reference.score(history, mask, _group(given, "candidate_"), _group(given, "user_"))
     outputs, margins = _entries(reference, history, mask, case.cached)
-    return ExpectedCase(case, outputs | {"score": _array(score)}, margins)
+    inputs = _in_form(reference, given, form)
+    return ExpectedCase(Case(case.name, inputs), outputs | {"score": _array(score)}, margins)
+
+
+def _in_form(reference: Reference, given: Mapping[str, Tensor], form: EventForm) -> Arrays:
+    spec, groups = reference.spec, ("history", "append", "candidate")
+    wanted = [t.name for group in groups for t in form.item_tensors(spec, group)]
+    wanted += [t.name for t in form.user_tensors(spec)] + ["history_mask", "append_mask"]
+    made = dict(given)
+    if form.embeddings == "external":
+        features = spec.embedded_item_features
+        for group in groups:
+            values = _group(given, f"{group}_")
+            made[f"{group}_embedding"] = reference.embed(features, values)
+        if spec.user_features:
+            users = _group(given, "user_")
+            made["user_embedding"] = reference.embed(spec.user_features, users)
+    return {name: made[name].contiguous().numpy() for name in wanted}
 
 
 def _joined(spec: ModelSpec, given: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -54,6 +54,21 @@ def judge(
     return RuntimeResult(decode.metadata(), tuple(results))
 
 
+def judge_items(
+    decode: Runner, table: Mapping[str, Array], cases: Iterable[ExpectedCase]
+) -> RuntimeResult:
+    """Run every case through the decode graph that takes ids and an item table; compare scores."""
+    results = []
+    with decode:
+        for case in cases:
+            given = case.case.inputs | dict(table)
+            score = decode.infer({t.name: given[t.name] for t in decode.io.inputs})["score"]
+            expected, bound = case.outputs["score"], tolerance_of("score")
+            name = f"{case.case.name}, by item table"
+            results.append(compare_values(name, "score", score, expected, bound))
+    return RuntimeResult(decode.metadata(), tuple(results))
+
+
 def require_pass(outcome: RuntimeResult) -> None:
     """Raise `ParityFailure` naming the first tensor that diverges, and by how much."""
     failure = outcome.first_failure
@@ -69,37 +84,39 @@ def _prefill(
 ) -> Arrays:
     """The cache of all K events that decode takes; adds the comparisons to `results`."""
     events = case.case.cached
-    cache = prefill.infer(_prefill_feeds(spec, prefill.io, case, slice(0, events)))
+    cache = prefill.infer(_prefill_feeds(prefill.io, case, slice(0, events)))
     results += _compare_entries(case, case.case.name, cache)
     if spec.layers_see_history and events > 1:
-        cache = _prefill_in_chunks(spec, prefill, case)
+        cache = _prefill_in_chunks(prefill, case)
         results += _compare_entries(case, f"{case.case.name}, prefill in two chunks", cache)
     forced = cache | {name: case.outputs[name] for name in cache if name.endswith("_index")}
     first = events - spec.cached_events(events)
     return {name: np.ascontiguousarray(a[:, :, first:]) for name, a in forced.items()}
 
 
-def _prefill_in_chunks(spec: ModelSpec, prefill: Runner, case: ExpectedCase) -> Arrays:
+def _prefill_in_chunks(prefill: Runner, case: ExpectedCase) -> Arrays:
     cut, events = (case.case.cached + 2) // 3, case.case.cached
     parts = [
-        prefill.infer(_prefill_feeds(spec, prefill.io, case, part))
+        prefill.infer(_prefill_feeds(prefill.io, case, part))
         for part in (slice(0, cut), slice(cut, events))
     ]
     return {name: np.concatenate([p[name] for p in parts], axis=2) for name in parts[0]}
 
 
-def _prefill_feeds(spec: ModelSpec, io: GraphSpec, case: ExpectedCase, part: slice) -> Arrays:
+def _prefill_feeds(io: GraphSpec, case: ExpectedCase, part: slice) -> Arrays:
     """Feeds for the events in `part`; the past before them is as the reference has it."""
     inputs = case.case.inputs
-    feeds = {f"event_{f.name}": inputs[f"history_{f.name}"][:, part] for f in spec.item_features}
-    feeds["event_mask"] = inputs["history_mask"][:, part]
+    feeds = {}
     for tensor in io.inputs:
-        name = tensor.name.removeprefix("past_")
-        if f"cache_{name}" in case.outputs and tensor.name not in feeds:
-            feeds[tensor.name] = case.outputs[f"cache_{name}"][:, :, : part.start]
-        elif tensor.name not in feeds:
-            feeds[tensor.name] = inputs[f"history_{name}"][:, : part.start]
-    return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        group, name = tensor.name.split("_", 1)
+        if group == "event":
+            array = inputs[f"history_{name}"][:, part]
+        elif f"cache_{name}" in case.outputs:
+            array = case.outputs[f"cache_{name}"][:, :, : part.start]
+        else:
+            array = inputs[f"history_{name}"][:, : part.start]
+        feeds[tensor.name] = np.ascontiguousarray(array)
+    return feeds
 
 
 def _decode_feeds(io: GraphSpec, case: ExpectedCase, cache: Arrays) -> Arrays:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ckv_export.catalogue import Catalogue
 from ckv_export.contract import FeatureSpec, ModelSpec
 from ckv_export.runtimes.base import Array, Arrays
 
@@ -80,13 +81,21 @@ def _boundaries(spec: ModelSpec) -> dict[str, int]:
     return {what: max(size, 3) for what, size in sizes.items()}
 
 
-def generate(spec: ModelSpec, seed: int) -> list[Case]:
-    """The cases of `case_sizes`, filled from a seeded generator."""
+def generate(spec: ModelSpec, seed: int, catalogue: Catalogue | None = None) -> list[Case]:
+    """The cases of `case_sizes`, filled from a seeded generator.
+
+    With a catalogue, an item's other features are those it has there.
+    """
     rng = np.random.default_rng(seed)
-    return [generate_case(spec, size, rng) for size in case_sizes(spec)]
+    return [generate_case(spec, size, rng, catalogue) for size in case_sizes(spec)]
 
 
-def generate_case(spec: ModelSpec, size: CaseSize, rng: np.random.Generator) -> Case:
+def generate_case(
+    spec: ModelSpec,
+    size: CaseSize,
+    rng: np.random.Generator,
+    catalogue: Catalogue | None = None,
+) -> Case:
     """One case: left-padded histories with id 0 where masked, uniform ids elsewhere."""
     total = size.cached + size.appended
     mask = _mask(size, total, rng)
@@ -100,6 +109,8 @@ def generate_case(spec: ModelSpec, size: CaseSize, rng: np.random.Generator) -> 
         inputs[f"candidate_{feature.name}"] = candidates
     for feature in spec.user_features:
         inputs[f"user_{feature.name}"] = _events(feature, (size.batch,), rng)
+    if catalogue is not None:
+        _look_up(inputs, catalogue)
     if spec.timestamp is not None:
         times = _times(size, mask, rng)
         for group, part in zip(("history", "append", "candidate"), times, strict=True):
@@ -107,6 +118,13 @@ def generate_case(spec: ModelSpec, size: CaseSize, rng: np.random.Generator) -> 
     inputs["history_mask"] = mask[:, : size.cached]
     inputs["append_mask"] = mask[:, size.cached :]
     return Case(size.name, {name: np.ascontiguousarray(a) for name, a in inputs.items()})
+
+
+def _look_up(inputs: Arrays, catalogue: Catalogue) -> None:
+    for group in ("history", "append", "candidate"):
+        ids = inputs[f"{group}_{catalogue.key}"]
+        for name, values in catalogue.features.items():
+            inputs[f"{group}_{name}"] = values[ids]
 
 
 def _mask(size: CaseSize, total: int, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -22,7 +22,6 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "hstu": {},
 }
 USERS, CANDIDATES = 3000, 4
-HSTU_USERS, HSTU_CANDIDATES = 1500, 2  # it reads the whole history anew for each candidate
 
 
 def demo_spec(kind: str) -> ModelSpec:
@@ -63,22 +62,12 @@ def demo_data(
     spec: ModelSpec,
     seed: int,
     *,
-    train: int | None = None,
+    train: int = USERS,
     held_out: int = 500,
-    candidates: int | None = None,
+    candidates: int = CANDIDATES,
 ) -> ClickData:
-    """Generated clicks for `demo_spec`, or the same features with other sizes; see `click_data`.
-
-    `train` users (3000) with `candidates` each (4); fewer for HSTU.
-    """
-    hstu = spec.kind == "hstu"
-    return click_data(
-        spec,
-        seed,
-        train=(HSTU_USERS if hstu else USERS) if train is None else train,
-        held_out=held_out,
-        candidates=(HSTU_CANDIDATES if hstu else CANDIDATES) if candidates is None else candidates,
-    )
+    """Generated clicks for `demo_spec`, or the same features with other sizes; see `click_data`."""
+    return click_data(spec, seed, train, held_out, candidates)
 
 
 def train_demo(

@@ -37,11 +37,11 @@ class Losses:
 
 
 class TrainingModel(Reference):
-    """`Reference` whose state learns, or a class derived from it by a second base.
+    """`Reference` whose state learns; of another reference too, as a base before that one.
 
     `state` is copied. The router losses are means over the pools (K and V, layers) and over real
-    events. The scoring network normalises one candidate column at a time, so the clicked ones must
-    not all stand in one column: its statistics would give the label away.
+    events. `Reference` puts one candidate column at a time through the scoring network, so clicked
+    ones must not all stand in one column: its statistics would give the label away.
     """
 
     state: dict[str, Tensor]
@@ -86,7 +86,7 @@ class TrainingModel(Reference):
         return rows * torch.sigmoid(peak).unsqueeze(-1)
 
     def _real(self, count: int) -> Tensor:
-        """The mask [B, count] of routed events: the last of the history, or all and a candidate."""
+        """The mask [B, count] of routed events: the last of the history, or all and candidates."""
         length = self._mask.shape[1]
         return F.pad(self._mask[:, max(length - count, 0) :], (0, max(count - length, 0)), value=1)
 

@@ -1,29 +1,20 @@
-"""Names, axes and dtypes of everything that crosses a boundary.
-
-One `ModelSpec` describes a model; from it follow the inputs and outputs of the
-two graphs (`prefill_io`, `decode_io`), the cache layout (`CacheSpec`) and the
-shape ranges of engines (`Profile`). ONNX export, TensorRT profiles, servers and
-parity all read them here, so a name is spelled once.
-
-Axis names: B users, S history events, K cached events given to decode, T newly
-appended events, C candidates per user. Histories are left-padded and right-aligned.
-"""
+"""A model without its weights: its features, attention, scoring network and options."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ckv_export.errors import SpecError, nearest
 
-Axis = str | int
 Option = bool | int | float | str
 
 ROLES = ("item", "user")
 KINDS_OF_FEATURE = ("categorical", "sequence", "numeric", "vector", "timestamp")
 POOLINGS = ("mean", "sum")
+RESERVED_NAMES = ("mask", "embedding")
 MASK_ALIGNMENTS = ("aligned", "fuxictr")
 
 
@@ -33,7 +24,8 @@ def require(condition: bool, message: str) -> None:
         raise SpecError(message)
 
 
-def _require_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
+def require_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise `SpecError` unless `value` is one of `allowed`."""
     require(
         value in allowed,
         f"{what} must be one of {', '.join(allowed)}, got {value!r}{nearest(str(value), allowed)}",
@@ -69,9 +61,13 @@ class FeatureSpec:
     def __post_init__(self) -> None:
         where = f"feature {self.name!r}"
         require(bool(self.name), "a feature has an empty name")
-        _require_choice(f"{where}: role", self.role, ROLES)
-        _require_choice(f"{where}: kind", self.kind, KINDS_OF_FEATURE)
-        _require_choice(f"{where}: pooling", self.pooling, POOLINGS)
+        require(
+            self.name not in RESERVED_NAMES,
+            f"a feature can't be called {self.name!r}: the graphs have inputs of that name",
+        )
+        require_choice(f"{where}: role", self.role, ROLES)
+        require_choice(f"{where}: kind", self.kind, KINDS_OF_FEATURE)
+        require_choice(f"{where}: pooling", self.pooling, POOLINGS)
         _require_at_least(f"{where}: width", self.width, 0 if self.kind == "timestamp" else 1)
         if self.kind == "timestamp":
             require(
@@ -205,7 +201,7 @@ class ModelSpec:
         )
         stamps = [f.name for f in self.item_features if f.kind == "timestamp"]
         require(len(stamps) <= 1, f"a model has at most one timestamp, got {', '.join(stamps)}")
-        _require_choice("mask_alignment", self.mask_alignment, MASK_ALIGNMENTS)
+        require_choice("mask_alignment", self.mask_alignment, MASK_ALIGNMENTS)
         _require_at_least("max_len", self.max_len, 1)
         _require_at_least("num_layers", self.num_layers, 1)
         if self.window is not None:
@@ -259,16 +255,6 @@ class ModelSpec:
         return self.window is not None
 
     @property
-    def history_features(self) -> tuple[FeatureSpec, ...]:
-        """The features of past events that decode reads beside the cache.
-
-        All of them for a long branch, else only the timestamp.
-        """
-        if self.has_long_branch:
-            return self.item_features
-        return () if self.timestamp is None else (self.timestamp,)
-
-    @property
     def layers_see_history(self) -> bool:
         """Whether an event's cache entries depend on the events before it."""
         return self.window is None
@@ -308,177 +294,3 @@ def _checked(cls: type, data: Any, where: str) -> Mapping[str, Any]:
         require(optional or name in data, f"{where}: the field {name!r} is missing")
     checked: Mapping[str, Any] = data
     return checked
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One graph input or output: numpy dtype name and axes (a name where dynamic)."""
-
-    name: str
-    dtype: str
-    axes: tuple[Axis, ...]
-
-    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The axes with every name replaced by its size."""
-        return tuple(sizes[a] if isinstance(a, str) else a for a in self.axes)
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """Inputs and outputs of one graph, in order."""
-
-    name: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def tensors(self) -> Iterator[TensorSpec]:
-        """Inputs, then outputs."""
-        yield from self.inputs
-        yield from self.outputs
-
-
-@dataclass(frozen=True)
-class CacheSpec:
-    """What is cached per event: row numbers and user parts of each shared or plain side."""
-
-    layers: int
-    tensors: tuple[tuple[str, str, int | None], ...]
-
-    @classmethod
-    def of(cls, spec: ModelSpec) -> CacheSpec:
-        """The cache of `spec`: (suffix, dtype, width) each, width None for a row number."""
-        tensors: list[tuple[str, str, int | None]] = []
-        for side in ("k", "v"):
-            if spec.attention.shared(side):
-                tensors.append((f"{side}_index", "int32", None))
-        for side in ("k", "v"):
-            tensors.append((f"{side}_user", "float32", spec.attention.user_width(side)))
-        return cls(spec.num_layers, tuple(tensors))
-
-    def named(self, prefix: str, axis: str) -> tuple[TensorSpec, ...]:
-        """The tensors as ``<prefix>_k_index`` [B, L, axis] and so on."""
-        return tuple(
-            TensorSpec(
-                f"{prefix}_{suffix}",
-                dtype,
-                ("B", self.layers, axis) + (() if width is None else (width,)),
-            )
-            for suffix, dtype, width in self.tensors
-        )
-
-
-def feature_tensor(prefix: str, feature: FeatureSpec, *axes: str) -> TensorSpec:
-    """The graph tensor ``<prefix>_<feature>`` [*axes, *inner]."""
-    return TensorSpec(f"{prefix}_{feature.name}", feature.dtype, (*axes, *feature.inner))
-
-
-def prefill_io(spec: ModelSpec) -> GraphSpec:
-    """Graph that turns events into cache entries, SPEC section 4."""
-    inputs = [feature_tensor("event", f, "B", "S") for f in spec.item_features]
-    inputs.append(TensorSpec("event_mask", "bool", ("B", "S")))
-    cache = CacheSpec.of(spec)
-    if spec.layers_see_history:
-        inputs += [*cache.named("past", "K"), TensorSpec("past_mask", "bool", ("B", "K"))]
-        inputs += [feature_tensor("past", f, "B", "K") for f in spec.history_features]
-    return GraphSpec("prefill", tuple(inputs), cache.named("cache", "S"))
-
-
-def decode_io(spec: ModelSpec) -> GraphSpec:
-    """Graph that appends events and scores candidates, SPEC section 4."""
-    cache = CacheSpec.of(spec)
-    # Without a window all of the history is cached: K is S, so the axis is called S.
-    cached = "K" if spec.window is not None else "S"
-    inputs = [*cache.named("cache", cached), TensorSpec("history_mask", "bool", ("B", "S"))]
-    inputs += [feature_tensor("history", f, "B", "S") for f in spec.history_features]
-    inputs += [feature_tensor("append", f, "B", "T") for f in spec.item_features]
-    inputs.append(TensorSpec("append_mask", "bool", ("B", "T")))
-    inputs += [feature_tensor("candidate", f, "B", "C") for f in spec.item_features]
-    inputs += [feature_tensor("user", f, "B") for f in spec.user_features]
-    score = TensorSpec("score", "float32", ("B", "C"))
-    return GraphSpec("decode", tuple(inputs), (score, *cache.named("append", "T")))
-
-
-@dataclass(frozen=True)
-class Range:
-    """Smallest, most usual and largest size of one dynamic axis."""
-
-    min: int
-    opt: int
-    max: int
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.min <= self.opt <= self.max,
-            f"a range must satisfy 0 <= min <= opt <= max, got {self.min}:{self.opt}:{self.max}",
-        )
-
-    @classmethod
-    def parse(cls, text: str) -> Range:
-        """Read ``"8"``, ``"1:8"`` (min:max) or ``"1:4:8"`` (min:opt:max)."""
-        try:
-            parts = [int(part) for part in text.split(":")]
-        except ValueError:
-            parts = []
-        require(
-            1 <= len(parts) <= 3,
-            f"a range is written N, MIN:MAX or MIN:OPT:MAX in whole numbers, got {text!r}",
-        )
-        return cls(parts[0], parts[-2] if len(parts) == 3 else parts[-1], parts[-1])
-
-    def __str__(self) -> str:
-        return f"{self.min}:{self.opt}:{self.max}"
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Shape ranges of one engine, an axis name each."""
-
-    axes: Mapping[str, Range]
-
-    @classmethod
-    def default(cls, spec: ModelSpec) -> Profile:
-        """Up to 64 users, the model's own history length, 64 appended events, 1024 candidates."""
-        history = spec.max_len
-        cached = spec.cached_events(history)
-        return cls(
-            {
-                "B": Range(1, 1, 64),
-                "S": Range(0, history, history),
-                "K": Range(0, cached, cached),
-                "T": Range(0, 1, min(64, history)),
-                "C": Range(1, 100, 1024),
-            }
-        )
-
-    def replaced(self, spec: ModelSpec, axes: Mapping[str, Range]) -> Profile:
-        """The same profile with some axes given anew; K follows S unless it is given.
-
-        Raises `SpecError` on an unknown axis.
-        """
-        for axis in axes:
-            require(
-                axis in self.axes,
-                f"a profile has the axes {', '.join(self.axes)}, got {axis!r}",
-            )
-        changed = {**self.axes, **axes}
-        if "S" in axes and "K" not in axes:
-            history = axes["S"]
-            ends = (spec.cached_events(n) for n in (history.min, history.opt, history.max))
-            changed["K"] = Range(*ends)
-        return Profile(changed)
-
-    def shapes(self, tensor: TensorSpec) -> tuple[tuple[int, ...], ...]:
-        """min, opt and max shape of `tensor`."""
-        return tuple(
-            tensor.shape({axis: getattr(r, end) for axis, r in self.axes.items()})
-            for end in ("min", "opt", "max")
-        )
-
-    def to_dict(self) -> dict[str, str]:
-        """``{"B": "1:1:64", ...}``."""
-        return {axis: str(r) for axis, r in self.axes.items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, str]) -> Profile:
-        """Read `to_dict` data."""
-        return cls({axis: Range.parse(text) for axis, text in data.items()})

@@ -1,0 +1,109 @@
+"""Arrays that users give in files, brought to the shapes and dtypes the graphs take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ckv_export.contract import FeatureSpec, TensorSpec
+from ckv_export.errors import EventsError, MissingDependency, nearest
+from ckv_export.runtimes.base import Array, Arrays
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Read an .npz of plain arrays, or the columns of a .parquet file (lists become last axes).
+
+    Raises `EventsError` for any other file.
+    """
+    readers = {".npz": _read_npz, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise EventsError(f"a file of arrays must be an .npz or .parquet, got {path}")
+    try:
+        return readers[path.suffix](path)
+    except MissingDependency:
+        raise
+    except Exception as error:  # junk in an archive makes its reader raise nearly anything
+        raise EventsError(f"{path} can't be read as {path.suffix}: {error}") from error
+
+
+def _read_npz(path: Path) -> Arrays:
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError("it is a single array, no archive")
+    with file:
+        return {name: np.asarray(file[name]) for name in file.files}
+
+
+def _read_parquet(path: Path) -> Arrays:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingDependency("pyarrow", "reading .parquet files", "parquet") from error
+    table = parquet.read_table(path)
+    return {name: _column(table[name].to_numpy()) for name in table.column_names}
+
+
+def _column(column: Array) -> Array:
+    """A column of lists of one length as a table; ragged ones raise ValueError."""
+    return np.stack(list(column)) if column.dtype == object and len(column) else column
+
+
+def take(
+    path: Path, arrays: Mapping[str, Array], tensor: TensorSpec, sizes: dict[str, int]
+) -> Array:
+    """The array of `tensor`, checked against its axes and converted to its dtype.
+
+    `sizes` collects the sizes of named axes, which must agree between tensors. Whole numbers of any
+    width become int32, numbers float32, a mask of 0 and 1 bool. Raises `EventsError`.
+    """
+    if tensor.name not in arrays:
+        raise EventsError(f"{path} lacks the array {tensor.name!r}{nearest(tensor.name, arrays)}")
+    array = arrays[tensor.name]
+    _check_shape(path, tensor, array, sizes)
+    kinds = {"int32": "iu", "float32": "fiu", "bool": "biuf"}[tensor.dtype]
+    if array.dtype.kind not in kinds:
+        raise EventsError(
+            f"{path}: {tensor.name!r} must be convertible to {tensor.dtype}, got {array.dtype}"
+        )
+    return _converted(path, tensor, array)
+
+
+def _check_shape(path: Path, tensor: TensorSpec, array: Array, sizes: dict[str, int]) -> None:
+    fits = array.ndim == len(tensor.axes)
+    if fits:
+        for axis, size in zip(tensor.axes, array.shape, strict=True):
+            wanted = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
+            fits = fits and size == wanted
+    if not fits:
+        shape = ", ".join(
+            str(sizes.get(a, a)) if isinstance(a, str) else str(a) for a in tensor.axes
+        )
+        raise EventsError(
+            f"{path}: {tensor.name!r} must have the shape [{shape}], got {list(array.shape)}"
+        )
+
+
+def _converted(path: Path, tensor: TensorSpec, array: Array) -> Array:
+    """`array` in the tensor's dtype, which must keep what it says."""
+    with np.errstate(over="ignore"):
+        converted: Array = array.astype(np.dtype(tensor.dtype))
+    if tensor.dtype == "float32" and not np.isfinite(converted).all():
+        raise EventsError(f"{path}: {tensor.name!r} holds NaN or numbers too large for float32")
+    if tensor.dtype != "float32" and not (converted == array).all():
+        allowed = "only 0 and 1" if tensor.dtype == "bool" else "numbers that fit into int32"
+        raise EventsError(f"{path}: {tensor.name!r} must hold {allowed}")
+    return converted
+
+
+def check_ids(path: Path, feature: FeatureSpec, ids: Array) -> None:
+    """Raise `EventsError` unless all ids of a categorical or sequence feature have a row."""
+    if feature.kind not in ("categorical", "sequence") or ids.size == 0:
+        return
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0 or most >= feature.vocab_size:
+        raise EventsError(
+            f"{path}: ids of feature {feature.name!r} must lie in [0, {feature.vocab_size}), "
+            f"got {least if least < 0 else most}"
+        )

@@ -1,0 +1,79 @@
+"""What is known of every item, so that a request need only name it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ckv_export.arrays import check_ids, read_arrays, take
+from ckv_export.contract import ModelSpec, TensorSpec, require
+from ckv_export.errors import EventsError, nearest
+from ckv_export.runtimes.base import Array
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Item features by item id.
+
+    `key`: the categorical item feature whose ids they go by. `features`: each other embedded item
+    feature, int32 or float32 [vocab of the key, ...]; an id that the file doesn't name has zeros,
+    as padding has. `known`: how many ids it names.
+    """
+
+    key: str
+    features: Mapping[str, Array]
+    known: int
+
+
+def item_key(spec: ModelSpec, name: str | None = None) -> str:
+    """The item feature called `name`, or the first categorical one; raises `SpecError`."""
+    ids = [f.name for f in spec.item_features if f.kind == "categorical"]
+    require(bool(ids), "the model has no categorical item feature to know items by")
+    if name is None:
+        return ids[0]
+    require(
+        name in ids,
+        f"the item key must be one of {', '.join(ids)}, got {name!r}{nearest(name, ids)}",
+    )
+    return name
+
+
+def load_catalogue(path: Path, spec: ModelSpec, key: str) -> Catalogue:
+    """Read an .npz or .parquet with the ids ``<key>`` [n] and a column per other item feature.
+
+    Raises `EventsError` for a file, shape, id or number that doesn't fit, and an id named twice.
+    """
+    arrays = read_arrays(path)
+    sizes: dict[str, int] = {}
+    by_name = {f.name: f for f in spec.embedded_item_features}
+    ids = take(path, arrays, TensorSpec(key, "int32", ("n",)), sizes)
+    check_ids(path, by_name[key], ids)
+    _check_unique(path, key, ids)
+    features = {}
+    for name, feature in by_name.items():
+        if name != key:
+            rows = take(path, arrays, TensorSpec(name, feature.dtype, ("n", *feature.inner)), sizes)
+            check_ids(path, feature, rows)
+            table = np.zeros((by_name[key].vocab_size, *feature.inner), feature.dtype)
+            table[ids] = rows
+            features[name] = table
+    return Catalogue(key, features, len(ids))
+
+
+def _check_unique(path: Path, key: str, ids: Array) -> None:
+    unique, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        raise EventsError(f"{path} names the {key} {unique[counts > 1][0]} more than once")
+
+
+def bare_catalogue(spec: ModelSpec, key: str) -> Catalogue:
+    """The catalogue of a model whose items have no feature but their id; raises `SpecError`."""
+    others = [f.name for f in spec.embedded_item_features if f.name != key]
+    require(
+        not others,
+        f"items have more features than {key!r} ({', '.join(others)}): give --item-features",
+    )
+    return Catalogue(key, {}, next(f.vocab_size for f in spec.features if f.name == key))

@@ -1,0 +1,52 @@
+"""The item table: all that decode would cache of an event, once per item of the catalogue.
+
+What a target-attention model caches depends on the item alone. With a row per item, a user's
+record shrinks to the ids of the history.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ckv_export.contract import ModelSpec, TensorSpec, item_table_tensors, require
+from ckv_export.model.base import CollectiveModel
+from ckv_export.model.events import all_item_embeddings
+from ckv_export.model.target_attention import TargetAttentionModel
+from ckv_export.runtimes.base import Arrays
+
+_CHUNK = 4096
+
+
+def require_item_model(model: CollectiveModel) -> TargetAttentionModel:
+    """`model`, if its cache entries depend on the item alone; raises `SpecError` otherwise."""
+    require(
+        isinstance(model, TargetAttentionModel),
+        f"an item table is for target-attention models: what {model.spec.kind} caches of an event "
+        "depends on the events before it",
+    )
+    assert isinstance(model, TargetAttentionModel)
+    return model
+
+
+def layout(model: TargetAttentionModel) -> list[TensorSpec]:
+    """The table's tensors, axis I the item ids."""
+    return item_table_tensors(model.spec, *model.key_layout())
+
+
+def items_of(spec: ModelSpec, key: str) -> int:
+    """I, the ids that the item feature `key` has."""
+    return next(f.vocab_size for f in spec.item_features if f.name == key)
+
+
+def build_item_table(model: TargetAttentionModel, items: int) -> Arrays:
+    """Encode items 0 to `items` - 1 of a model that takes ids alone; a chunk at a time."""
+    names = [t.name for t in layout(model)]
+    parts: list[list[torch.Tensor]] = [[] for _ in names]
+    with torch.inference_mode():
+        for start in range(0, items, _CHUNK):
+            ids = torch.arange(start, min(start + _CHUNK, items), dtype=torch.int32)
+            events = all_item_embeddings(model.events, ids)[None]
+            entries = model.attention.encode(events).tensors(model.cache)
+            for part, tensor in zip(parts, [*entries, model.event_key(events)], strict=True):
+                part.append(tensor[0])
+    return {n: torch.cat(part).numpy() for n, part in zip(names, parts, strict=True)}

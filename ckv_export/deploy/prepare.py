@@ -1,0 +1,74 @@
+"""From a checkpoint and the user's wishes to the graphs that are to be exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ckv_export.catalogue import Catalogue, bare_catalogue, item_key, load_catalogue
+from ckv_export.checkpoint.load import Checkpoint
+from ckv_export.contract import EventForm
+from ckv_export.deploy import item_table
+from ckv_export.graphs.decode import DecodeGraph
+from ckv_export.graphs.decode_items import DecodeItemsGraph
+from ckv_export.graphs.prefill import PrefillGraph
+from ckv_export.model.base import CollectiveModel
+from ckv_export.model.events import EventEmbedding
+from ckv_export.model.registry import build_model
+
+Graph = PrefillGraph | DecodeGraph | DecodeItemsGraph
+
+
+@dataclass(frozen=True)
+class FormRequest:
+    """How the graphs shall take events.
+
+    `embeddings`: "inline" or "external"; `item_features`: a file to look item features up from;
+    `item_key`: the feature that names an item; `item_table`: add a decode graph that takes one.
+    """
+
+    embeddings: str = "inline"
+    item_features: Path | None = None
+    item_key: str | None = None
+    item_table: bool = False
+
+
+FEATURES_INLINE = FormRequest()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A split model and its graphs, prefill and decode first."""
+
+    checkpoint: Checkpoint
+    form: EventForm
+    catalogue: Catalogue | None
+    model: CollectiveModel
+    graphs: Sequence[Graph]
+
+
+def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
+    """Split the model; raises `SpecError` or `EventsError` for wishes that it can't fulfil."""
+    spec, state = checkpoint.spec, checkpoint.state
+    catalogue = _catalogue(checkpoint, wishes)
+    form = EventForm(wishes.embeddings, catalogue.key if catalogue else None)
+    features = catalogue.features if catalogue else {}
+    looked_up = {name: torch.from_numpy(values) for name, values in features.items()}
+    model = build_model(spec, state, EventEmbedding(spec, state, form, looked_up))
+    graphs: list[Graph] = [PrefillGraph(model), DecodeGraph(model)]
+    if wishes.item_table:
+        graphs.append(DecodeItemsGraph(item_table.require_item_model(model)))
+    return Prepared(checkpoint, form, catalogue, model, graphs)
+
+
+def _catalogue(checkpoint: Checkpoint, wishes: FormRequest) -> Catalogue | None:
+    spec = checkpoint.spec
+    if wishes.item_features is not None:
+        key = item_key(spec, wishes.item_key)
+        return load_catalogue(wishes.item_features, spec, key)
+    if wishes.item_table:
+        return bare_catalogue(spec, item_key(spec, wishes.item_key))
+    return None
