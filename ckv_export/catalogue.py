@@ -28,6 +28,11 @@ class Catalogue:
     known: int
 
 
+def has_item_key(spec: ModelSpec) -> bool:
+    """Whether items have an id to be known by."""
+    return any(f.kind == "categorical" for f in spec.item_features)
+
+
 def item_key(spec: ModelSpec, name: str | None = None) -> str:
     """The item feature called `name`, or the first categorical one; raises `SpecError`."""
     ids = [f.name for f in spec.item_features if f.kind == "categorical"]

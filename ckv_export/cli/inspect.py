@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from ckv_export.cache import CacheReport, plot_report
 from ckv_export.cache.console import tables
@@ -37,11 +38,13 @@ def run(args: argparse.Namespace) -> int:
     subject = open_subject(args.subject, args.weights, args.params)
     report = report_on(subject, args.events, args.seed, args.user_dtype, args.users)
     if args.json:
-        head = {"name": subject.name, "fingerprint": subject.fingerprint}
+        head: dict[str, Any] = {"name": subject.name, "fingerprint": subject.fingerprint}
+        head |= {"item_table": subject.item_table and subject.item_table.to_dict()}
         print(json.dumps(head | {"model": subject.spec.to_dict()} | report.to_dict(), indent=1))
     else:
         console.print(_model_table(subject))
         _print_tables(report)
+        _print_item_table(subject, report)
     if args.plot is not None:
         plot_report(report, args.plot)
     return 0
@@ -55,6 +58,18 @@ def print_report(path: Path, events: Path) -> None:
 def _print_tables(report: CacheReport) -> None:
     for each in tables(report):
         console.print(each)
+
+
+def _print_item_table(subject: Subject, report: CacheReport) -> None:
+    cost = subject.item_table
+    if cost is None:
+        return
+    saved = sum(row.bytes_per_event * row.layers for row in report.sizes.compact)
+    console.print(
+        f"With an item table (--item-table) a user's record is the ids of the history alone: "
+        f"{saved:g} bytes less per cached event. The table takes {cost.bytes_per_item} bytes for "
+        f"each of {cost.items:,} item ids, {cost.items * cost.bytes_per_item / 1e6:,.1f} MB, once."
+    )
 
 
 def _model_table(subject: Subject) -> object:

@@ -141,11 +141,13 @@ def _export(folder: Path, graphs: Sequence[Graph], stages: Stages) -> None:
 
 
 def _pools(graph: Graph) -> int:
-    """How many pools the graph reads: prefill none, unless layers see the history."""
-    spec = graph.model.spec
-    if isinstance(graph, PrefillGraph) and not spec.layers_see_history:
-        return 0
-    return len(graph.model.pools())
+    """How many pools the graph reads: prefill those of all layers but the last.
+
+    An entry of a layer needs the attention of the layers below it, not its own.
+    """
+    last = graph.model.spec.num_layers - 1
+    pools = graph.model.pools()
+    return sum(not isinstance(graph, PrefillGraph) or layer < last for layer, _ in pools)
 
 
 def _manifest(request: ExportRequest, prepared: Prepared, name: str, identity: str) -> Manifest:

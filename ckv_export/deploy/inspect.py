@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,14 +22,25 @@ from ckv_export.cache import (
     occupancy_of_counts,
     row_counts,
 )
+from ckv_export.cache.item_table import row_bytes
+from ckv_export.catalogue import has_item_key, item_key
 from ckv_export.checkpoint.load import load_checkpoint
-from ckv_export.contract import ModelSpec
+from ckv_export.contract import (
+    FEATURES,
+    EventForm,
+    GraphSpec,
+    ModelSpec,
+    item_table_tensors,
+)
+from ckv_export.deploy.item_table import items_of, layout
 from ckv_export.errors import BundleError
-from ckv_export.events import load_events
+from ckv_export.events import event_tensors, load_events
 from ckv_export.graphs.prefill import PrefillGraph
-from ckv_export.manifest import FILE_NAME, open_bundle
+from ckv_export.manifest import FILE_NAME, Manifest, open_bundle
+from ckv_export.model.base import CollectiveModel
 from ckv_export.model.fingerprint import fingerprint
 from ckv_export.model.registry import build_model
+from ckv_export.model.target_attention import TargetAttentionModel
 from ckv_export.onnx_export.functions import DOMAIN
 from ckv_export.parity.inputs import CaseSize, generate_case
 from ckv_export.runtimes.base import Array, Arrays, Runner
@@ -51,9 +63,23 @@ class Subject:
 
     name: str
     spec: ModelSpec
+    form: EventForm
     fingerprint: str
     prefill: Runner
     pools: Pools
+    item_table: ItemTableCost | None
+
+
+@dataclass(frozen=True)
+class ItemTableCost:
+    """What an item table of this model weighs: ids it has rows for, and bytes of a row."""
+
+    items: int
+    bytes_per_item: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain JSON data, the product included."""
+        return dataclasses.asdict(self) | {"bytes": self.items * self.bytes_per_item}
 
 
 def open_subject(path: Path, weights: str | None = None, params: str | None = None) -> Subject:
@@ -66,13 +92,39 @@ def open_subject(path: Path, weights: str | None = None, params: str | None = No
         manifest = open_bundle(path)
         runner = OnnxRuntimeRunner(path / "prefill.onnx", manifest.graph("prefill"))
         pools = _bundle_pools(path / "decode.onnx", manifest.model)
-        return Subject(manifest.name, manifest.model, manifest.fingerprint, runner, pools)
+        return Subject(
+            manifest.name,
+            manifest.model,
+            manifest.form,
+            manifest.fingerprint,
+            runner,
+            pools,
+            _bundle_table(manifest),
+        )
     checkpoint = load_checkpoint(path, weights=weights, params=params)
     identity = fingerprint(checkpoint.spec, checkpoint.state)
     model = build_model(checkpoint.spec, checkpoint.state)
     graph = PrefillGraph(model)
     pools = {key: pool.numpy() for key, pool in model.pools().items()}
-    return Subject(checkpoint.name, checkpoint.spec, identity, TorchRunner(graph, graph.io), pools)
+    prefill = TorchRunner(graph, graph.io)
+    table = _model_table(model)
+    return Subject(checkpoint.name, checkpoint.spec, FEATURES, identity, prefill, pools, table)
+
+
+def _bundle_table(manifest: Manifest) -> ItemTableCost | None:
+    table = manifest.item_table
+    if table is None:
+        return None
+    layout = item_table_tensors(manifest.model, table.key_width, table.key_dtype)
+    return ItemTableCost(table.items, row_bytes(layout))
+
+
+def _model_table(model: CollectiveModel) -> ItemTableCost | None:
+    """What `--item-table` would write, were the first categorical item feature the key."""
+    spec = model.spec
+    if not isinstance(model, TargetAttentionModel) or not has_item_key(spec):
+        return None
+    return ItemTableCost(items_of(spec, item_key(spec)), row_bytes(layout(model)))
 
 
 def _bundle_pools(decode: Path, spec: ModelSpec) -> Pools:
@@ -97,10 +149,10 @@ def report_on(
     """Sizes, pool occupancy (only on events that were given) and spectrum of what is cached."""
     sizes = cache_sizes(subject.spec, user_dtype, users=users)
     if events_file is None:
-        events = _generated(subject.spec, seed)
+        events = _generated(subject, seed)
         described = f"generated, {_GENERATED_USERS} users, uniform ids, seed {seed}"
     else:
-        events = load_events(events_file, subject.spec)
+        events = load_events(events_file, subject.spec, subject.form)
         described = f"file {events_file.name}, {events['event_mask'].shape[0]} users"
     measurement = Measurement(subject)
     measurement.run(events)
@@ -108,11 +160,21 @@ def report_on(
     return CacheReport(sizes, occupancy, measurement.spectra(), described)
 
 
-def _generated(spec: ModelSpec, seed: int) -> Arrays:
+def _generated(subject: Subject, seed: int) -> Arrays:
+    spec, rng = subject.spec, np.random.default_rng(seed)
     size = CaseSize("inspect", _GENERATED_USERS, min(spec.max_len, 200), 0, 1)
-    case = generate_case(spec, size, np.random.default_rng(seed))
-    events = {f"event_{f.name}": case.inputs[f"history_{f.name}"] for f in spec.item_features}
-    return events | {"event_mask": case.inputs["history_mask"]}
+    given = generate_case(spec, size, rng).inputs
+    if subject.form.embeddings == "external":
+        shape = (*given["history_mask"].shape, spec.d_event)
+        given["history_embedding"] = rng.standard_normal(shape).astype(np.float32)
+    names = (tensor.name for tensor in event_tensors(spec, subject.form))
+    return {name: given[name.replace("event_", "history_", 1)] for name in names}
+
+
+def _no_past(io: GraphSpec, users: int) -> Arrays:
+    """Empty ``past_*`` inputs of a prefill graph that has them."""
+    past = [t for t in io.inputs if t.name.startswith("past_")]
+    return {t.name: np.zeros(t.shape({"B": users, "K": 0}), t.dtype) for t in past}
 
 
 class Measurement:
@@ -140,6 +202,7 @@ class Measurement:
                     name: np.ascontiguousarray(a[start : start + _BATCH])
                     for name, a in events.items()
                 }
+                batch |= _no_past(prefill.io, batch["event_mask"].shape[0])
                 self._add(prefill.infer(batch), batch["event_mask"].astype(np.bool_))
 
     def _add(self, cache: Arrays, mask: NDArray[np.bool_]) -> None:

@@ -44,7 +44,7 @@ def first_argmax(logits: Tensor, groups: int) -> Tensor:
     grouped = logits.unflatten(-1, (groups, logits.shape[-1] // groups))
     peaks = grouped.amax(-1)
     best = peaks.amax(-1, keepdim=True)
-    # NaN equals nothing, so an event full of NaN has no best group: it must not read beyond the last.
+    # NaN equals nothing, so an event of NaN has no best group: don't read beyond the last one.
     group = first_position(peaks == best).clamp(max=groups - 1)
     wanted = group.long()[..., None, None].expand(*group.shape, 1, grouped.shape[-1])
     inside = first_position(grouped.gather(-2, wanted).squeeze(-2) == best)
