@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 OK = "ok"
 MISSING = "missing"
@@ -91,7 +91,8 @@ def collect() -> list[Finding]:
 
 def to_table(findings: Iterable[Finding]) -> Table:
     """Lay the findings out for a terminal, what is missing with how to get it."""
-    table = Table("what", "status", "found", "allows", "how to get it")
+    heads = ("what", "status", "found", "allows", "how to get it")
+    table = Table(*(Column(head, overflow="fold") for head in heads))
     for f in findings:
         status = f"[{STYLES.get(f.status, '')}]{f.status}[/]" if f.status in STYLES else f.status
         table.add_row(*(_plain(f.name), status, *map(_plain, (f.found, f.allows, f.how))))

@@ -29,26 +29,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default=Path("engines"), metavar="DIR", type=Path, help="where bundles go"
     )
     parser.add_argument(
-        "--kind", choices=tuple(OPTIONS), default="sim", help="which model to train; default: sim"
+        "--kind",
+        action="append",
+        choices=tuple(OPTIONS),
+        help="which model to train; repeat for several; default: sim and hstu",
     )
     parser.add_argument("--seed", type=options.count, default=0, help="of data, model and parity")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, export, prove parity, build engines where a TensorRT is installed, inspect."""
-    checkpoint = args.out / _TRAINED / args.kind / f"demo-{args.kind}.pt"
+    """For each kind: train, export, prove parity, build engines where possible, inspect."""
+    for kind in args.kind or ("sim", "hstu"):
+        console.rule(f"[bold]{kind}")
+        _run_one(kind, args.out, args.seed)
+    return 0
+
+
+def _run_one(kind: str, out: Path, seed: int) -> None:
+    checkpoint = out / _TRAINED / kind / f"demo-{kind}.pt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    _train(args.kind, checkpoint, args.seed)
+    _train(kind, checkpoint, seed)
     # The demo's own bundle may be replaced: running it twice is no mistake.
-    request = ExportRequest(
-        model=checkpoint, out=args.out, force=True, seed=args.seed, engines=_engines()
-    )
+    request = ExportRequest(model=checkpoint, out=out, force=True, seed=seed, engines=_engines())
     exported = export.run_request(request)
     events = checkpoint.parent / EVENTS
     console.print(f"\nThe bundle on the held-out events {events}:")
     inspect.print_report(exported.folder, events)
     print_lines(["  " + command("inspect", exported.folder, f"--events={events}")])
-    return 0
 
 
 def _engines() -> EngineOptions | None:

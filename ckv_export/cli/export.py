@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ckv_export.cache import cache_sizes
 from ckv_export.cli import options
 from ckv_export.cli.show import (
     ShownStages,
@@ -17,6 +18,7 @@ from ckv_export.cli.show import (
 )
 from ckv_export.deploy.bundle import Exported, ExportRequest, export_bundle
 from ckv_export.deploy.prepare import FormRequest
+from ckv_export.manifest import Manifest
 
 HELP = "split a trained model into prefill and decode ONNX graphs, prove parity, build engines"
 
@@ -103,8 +105,7 @@ def _print_summary(exported: Exported, request: ExportRequest) -> None:
         console.print()
         for each in parity_tables(exported.parity):
             console.print(each)
-    files = [(name, f"{entry.bytes / 1e6:.2f} MB") for name, entry in manifest.files.items()]
-    console.print(table(f"Bundle {exported.folder}", ("file", "size"), files))
+    console.print(table(f"Bundle {exported.folder}", ("what", "value"), _summary(exported)))
     if request.engines is None:
         console.print("No engines were built: give --build, or build them from the bundle.")
     if exported.parity is None:
@@ -120,6 +121,39 @@ def _form_arguments(form: FormRequest) -> list[str]:
     if form.embeddings != "inline":
         arguments.append(f"--embeddings={form.embeddings}")
     return arguments + (["--item-table"] if form.item_table else [])
+
+
+def _summary(exported: Exported) -> list[tuple[str, str]]:
+    """The bundle in a few lines."""
+    manifest, spec = exported.manifest, exported.manifest.model
+    sizes = cache_sizes(spec)
+    cached = sum(row.bytes_per_event * row.layers for row in sizes.compact)
+    full = sum(row.bytes_per_event * row.layers for row in sizes.full if row.dtype == "fp32")
+    rows = [
+        ("model", f"{spec.kind}, d {spec.attention.d}, fingerprint {manifest.fingerprint[:16]}"),
+        ("graphs", _sizes(manifest, ".onnx", ".bin", ".safetensors")),
+        ("engines", _sizes(manifest, ".engine") or "none"),
+        ("cache per event", f"{cached:g} B, {cached / full:.2%} of {full:g} B of fp32 K and V"),
+        ("cache per user", f"{sizes.compact_bytes:,} B, histories not counted"),
+        ("seconds", f"{sum(manifest.timings.values()):.1f}"),
+    ]
+    return [rows[0], ("parity", _verdict(exported)), *rows[1:]]
+
+
+def _sizes(manifest: Manifest, *endings: str) -> str:
+    return ", ".join(
+        f"{name} {entry.bytes / 1e6:.1f} MB"
+        for name, entry in manifest.files.items()
+        if name.endswith(endings)
+    )
+
+
+def _verdict(exported: Exported) -> str:
+    report = exported.parity
+    if report is None:
+        return "not checked"
+    worst = ", ".join(f"{o.runtime.runtime} {o.worst('score'):.1e}" for o in report.outcomes)
+    return f"passed in {report.cases} cases; worst score error {worst}"
 
 
 def _again(exported: Exported, request: ExportRequest) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,7 +28,12 @@ class SteadyConsole(Console):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-console = SteadyConsole(highlight=False, soft_wrap=False)
+# Files and pipes have no width; rich would take 80 columns and break most tables.
+_FILE_WIDTH = 120
+
+console = SteadyConsole(
+    highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else _FILE_WIDTH
+)
 
 
 class ShownStages(Stages):

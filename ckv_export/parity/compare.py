@@ -63,7 +63,9 @@ def compare_values(
     difference = np.where(np.isnan(difference), np.inf, difference)
     if counted is not None:
         difference[~counted] = 0.0
-    allowed = tolerance.absolute + tolerance.relative * np.abs(expected.astype(np.float64))
+    size = np.abs(expected.astype(np.float64))
+    scale = max(1.0, float(size.max(initial=0.0)))
+    allowed = tolerance.absolute * scale + tolerance.relative * size
     if difference.size == 0:
         return TensorResult(case, tensor, 0, 0.0, tolerance.absolute, None, 0, None, True)
     worst = np.unravel_index(int(np.argmax(difference / allowed)), difference.shape)

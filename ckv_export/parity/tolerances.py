@@ -15,7 +15,11 @@ products in another order differ by some 1e-6."""
 
 @dataclass(frozen=True)
 class Tolerance:
-    """``|got - expected| <= absolute + relative * |expected|`` in every element."""
+    """``|got - expected| <= absolute * scale + relative * |expected|`` in every element.
+
+    `scale` is the largest ``|expected|`` of the tensor, at least 1: a small result of large terms
+    that cancel carries the rounding of the terms.
+    """
 
     absolute: float
     relative: float
