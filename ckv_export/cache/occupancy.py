@@ -1,7 +1,7 @@
 """How evenly events spread over the rows of a pool.
 
 A router that sends everything to a few rows wastes the pool; the paper trains against it
-with a load-balance loss (SPEC section 1). Entropies are in nats.
+with a load-balance loss (arXiv 2601.19178). Entropies are in nats.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How many bytes one user costs: the compact cache, item by item, beside the full KV cache.
 
-Everything is counted as stored (SPEC section 5), not as the graphs take it: row numbers
+Everything is counted as stored, not as the graphs take it: row numbers
 are uint16 where the pool has at most 65536 rows, user parts are fp32, fp16 or int8. The
 paper's ratio (arXiv 2601.19178) is d_u/d and counts no row numbers; the ratios here do.
 """

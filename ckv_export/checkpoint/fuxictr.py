@@ -1,4 +1,4 @@
-"""A FuxiCTR run folder, as the CollectiveKV training code leaves it (SPEC section 3)."""
+"""A FuxiCTR run folder, as the CollectiveKV training code leaves it."""
 
 from __future__ import annotations
 

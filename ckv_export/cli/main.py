@@ -10,14 +10,13 @@ import argparse
 import contextlib
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 from ckv_export import __version__
-from ckv_export.errors import CkvError, InputError
+from ckv_export.cli import interrupts
+from ckv_export.errors import CkvError, InputError, Interrupted
 
 VERBS = ("export", "inspect", "parity", "build", "doctor", "demo")
 """Each is a module beside this one: `HELP`, `add_arguments(parser)`, `run(args) -> exit code`."""
@@ -65,24 +64,41 @@ def with_default_verb(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Never raises for bad input."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
-    except CkvError as error:
-        return _complain(str(error), error.exit_code)
+        with interrupts.handled(until_exit=arguments is None):
+            return _run(given)
     except KeyboardInterrupt:
-        return _complain("interrupted; the output folder is as it was", EXIT_BAD_INPUT)
-    except BrokenPipeError:
-        _discard_output()
-        return 0
-    except OSError as error:
-        _discard_output()
-        where = f" {error.filename}" if error.filename else ""
-        return _complain(f"the system refused: {error.strerror or error}{where}", EXIT_BAD_INPUT)
-    except MemoryError:
-        return _complain("this machine has too little memory for that", EXIT_BAD_INPUT)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        return _interrupted()
+    except Interrupted as error:
+        return _complain(str(error), error.exit_code)
+    except Exception as error:
+        if interrupts.seen():
+            return _interrupted()
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Exit code of `error`, once told; raises it again if it is a bug."""
+    match error:
+        case CkvError():
+            return _complain(str(error), error.exit_code)
+        case BrokenPipeError():
+            _discard_output()
+            return 0
+        case OSError():
+            _discard_output()
+            where = f" {error.filename}" if error.filename else ""
+            return _complain(
+                f"the system refused: {error.strerror or error}{where}", EXIT_BAD_INPUT
+            )
+        case MemoryError():
+            return _complain("this machine has too little memory for that", EXIT_BAD_INPUT)
+    raise error
+
+
+def _interrupted() -> int:
+    return _complain("interrupted; the output folder is as it was", EXIT_BAD_INPUT)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -100,10 +116,6 @@ def _discard_output() -> None:
     except OSError:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _complain(message: str, code: int) -> int:

@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.status import Status
 from rich.table import Table
 
+from ckv_export.cli import interrupts
 from ckv_export.errors import Interrupted
 from ckv_export.parity.report import ParityReport, tensor_rows
 from ckv_export.stages import Stage, Stages
@@ -32,7 +33,9 @@ class SteadyConsole(Console):
 _FILE_WIDTH = 120
 
 console = SteadyConsole(
-    highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else _FILE_WIDTH
+    highlight=False,
+    soft_wrap=False,
+    width=None if sys.stdout and sys.stdout.isatty() else _FILE_WIDTH,
 )
 
 
@@ -52,6 +55,7 @@ class ShownStages(Stages):
     def ended(self, stage: Stage) -> None:
         """Print the stage's line."""
         self._line(stage, "[green]done[/]")
+        interrupts.check()
 
     def failed(self, stage: Stage) -> None:
         """Print the stage's line, marked."""

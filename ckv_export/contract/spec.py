@@ -98,7 +98,7 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """CollectiveKV attention, SPEC section 1.
+    """CollectiveKV attention (arXiv 2601.19178).
 
     `user_k`, `user_v`: width cached per event, d_u on a shared side, d otherwise.
     `pool_rows_k`, `pool_rows_v`: M, or 0 where that side has no pool.

@@ -141,13 +141,11 @@ def _export(folder: Path, graphs: Sequence[Graph], stages: Stages) -> None:
 
 
 def _pools(graph: Graph) -> int:
-    """How many pools the graph reads: prefill those of all layers but the last.
+    """How many nodes read pools: one a layer, if K and V both have one; prefill has one layer less.
 
     An entry of a layer needs the attention of the layers below it, not its own.
     """
-    last = graph.model.spec.num_layers - 1
-    pools = graph.model.pools()
-    return sum(not isinstance(graph, PrefillGraph) or layer < last for layer, _ in pools)
+    return graph.model.spec.num_layers - isinstance(graph, PrefillGraph)
 
 
 def _manifest(request: ExportRequest, prepared: Prepared, name: str, identity: str) -> Manifest:

@@ -41,7 +41,7 @@ from ckv_export.model.base import CollectiveModel
 from ckv_export.model.fingerprint import fingerprint
 from ckv_export.model.registry import build_model
 from ckv_export.model.target_attention import TargetAttentionModel
-from ckv_export.onnx_export.functions import DOMAIN
+from ckv_export.onnx_export.functions import DOMAIN, INPUTS
 from ckv_export.parity.inputs import CaseSize, generate_case
 from ckv_export.runtimes.base import Array, Arrays, Runner
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -131,16 +131,15 @@ def _bundle_pools(decode: Path, spec: ModelSpec) -> Pools:
     model = onnx.load(str(decode), load_external_data=False)
     tensors = {t.name: t for t in model.graph.initializer}
     nodes = [n for n in model.graph.node if n.domain == DOMAIN]
-    keys = [
-        (layer, side)
-        for layer in range(spec.num_layers)
-        for side in SIDES
-        if spec.attention.shared(side)
-    ]
-    return {
-        key: numpy_helper.to_array(tensors[node.input[0]], base_dir=str(decode.parent))
-        for key, node in zip(keys, nodes, strict=True)
-    }
+    sides = [side for side in SIDES if spec.attention.shared(side)]
+    pools = {}
+    for layer, node in enumerate(nodes):
+        inputs = INPUTS[node.op_type]
+        for side in sides:
+            name = f"pool_{side}" if f"pool_{side}" in inputs else "pool"
+            tensor = tensors[node.input[inputs.index(name)]]
+            pools[layer, side] = numpy_helper.to_array(tensor, base_dir=str(decode.parent))
+    return pools
 
 
 def report_on(

@@ -18,6 +18,11 @@ from torch.nn import functional as F
 from ckv_export.contract import AttentionSpec, CacheSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection, frozen
+from ckv_export.model.pooled import (
+    pool_gather_concat,
+    pooled_attention,
+    pooled_pointwise_attention,
+)
 
 SIDES = ("k", "v")
 
@@ -115,7 +120,7 @@ class CollectiveSide(nn.Module):
         """Cached parts -> keys or values [B, N, d]."""
         if index is None:
             return user
-        vectors: Tensor = ops.pool_gather_concat(self.pool, index, user)
+        vectors: Tensor = pool_gather_concat(self.pool, index, user)
         return vectors
 
     def _activate(self, x: Tensor) -> Tensor:
@@ -129,6 +134,7 @@ class CollectiveAttention(nn.Module):
         super().__init__()
         prefix = f"attention.{layer}"
         self.spec = spec
+        self.scale = ops.attention_scale(spec.d, spec.num_heads, spec.use_scale)
         self.query = Projection(state[f"{prefix}.q.weight"], state.get(f"{prefix}.q.bias"))
         self.k = CollectiveSide("k", spec, f"{prefix}.k", state)
         self.v = CollectiveSide("v", spec, f"{prefix}.v", state)
@@ -138,15 +144,48 @@ class CollectiveAttention(nn.Module):
         (k_index, k_user), (v_index, v_user) = self.k.encode(x), self.v.encode(x)
         return CacheEntries(k_index, v_index, k_user, v_user)
 
-    def keys_values(self, entries: CacheEntries) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, N, d] of cached events."""
-        return self.k.assemble(*entries.side("k")), self.v.assemble(*entries.side("v"))
+    @property
+    def pooled(self) -> bool:
+        """Whether keys and values both come from a pool, so that one operator does it all."""
+        return self.k.shared and self.v.shared
 
     def attend(self, target: Tensor, entries: CacheEntries, mask: Tensor) -> Tensor:
         """Targets [B, C, d_e] over cached events with mask bool [B, N]: [B, C, d] before W_o."""
         query = self.query(target)
         query = F.silu(query) if self.spec.use_silu else query
-        key, value = self.keys_values(entries)
-        logits = ops.attention_logits(query, key, self.spec.num_heads, self.spec.use_scale)
+        heads, scale = self.spec.num_heads, self.scale
+        if self.pooled:
+            rows = self._pool_inputs(entries)
+            attended: Tensor = pooled_attention(query, *rows, mask.int(), heads, scale)
+            return attended
+        key, value = self._keys_values(entries)
+        logits = ops.attention_logits(query * scale, key, heads)
         logits = torch.where(mask[:, None, None, :], logits, ops.MASKED)
-        return ops.weighted_values(logits, value, self.spec.num_heads)
+        return ops.weighted_values(logits, value, heads)
+
+    def attend_pointwise(
+        self, query: Tensor, entries: CacheEntries, bias: Tensor, visible: Tensor, count: Tensor
+    ) -> Tensor:
+        """HSTU's form: query [B, C, d], bias and bool visible [B, C, N], count [B, C]."""
+        heads, scale = self.spec.num_heads, self.scale
+        if self.pooled:
+            rows = self._pool_inputs(entries)
+            attended: Tensor = pooled_pointwise_attention(
+                query, *rows, bias, visible.int(), count, heads, scale
+            )
+            return attended
+        key, value = self._keys_values(entries)
+        logits = ops.attention_logits(query * scale, key, heads)
+        return ops.pointwise_values(logits, value, bias, visible, count, heads)
+
+    def _pool_inputs(self, entries: CacheEntries) -> tuple[Tensor, ...]:
+        k_index, v_index = entries.k_index, entries.v_index
+        assert k_index is not None
+        assert v_index is not None
+        return (
+            *(self.k.pool, k_index, entries.k_user),
+            *(self.v.pool, v_index, entries.v_user),
+        )
+
+    def _keys_values(self, entries: CacheEntries) -> tuple[Tensor, Tensor]:
+        return self.k.assemble(*entries.side("k")), self.v.assemble(*entries.side("v"))

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckv_export.contract import ModelSpec, require
-from ckv_export.model import ops
 from ckv_export.model.base import CollectiveModel
 from ckv_export.model.collective import CacheEntries, CollectiveAttention
 from ckv_export.model.dnn import Block, FoldedDnn
@@ -54,7 +53,6 @@ class HstuLayer(nn.Module):
     def __init__(self, spec: ModelSpec, layer: int, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         prefix = f"attention.{layer}"
-        self.spec = spec.attention
         self.attention = CollectiveAttention(spec.attention, layer, state)
         self.gate = Projection(state[f"{prefix}.u.weight"])
         self.output = Projection(state[f"{prefix}.o.weight"])
@@ -68,14 +66,10 @@ class HstuLayer(nn.Module):
         """New events x [B, Q, d] after cached `past` -> x of the next layer, and their entries."""
         z = self.norm(x)
         new = self.attention.encode(z)
-        key, value = self.attention.keys_values(past.then(new))
         query = F.silu(self.attention.query(z))
-        heads = self.spec.num_heads
-        logits = ops.attention_logits(query, key, heads, self.spec.use_scale)
-        weights = F.silu(logits + self._bias(links).unsqueeze(1))
-        weights = torch.where(links.visible.unsqueeze(1), weights, 0.0)
-        attended = ops.merge_heads(weights @ ops.split_heads(value, heads))
-        attended = attended / links.count.unsqueeze(-1)
+        attended = self.attention.attend_pointwise(
+            query, past.then(new), self._bias(links), links.visible, links.count
+        )
         return x + self.output(self.output_norm(attended) * F.silu(self.gate(z))), new
 
     def _bias(self, links: Links) -> Tensor:

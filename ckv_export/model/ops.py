@@ -1,30 +1,20 @@
 """Tensor operations that stand in several models, in a form every runtime computes alike.
 
-`pool_gather_concat` becomes one ONNX node of domain ``ckv``; the others are written so that
-ties and empty axes come out the same whatever a runtime's sort or softmax does.
+They are written so that ties and empty axes come out the same whatever a runtime's sort or softmax
+does.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 MASKED = -1e9
 """Logit of a masked event: it still counts where every event is masked."""
 
 EXCLUDED = torch.finfo(torch.float32).min
 """Logit of an event that was not selected: its weight is exactly 0 beside any other."""
-
-
-@torch.library.custom_op("ckv::pool_gather_concat", mutates_args=())
-def pool_gather_concat(pool: Tensor, index: Tensor, user: Tensor) -> Tensor:
-    """``concat(pool[index], user)``: [M, d_g], int32 [B, N], [B, N, d_u] -> [B, N, d]."""
-    return torch.cat([pool[index.long()], user], dim=-1)
-
-
-@pool_gather_concat.register_fake
-def _(pool: Tensor, index: Tensor, user: Tensor) -> Tensor:
-    return user.new_empty((*index.shape, pool.shape[1] + user.shape[-1]))
 
 
 def first_position(hits: Tensor) -> Tensor:
@@ -66,16 +56,31 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def attention_logits(query: Tensor, key: Tensor, heads: int, scaled: bool) -> Tensor:
-    """q k^T per head of query [B, C, d] and key [B, N, d]: [B, H, C, N]; scaled by sqrt(d / H)."""
-    if scaled:
-        query = query * (query.shape[-1] // heads) ** -0.5
+def attention_logits(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """The products q k^T of each head of query [B, C, d] and key [B, N, d]: [B, H, C, N]."""
     return split_heads(query, heads) @ split_heads(key, heads).transpose(-1, -2)
+
+
+def attention_scale(width: int, heads: int, scaled: bool) -> float:
+    """What q k^T is multiplied by: 1 / sqrt(width of a head), or 1."""
+    return float((width // heads) ** -0.5) if scaled else 1.0
 
 
 def weighted_values(logits: Tensor, value: Tensor, heads: int) -> Tensor:
     """softmax(logits [B, H, C, N]) times value [B, N, d]: [B, C, d], zeros where N is 0."""
     return merge_heads(torch.softmax(logits, dim=-1) @ split_heads(value, heads))
+
+
+def pointwise_values(
+    logits: Tensor, value: Tensor, bias: Tensor, visible: Tensor, count: Tensor, heads: int
+) -> Tensor:
+    """silu(logits + bias) where visible, times value [B, N, d], over count: [B, C, d].
+
+    logits [B, H, C, N]; bias and bool visible [B, C, N]; count [B, C].
+    """
+    weights = F.silu(logits + bias.unsqueeze(1))
+    weights = torch.where(visible.unsqueeze(1), weights, 0.0)
+    return merge_heads(weights @ split_heads(value, heads)) / count.unsqueeze(-1)
 
 
 def select_largest(scores: Tensor, count: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 Nothing here is shared with the modules that are exported. There is no cache, no fold
 and no graph-friendly selection: a whole history goes in, one candidate after another is
-scored. Section numbers refer to the CollectiveKV paper's method as the README restates it;
-HSTU follows arXiv 2402.17152.
+scored. The method is arXiv 2601.19178;
+`reference_hstu` holds HSTU, after arXiv 2402.17152.
 """
 
 from __future__ import annotations

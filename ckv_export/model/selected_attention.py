@@ -34,7 +34,9 @@ class SelectedAttention(nn.Module):
 
     def forward(self, target: Tensor, events: Tensor, mask: Tensor, selected: Tensor) -> Tensor:
         """target [B, C, d_e], events [B, N, d_e], mask [B, N], selected [B, C, N] -> [B, C, d]."""
-        logits = ops.attention_logits(self.query(target), self.key(events), self.heads, self.scaled)
+        query = self.query(target)
+        query = query * ops.attention_scale(query.shape[-1], self.heads, self.scaled)
+        logits = ops.attention_logits(query, self.key(events), self.heads)
         logits = torch.where(mask[:, None, None, :], logits, ops.MASKED)
         logits = torch.where(selected[:, None], logits, ops.EXCLUDED)
         return ops.weighted_values(logits, self.value(events), self.heads)

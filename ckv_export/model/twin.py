@@ -47,7 +47,8 @@ class Twin(TargetAttentionModel):
     def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Attention over each head's own top-k: [B, C, d]."""
         heads = self.spec.attention.num_heads
-        logits = ops.attention_logits(self.long_query(target), key, heads, scaled=True)
+        scale = ops.attention_scale(self.spec.attention.d, heads, scaled=True)
+        logits = ops.attention_logits(self.long_query(target) * scale, key, heads)
         logits = torch.where(mask[:, None, None], logits, ops.MASKED)
         selected = ops.select_largest(logits, self.topk)
         logits = torch.where(selected, logits, ops.EXCLUDED)

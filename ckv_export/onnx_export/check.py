@@ -21,7 +21,7 @@ _ELEMENT_TYPES = {
 def check_file(path: Path, io: GraphSpec, pools: int) -> None:
     """Raise `ExportError` unless `path` is valid ONNX with the inputs and outputs of `io`.
 
-    `pools`: how many nodes of domain ``ckv`` the graph must have, one for each pool it reads.
+    `pools`: how many nodes of domain ``ckv`` the graph must have: a layer's pools are read in one.
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)

@@ -19,6 +19,18 @@ DOMAIN_VERSION = 1
 OPSET = 20
 PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
 
+ROWS = ("pool_k", "index_k", "user_k", "pool_v", "index_v", "user_v")
+INPUTS = {
+    "PoolGatherConcat": ("pool", "index", "user"),
+    "PooledAttention": ("query", *ROWS, "mask"),
+    "PooledPointwiseAttention": ("query", *ROWS, "bias", "visible", "count"),
+}
+"""Operator -> its inputs. The attention operators also have ``num_heads`` and ``scale``."""
+
+_WHOLE_NUMBERS = ("index", "index_k", "index_v", "mask", "visible")
+
+_PLUGIN = 'plugin_namespace = "ckv", plugin_version = "1"'
+
 # Formal names are unlike any tensor name of a graph: inliners need not rename them.
 _POOL_GATHER_CONCAT = f"""
 <domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
@@ -29,39 +41,132 @@ PoolGatherConcat <plugin_namespace, plugin_version> (ckv_pool, ckv_index, ckv_us
 }}
 """
 
+# The head split is written into the body: a size of -1 can't be inferred where N is 0.
+_ATTENTION = """
+<domain: "{domain}", opset_import: ["" : {opset}, "{domain}" : {version}]>
+{name} <plugin_namespace, plugin_version, num_heads, scale> ({inputs}) => (ckv_out)
+{{
+    ckv_key = {domain}.PoolGatherConcat <{plugin}> (ckv_pool_k, ckv_index_k, ckv_user_k)
+    ckv_value = {domain}.PoolGatherConcat <{plugin}> (ckv_pool_v, ckv_index_v, ckv_user_v)
+    ckv_split = Constant <value_ints = [0, 0, {heads}, {width}]> ()
+    ckv_merge = Constant <value_ints = [0, 0, {total}]> ()
+    ckv_head_axis = Constant <value_ints = [1]> ()
+    ckv_factor = Constant <value_float = {scale}> ()
+    ckv_scaled = Mul (ckv_query, ckv_factor)
+    ckv_query_split = Reshape (ckv_scaled, ckv_split)
+    ckv_query_heads = Transpose <perm = [0, 2, 1, 3]> (ckv_query_split)
+    ckv_key_split = Reshape (ckv_key, ckv_split)
+    ckv_key_heads = Transpose <perm = [0, 2, 3, 1]> (ckv_key_split)
+    ckv_value_split = Reshape (ckv_value, ckv_split)
+    ckv_value_heads = Transpose <perm = [0, 2, 1, 3]> (ckv_value_split)
+    ckv_logits = MatMul (ckv_query_heads, ckv_key_heads)
+    {weights}
+    ckv_heads = MatMul (ckv_weights, ckv_value_heads)
+    ckv_turned = Transpose <perm = [0, 2, 1, 3]> (ckv_heads)
+    {merged}
+}}
+"""
 
-def bodies() -> tuple[ir.Function, ...]:
-    """The function bodies of the domain."""
-    return (ir.serde.deserialize_function(onnx.parser.parse_function(_POOL_GATHER_CONCAT)),)
+_WEIGHTS = {
+    "PooledAttention": (
+        """
+    ckv_query_axes = Constant <value_ints = [1, 2]> ()
+    ckv_masked_logit = Constant <value_float = -1000000000.0> ()
+    ckv_bool = Cast <to = 9> (ckv_mask)
+    ckv_real = Unsqueeze (ckv_bool, ckv_query_axes)
+    ckv_masked = Where (ckv_real, ckv_logits, ckv_masked_logit)
+    ckv_weights = Softmax <axis = -1> (ckv_masked)
+    """,
+        "ckv_out = Reshape (ckv_turned, ckv_merge)",
+    ),
+    "PooledPointwiseAttention": (
+        """
+    ckv_none = Constant <value_float = 0.0> ()
+    ckv_last_axis = Constant <value_ints = [2]> ()
+    ckv_bias_heads = Unsqueeze (ckv_bias, ckv_head_axis)
+    ckv_biased = Add (ckv_logits, ckv_bias_heads)
+    ckv_gate = Sigmoid (ckv_biased)
+    ckv_silu = Mul (ckv_biased, ckv_gate)
+    ckv_bool = Cast <to = 9> (ckv_visible)
+    ckv_seen = Unsqueeze (ckv_bool, ckv_head_axis)
+    ckv_weights = Where (ckv_seen, ckv_silu, ckv_none)
+    """,
+        """ckv_merged = Reshape (ckv_turned, ckv_merge)
+    ckv_divisor = Unsqueeze (ckv_count, ckv_last_axis)
+    ckv_out = Div (ckv_merged, ckv_divisor)""",
+    ),
+}
 
 
-def _schema() -> onnx.defs.OpSchema:
+def gather_body() -> ir.Function:
+    """``PoolGatherConcat``: Gather and Concat."""
+    return ir.serde.deserialize_function(onnx.parser.parse_function(_POOL_GATHER_CONCAT))
+
+
+def attention_body(name: str, heads: int, width: int, scale: float) -> ir.Function:
+    """An attention operator for that many heads of `width` each, around two gathers."""
+    weights, merged = _WEIGHTS[name]
+    text = _ATTENTION.format(
+        domain=DOMAIN,
+        opset=OPSET,
+        version=DOMAIN_VERSION,
+        plugin=_PLUGIN,
+        name=name,
+        inputs=", ".join(f"ckv_{i}" for i in INPUTS[name]),
+        heads=heads,
+        width=width,
+        total=heads * width,
+        scale=repr(float(scale)),
+        weights=weights.strip(),
+        merged=merged,
+    )
+    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+
+
+def _schema(name: str) -> onnx.defs.OpSchema:
     schema = onnx.defs.OpSchema
     floats = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
     kinds = dict.fromkeys(PLUGIN_ATTRIBUTES, schema.AttrType.STRING)
+    if name != "PoolGatherConcat":
+        kinds |= {"num_heads": schema.AttrType.INT, "scale": schema.AttrType.FLOAT}
     return schema(
-        "PoolGatherConcat",
+        name,
         DOMAIN,
         DOMAIN_VERSION,
-        doc="concat(pool[index], user) on the last axis",
         inputs=[
-            schema.FormalParameter("pool", "T"),
-            schema.FormalParameter("index", "tensor(int32)"),
-            schema.FormalParameter("user", "T"),
+            schema.FormalParameter(i, "tensor(int32)" if i in _WHOLE_NUMBERS else "T")
+            for i in INPUTS[name]
         ],
-        outputs=[schema.FormalParameter("vector", "T")],
+        outputs=[schema.FormalParameter("out", "T")],
         type_constraints=[("T", floats, "")],
-        attributes=[schema.Attribute(name, kind, "") for name, kind in kinds.items()],
+        attributes=[schema.Attribute(attribute, kind, "") for attribute, kind in kinds.items()],
     )
+
+
+def _op(name: str) -> Callable[..., Any]:
+    opset = onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION)
+    op: Callable[..., Any] = onnxscript.values.Op(opset, name, _schema(name))
+    return op
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What `torch.onnx.export` needs to emit our operators as bare nodes."""
-    op = onnxscript.values.Op(
-        onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION), "PoolGatherConcat", _schema()
-    )
+    gather = _op("PoolGatherConcat")
 
     def pool_gather_concat(pool: Any, index: Any, user: Any) -> Any:
-        return op(pool, index, user, **PLUGIN_ATTRIBUTES)
+        return gather(pool, index, user, **PLUGIN_ATTRIBUTES)
 
-    return {torch.ops.ckv.pool_gather_concat.default: pool_gather_concat}
+    def attention(name: str) -> Callable[..., Any]:
+        op = _op(name)
+
+        def emit(*inputs: Any) -> Any:
+            *tensors, num_heads, scale = inputs
+            return op(*tensors, num_heads=num_heads, scale=scale, **PLUGIN_ATTRIBUTES)
+
+        return emit
+
+    return {
+        torch.ops.ckv.pool_gather_concat.default: pool_gather_concat,
+        torch.ops.ckv.pooled_attention.default: attention("PooledAttention"),
+        torch.ops.ckv.pooled_pointwise_attention.default: attention("PooledPointwiseAttention"),
+    }

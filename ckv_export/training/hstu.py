@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ckv_export.contract import ModelSpec
-from ckv_export.model.ops import attention_logits, merge_heads, split_heads
+from ckv_export.model.ops import attention_logits, attention_scale, merge_heads, split_heads
 from ckv_export.model.reference import Entries, Features, Reference
 from ckv_export.model.reference_hstu import HstuReference
 from ckv_export.training.model import TrainingModel
@@ -51,7 +51,8 @@ class HstuAtOnce(HstuReference):
         gate = F.silu(self._linear(z, f"{prefix}.u"))
         key, value = (self.vectors(z, layer, side) for side in ("k", "v"))
         heads, scaled = self.spec.attention.num_heads, self.spec.attention.use_scale
-        logits = attention_logits(query, key, heads, scaled)
+        query = query * attention_scale(query.shape[-1], heads, scaled)
+        logits = attention_logits(query, key, heads)
         weights = F.silu(logits + self._biases(layer, mask, times).unsqueeze(1))
         attended = merge_heads((weights * self._visible(mask)) @ split_heads(value, heads))
         attended = attended / self._count(mask).clamp(min=1).unsqueeze(-1)

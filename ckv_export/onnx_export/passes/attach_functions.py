@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ckv_export.contract import AttentionSpec
+from ckv_export.model import ops
 from ckv_export.onnx_export import functions
 
 
-def run(model: ir.Model) -> None:
-    """Requires: nodes of domain ``ckv`` whose operators `functions.bodies` knows.
+def run(model: ir.Model, spec: AttentionSpec) -> None:
+    """Requires: nodes of domain ``ckv``; attention nodes of the sizes of `spec`.
 
-    Ensures: a model-local function for each of them, and the domain among the opset imports. The
-    exporter inlines functions it is given, so they come last.
+    Ensures: a model-local function for each operator used, also by another's body, and the domain
+    among the opset imports. The exporter inlines functions it is given, so they come last.
     """
-    used = {(node.domain, node.op_type) for node in model.graph}
-    for function in functions.bodies():
-        if (function.domain, function.name) in used:
-            model.functions[function.identifier()] = function
-            model.opset_imports[functions.DOMAIN] = functions.DOMAIN_VERSION
+    used = {node.op_type for node in model.graph if node.domain == functions.DOMAIN}
+    if not used:
+        return
+    scale = ops.attention_scale(spec.d, spec.num_heads, spec.use_scale)
+    width = spec.d // spec.num_heads
+    bodies = [functions.gather_body()]
+    for name in sorted(used - {"PoolGatherConcat"}):
+        bodies.append(functions.attention_body(name, spec.num_heads, width, scale))
+    for body in bodies:
+        model.functions[body.identifier()] = body
+    model.opset_imports[functions.DOMAIN] = functions.DOMAIN_VERSION
