@@ -17,15 +17,19 @@ def read_arrays(path: Path) -> Arrays:
 
     Raises `EventsError` for any other file.
     """
-    readers = {".npz": _read_npz, ".parquet": _read_parquet}
+    readers = {
+        ".npz": (_read_npz, "an .npz of plain arrays"),
+        ".parquet": (_read_parquet, "a .parquet table"),
+    }
     if path.suffix not in readers:
         raise EventsError(f"a file of arrays must be an .npz or .parquet, got {path}")
+    read, what = readers[path.suffix]
     try:
-        return readers[path.suffix](path)
+        return read(path)
     except MissingDependency:
         raise
     except Exception as error:  # junk in an archive makes its reader raise nearly anything
-        raise EventsError(f"{path} can't be read as {path.suffix}: {error}") from error
+        raise EventsError(f"{path} can't be read as {what}: {error}") from error
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -46,17 +50,24 @@ def _read_parquet(path: Path) -> Arrays:
 
 
 def _column(column: Array) -> Array:
-    """A column of lists of one length as a table; ragged ones raise ValueError."""
-    return np.stack(list(column)) if column.dtype == object and len(column) else column
+    """A column of lists of one length as a table; of others, which nobody may ask for, as it is."""
+    if column.dtype == object and len({np.shape(value) for value in column}) == 1:
+        return np.stack(list(column))
+    return column
 
 
 def take(
-    path: Path, arrays: Mapping[str, Array], tensor: TensorSpec, sizes: dict[str, int]
+    path: Path,
+    arrays: Mapping[str, Array],
+    tensor: TensorSpec,
+    sizes: dict[str, int],
+    feature: FeatureSpec | None = None,
 ) -> Array:
     """The array of `tensor`, checked against its axes and converted to its dtype.
 
     `sizes` collects the sizes of named axes, which must agree between tensors. Whole numbers of any
-    width become int32, numbers float32, a mask of 0 and 1 bool. Raises `EventsError`.
+    width become int32, numbers float32, a mask of 0 and 1 bool. Ids of `feature` must have a row in
+    its table. Raises `EventsError`.
     """
     if tensor.name not in arrays:
         raise EventsError(f"{path} lacks the array {tensor.name!r}{nearest(tensor.name, arrays)}")
@@ -67,6 +78,8 @@ def take(
         raise EventsError(
             f"{path}: {tensor.name!r} must be convertible to {tensor.dtype}, got {array.dtype}"
         )
+    if feature is not None:
+        _check_ids(path, feature, array)
     return _converted(path, tensor, array)
 
 
@@ -82,6 +95,7 @@ def _check_shape(path: Path, tensor: TensorSpec, array: Array, sizes: dict[str, 
         )
         raise EventsError(
             f"{path}: {tensor.name!r} must have the shape [{shape}], got {list(array.shape)}"
+            f"{' of lists that differ in length' if array.dtype == object and len(array) else ''}"
         )
 
 
@@ -97,7 +111,7 @@ def _converted(path: Path, tensor: TensorSpec, array: Array) -> Array:
     return converted
 
 
-def check_ids(path: Path, feature: FeatureSpec, ids: Array) -> None:
+def _check_ids(path: Path, feature: FeatureSpec, ids: Array) -> None:
     """Raise `EventsError` unless all ids of a categorical or sequence feature have a row."""
     if feature.kind not in ("categorical", "sequence") or ids.size == 0:
         return

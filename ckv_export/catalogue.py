@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ckv_export.arrays import check_ids, read_arrays, take
+from ckv_export.arrays import read_arrays, take
 from ckv_export.contract import ModelSpec, TensorSpec, require
 from ckv_export.errors import EventsError, nearest
 from ckv_export.runtimes.base import Array
@@ -54,14 +54,13 @@ def load_catalogue(path: Path, spec: ModelSpec, key: str) -> Catalogue:
     arrays = read_arrays(path)
     sizes: dict[str, int] = {}
     by_name = {f.name: f for f in spec.embedded_item_features}
-    ids = take(path, arrays, TensorSpec(key, "int32", ("n",)), sizes)
-    check_ids(path, by_name[key], ids)
+    ids = take(path, arrays, TensorSpec(key, "int32", ("n",)), sizes, by_name[key])
     _check_unique(path, key, ids)
     features = {}
     for name, feature in by_name.items():
         if name != key:
-            rows = take(path, arrays, TensorSpec(name, feature.dtype, ("n", *feature.inner)), sizes)
-            check_ids(path, feature, rows)
+            wanted = TensorSpec(name, feature.dtype, ("n", *feature.inner))
+            rows = take(path, arrays, wanted, sizes, feature)
             table = np.zeros((by_name[key].vocab_size, *feature.inner), feature.dtype)
             table[ids] = rows
             features[name] = table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckv_export.arrays import check_ids, read_arrays, take
+from ckv_export.arrays import read_arrays, take
 from ckv_export.contract import FEATURES, EventForm, ModelSpec, TensorSpec
 from ckv_export.runtimes.base import Arrays
 
@@ -22,8 +22,8 @@ def load_events(path: Path, spec: ModelSpec, form: EventForm = FEATURES) -> Arra
     """
     arrays = read_arrays(path)
     sizes: dict[str, int] = {}
-    events = {t.name: take(path, arrays, t, sizes) for t in event_tensors(spec, form)}
-    for feature in spec.item_features:
-        if f"event_{feature.name}" in events:
-            check_ids(path, feature, events[f"event_{feature.name}"])
-    return events
+    features = {f"event_{f.name}": f for f in spec.item_features}
+    return {
+        t.name: take(path, arrays, t, sizes, features.get(t.name))
+        for t in event_tensors(spec, form)
+    }

@@ -112,7 +112,8 @@ def _run(arguments: Sequence[str]) -> int:
 def _discard_output() -> None:
     """Drop what standard output can't take, or Python would complain of it again at its end."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,7 @@ Option = bool | int | float | str
 ROLES = ("item", "user")
 KINDS_OF_FEATURE = ("categorical", "sequence", "numeric", "vector", "timestamp")
 POOLINGS = ("mean", "sum")
-RESERVED_NAMES = ("mask", "embedding")
+RESERVED_NAMES = ("mask", "embedding", "k_index", "v_index", "k_user", "v_user")
 MASK_ALIGNMENTS = ("aligned", "fuxictr")
 
 
@@ -63,7 +63,7 @@ class FeatureSpec:
         require(bool(self.name), "a feature has an empty name")
         require(
             self.name not in RESERVED_NAMES,
-            f"a feature can't be called {self.name!r}: the graphs have inputs of that name",
+            f"a feature can't be called {self.name!r}: the graphs have tensors of that name",
         )
         require_choice(f"{where}: role", self.role, ROLES)
         require_choice(f"{where}: kind", self.kind, KINDS_OF_FEATURE)

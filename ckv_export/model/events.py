@@ -81,7 +81,7 @@ class EventEmbedding(nn.Module):
 
 def _module_name(feature: FeatureSpec) -> str:
     """A feature's name where only module names are allowed."""
-    return f"feature_{feature.name.replace('.', '_')}"
+    return "feature_" + feature.name.replace("%", "%25").replace(".", "%2E")
 
 
 def all_item_embeddings(events: EventEmbedding, ids: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,9 @@ from ckv_export.errors import BundleError
 from ckv_export.model.reference import Reference
 from ckv_export.parity.inputs import Case
 from ckv_export.runtimes.base import Arrays
+
+# What numpy lets through when a file is no npz, or a damaged one.
+_DAMAGED = (TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def load(path: Path) -> list[ExpectedCase]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return [_loaded(arrays, i, str(name)) for i, name in enumerate(arrays["names"])]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (*_DAMAGED, OSError, ValueError, KeyError, EOFError) as error:
         raise BundleError(f"{path} holds no recorded parity cases: {error}") from error
 
 
