@@ -222,7 +222,8 @@ def verify(folder: Path, manifest: Manifest) -> None:
 
     Graphs and engines must be listed.
     """
-    for name in ("prefill.onnx", "decode.onnx", *(engine.file for engine in manifest.engines)):
+    graphs = (f"{name}.onnx" for name in manifest.graph_names)
+    for name in (*graphs, *(engine.file for engine in manifest.engines)):
         if name not in manifest.files:
             raise BundleError(f"{folder / FILE_NAME} has no hash of {name}: export it again")
     for name, entry in manifest.files.items():

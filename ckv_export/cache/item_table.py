@@ -30,7 +30,8 @@ def row_bytes(layout: Sequence[TensorSpec]) -> int:
 
 def save_item_table(folder: Path, table: Table) -> None:
     """Write `FILE_NAME` into `folder`: safetensors, a tensor [I, ...] each."""
-    save_file(dict(table), folder / FILE_NAME)
+    # save_file writes the memory behind an array, whatever its strides.
+    save_file({n: np.ascontiguousarray(a) for n, a in table.items()}, folder / FILE_NAME)
 
 
 def load_item_table(folder: Path) -> dict[str, NDArray[np.generic]]:

@@ -2,8 +2,7 @@
 
 Nothing here is shared with the modules that are exported. There is no cache, no fold
 and no graph-friendly selection: a whole history goes in, one candidate after another is
-scored. The method is arXiv 2601.19178;
-`reference_hstu` holds HSTU, after arXiv 2402.17152.
+scored. The method is arXiv 2601.19178; `reference_hstu` holds HSTU, after arXiv 2402.17152.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -99,11 +99,10 @@ class Reference:
         if not self.spec.attention.shared(side):
             return None, None
         logits = self._router_logits(x, layer, side)
-        best = logits.max(-1, keepdim=True).values
-        rows = torch.arange(logits.shape[-1])
-        index = torch.where(logits == best, rows, logits.shape[-1]).min(-1).values
+        # numpy's argmax is the one that promises the first of several largest.
+        index = torch.from_numpy(np.argmax(logits.detach().numpy(), axis=-1))
         if logits.shape[-1] == 1:
-            return index, torch.full_like(best[..., 0], float("inf"))
+            return index, torch.full_like(logits[..., 0], float("inf"))
         top = logits.topk(2, dim=-1).values
         return index, top[..., 0] - top[..., 1]
 

@@ -16,6 +16,7 @@ from ckv_export.runtimes.base import Array, Arrays
 # Few distinct ids, 0 among them, make ties in every search (the fill "repeats").
 Fill = Literal["full", "ragged", "holes", "masked", "repeats"]
 
+_LONG = 200
 _NEIGHBOURHOODS, _NEIGHBOURS = 8, 64
 
 
@@ -66,11 +67,13 @@ def case_sizes(spec: ModelSpec) -> Iterator[CaseSize]:
             yield CaseSize(f"{what} {n - size:+d}, nothing appended", 2, n, 0, 2)
             yield CaseSize(f"{what} {n - size:+d}, 1 of them appended", 2, n - 1, 1, 2, "full")
     beyond = longest + 7
-    yield CaseSize("long, 3 appended", 4, beyond, 3, 9)
+    # All router logits of a case are in memory at once: users times events times pool rows.
+    users = 4 if longest <= _LONG else 2
+    yield CaseSize("long, 3 appended", users, beyond, 3, 9)
     yield CaseSize("long, all real", 1, beyond, 1, 33, "full")
-    yield CaseSize("holes", 4, beyond, 2, 3, "holes")
+    yield CaseSize("holes", users, beyond, 2, 3, "holes")
     yield CaseSize("nothing real", 2, beyond, 1, 3, "masked")
-    yield CaseSize("repeated items", 3, beyond, 4, 5, "repeats")
+    yield CaseSize("repeated items", users, beyond, 4, 5, "repeats")
     yield CaseSize("more appended than cached", 2, 2, longest + 2, 2)
 
 
