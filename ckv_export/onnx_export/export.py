@@ -28,7 +28,7 @@ _TORCH_DTYPES = {"int32": torch.int32, "bool": torch.bool, "float32": torch.floa
 
 # Sizes are all different and none is 0 or 1, so that no two axes look alike to the exporter;
 # S, K and N = S + T exceed any window or top-k, whose minimum must stay symbolic.
-_LEAST_SIZES = {"B": 2, "S": 11, "K": 7, "T": 3, "C": 5, "I": 13}
+_LEAST_SIZES = {"B": 2, "S": 11, "K": 7, "T": 3, "C": 5, "I": 17}
 
 Graph = PrefillGraph | DecodeGraph | DecodeItemsGraph
 
@@ -36,7 +36,7 @@ Graph = PrefillGraph | DecodeGraph | DecodeItemsGraph
 def example_sizes(window: int | None, topk: int) -> dict[str, int]:
     """Axis sizes of the example inputs that are traced."""
     longest = max(window or 0, topk)
-    return _LEAST_SIZES | {"S": longest + 11, "K": max((window or 0) - 1, 7)}
+    return _LEAST_SIZES | {"S": longest + 11, "K": max((window or 0) - 1, 7), "I": longest + 17}
 
 
 def example_inputs(io: GraphSpec, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:

@@ -110,7 +110,7 @@ def _page(report: ParityReport) -> str:
     for outcome in report.outcomes:
         runtime = outcome.runtime
         parts.append(
-            f"<h2>{html.escape(f'{runtime.runtime} {runtime.version}')}, {runtime.device}</h2>"
+            f"<h2>{html.escape(f'{runtime.runtime} {runtime.version}, {runtime.device}')}</h2>"
         )
         heads = ("tensor", "elements", "worst absolute error", "excused by margin", "")
         parts.append(_table(heads, tensor_rows(outcome)))

@@ -1,0 +1,138 @@
+"""Every model's graphs become engines, without a GPU, for the shapes of the default profile."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ckv_testing.draw import KINDS, PLAIN, draw_state, make_spec
+from ckv_testing.exports import Export
+
+from ckv_export.checkpoint.load import load_checkpoint
+from ckv_export.checkpoint.native import save_native
+from ckv_export.contract import AttentionSpec, EventForm, GraphSpec, Profile
+from ckv_export.engine import Backend, BuildRequest, BuiltEngine, build_engine
+from ckv_export.graphs.decode import DecodeGraph
+from ckv_export.graphs.decode_items import DecodeItemsGraph
+from ckv_export.graphs.prefill import PrefillGraph
+from ckv_export.model.events import EventEmbedding
+from ckv_export.model.registry import build_model
+from ckv_export.onnx_export.export import export_graph
+from ckv_export.onnx_export.save import save_models
+from ckv_export.training import demo_spec, initial_state
+
+pytestmark = [pytest.mark.tensorrt, pytest.mark.usefixtures("one_thread")]
+
+HSTU = dataclasses.replace(demo_spec("hstu"), attention=AttentionSpec(16, 2, 2, 3, 12, 9))
+ITEMS = 30
+
+
+@dataclass(frozen=True)
+class Files:
+    """Exported graphs of one model, and the shapes its engines are for by default."""
+
+    folder: Path
+    graphs: dict[str, GraphSpec]
+    profile: Profile
+
+    def build(self, graph: str, backend: Backend, out: Path) -> BuiltEngine:
+        path = self.folder / f"{graph}.onnx"
+        request = BuildRequest(path, self.graphs[graph], self.profile, ("sm86",))
+        return build_engine(request, backend, out / f"{graph}.engine")
+
+
+def files_of(folder: Path, *graphs: PrefillGraph | DecodeGraph | DecodeItemsGraph) -> Files:
+    ios = {graph.io.name: graph.io for graph in graphs}
+    return Files(folder, ios, Profile.default(graphs[0].model.spec))
+
+
+@pytest.fixture
+def target_attention(exported: Callable[[str], Export], rtx: Backend) -> Callable[[str], Files]:
+    """The session's one export of each kind; none where there is nothing to build with."""
+
+    def get(kind: str) -> Files:
+        made = exported(kind)
+        return files_of(made.folder, *made.graphs())
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def hstu(rtx: Backend, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The session's one export of HSTU, which tests/onnx_export runs on ONNX Runtime."""
+    folder = tmp_path_factory.getbasetemp() / "exported_hstu"
+    if not (folder / "decode.onnx").exists():
+        export_hstu(folder)
+    loaded = load_checkpoint(folder / "hstu.pt")
+    model = build_model(loaded.spec, loaded.state)
+    return files_of(folder, PrefillGraph(model), DecodeGraph(model))
+
+
+def export_hstu(folder: Path) -> None:
+    """Write ``hstu.pt``, ``prefill.onnx`` and ``decode.onnx``; no bias of the model is zero."""
+    folder.mkdir(exist_ok=True)
+    drawn = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(11, generator=drawn) / 2 if name.endswith("_bias") else tensor
+        for name, tensor in initial_state(HSTU, 0).items()
+    }
+    save_native(folder / "hstu.pt", HSTU, state)
+    model = build_model(HSTU, state)
+    graphs = PrefillGraph(model), DecodeGraph(model)
+    save_models({graph.io.name: export_graph(graph) for graph in graphs}, folder)
+
+
+@pytest.fixture(scope="session")
+def by_items(rtx: Backend, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """A SIM's decode graph that takes ids and an item table."""
+    folder = tmp_path_factory.mktemp("decode_items")
+    spec = make_spec("sim", features=(dataclasses.replace(PLAIN[0], vocab_size=ITEMS),))
+    state = draw_state(spec, np.random.default_rng(0))
+    events = EventEmbedding(spec, state, EventForm(item_key="item_id"))
+    graph = DecodeItemsGraph(build_model(spec, state, events))
+    save_models({graph.io.name: export_graph(graph)}, folder)
+    files = files_of(folder, graph)
+    return dataclasses.replace(files, profile=files.profile.with_items(ITEMS))
+
+
+def check(built: BuiltEngine, files: Files, graph: str) -> None:
+    """The engine has the contract's tensors and the ranges that were asked for, and no plugin."""
+    io = files.graphs[graph]
+    assert built.path.stat().st_size == built.bytes > 0
+    assert built.targets == ("sm86",)
+    assert built.plugins == ()
+    for found, declared in ((built.inputs, io.inputs), (built.outputs, io.outputs)):
+        assert {(t.name, t.dtype) for t in found} == {(t.name, t.dtype) for t in declared}
+    used = {axis for t in io.inputs for axis in t.axes if isinstance(axis, str)}
+    assert built.profile == {a: r for a, r in files.profile.to_dict().items() if a in used}
+    assert built.profile["S"].startswith("0:")
+
+
+@pytest.mark.parametrize("graph", ["prefill", "decode"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_target_attention_models_build(
+    kind: str,
+    graph: str,
+    target_attention: Callable[[str], Files],
+    rtx: Backend,
+    tmp_path: Path,
+):
+    files = target_attention(kind)
+    check(files.build(graph, rtx, tmp_path), files, graph)
+
+
+@pytest.mark.parametrize("graph", ["prefill", "decode"])
+def test_hstu_builds(graph: str, hstu: Files, rtx: Backend, tmp_path: Path):
+    assert {"B", "S", "T", "C", "K"} <= set(hstu.profile.axes)
+    check(hstu.build(graph, rtx, tmp_path), hstu, graph)
+
+
+def test_decode_by_item_table_builds(by_items: Files, rtx: Backend, tmp_path: Path):
+    built = by_items.build("decode_items", rtx, tmp_path)
+    check(built, by_items, "decode_items")
+    assert built.profile["I"] == f"{ITEMS}:{ITEMS}:{ITEMS}"
