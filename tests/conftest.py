@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from ckv_testing import exports
+from ckv_testing.exports import Export
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
 
@@ -18,3 +24,39 @@ def samples() -> Path:
     if not SAMPLES.is_dir():
         pytest.skip(f"recorded sample checkpoints are not here: {SAMPLES}")
     return SAMPLES
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed, printed where the test fails; set CKV_TEST_SEED to repeat one."""
+    number = int(os.environ.get("CKV_TEST_SEED", secrets.randbits(32)))
+    print(f"CKV_TEST_SEED={number}")
+    return number
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    """A generator from `seed`."""
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread, see `ckv_testing.exports.one_thread`."""
+    with exports.one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export]:
+    """A drawn model of a kind with its ONNX files; made at the first call, then shared."""
+    number = int(os.environ.get("CKV_TEST_SEED", secrets.randbits(32)))
+    made: dict[str, Export] = {}
+
+    def get(kind: str) -> Export:
+        print(f"exported {kind}: CKV_TEST_SEED={number}")
+        if kind not in made:
+            made[kind] = exports.export(kind, tmp_path_factory.mktemp(kind), number)
+        return made[kind]
+
+    return get

@@ -30,6 +30,13 @@ def check_file(path: Path, io: GraphSpec, pools: int) -> None:
     model = onnx.load(str(path), load_external_data=False)
     _compare(f"inputs of the {io.name} graph", model.graph.input, io.inputs)
     _compare(f"outputs of the {io.name} graph", model.graph.output, io.outputs)
+    bodies = {function.name for function in model.functions if function.domain == DOMAIN}
+    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    if used - bodies:
+        missing = ", ".join(sorted(used - bodies))
+        raise ExportError(
+            f"the exported {io.name} graph is not valid ONNX: no function body of {missing}"
+        )
     nodes = [node.name for node in model.graph.node if node.domain == DOMAIN]
     if len(nodes) != pools:
         raise ExportError(

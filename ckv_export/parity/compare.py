@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,11 +33,16 @@ class TensorResult:
     passed: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return asdict(self)
+        """Plain JSON data; a number that isn't finite is null."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
 
     def sentence(self) -> str:
         """What differs, where and by how much."""
+        if not self.passed and self.where is None:
+            return f"{self.tensor} of case {self.case!r} has another shape than the reference's"
         place = "" if self.where is None else f" at {list(self.where)}"
         if self.worst_margin is not None:
             return (
@@ -58,12 +64,18 @@ def compare_values(
     tolerance: Tolerance,
     counted: NDArray[np.bool_] | None = None,
 ) -> TensorResult:
-    """Compare floats elementwise; `counted`, bool of the first axes, leaves rows out."""
-    difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
-    difference = np.where(np.isnan(difference), np.inf, difference)
+    """Compare floats elementwise; `counted`, bool of the first axes, leaves rows out.
+
+    A NaN or infinity on either side is a difference without bound.
+    """
+    if got.shape != expected.shape:
+        return _other_shape(case, tensor, got)
+    finite = np.isfinite(got) & np.isfinite(expected)
+    wanted = np.where(finite, expected, 0.0).astype(np.float64)
+    difference = np.where(finite, np.abs(np.where(finite, got, 0.0) - wanted), np.inf)
     if counted is not None:
         difference[~counted] = 0.0
-    size = np.abs(expected.astype(np.float64))
+    size = np.abs(wanted)
     scale = max(1.0, float(size.max(initial=0.0)))
     allowed = tolerance.absolute * scale + tolerance.relative * size
     if difference.size == 0:
@@ -75,10 +87,16 @@ def compare_values(
     return TensorResult(case, tensor, difference.size, error, bound, where, 0, None, passed)
 
 
+def _other_shape(case: str, tensor: str, got: Array) -> TensorResult:
+    return TensorResult(case, tensor, got.size, math.inf, 0.0, None, 0, None, False)
+
+
 def compare_rows(
     case: str, tensor: str, got: Array, expected: Array, margin: Array
 ) -> TensorResult:
     """Compare pool row numbers for equality; a router margin below the bound excuses a flip."""
+    if got.shape != expected.shape:
+        return _other_shape(case, tensor, got)
     flipped = got != expected
     count = int(flipped.sum())
     if count == 0:

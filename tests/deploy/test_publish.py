@@ -1,0 +1,413 @@
+"""A bundle appears whole or not at all, whatever happens and whoever looks on."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckv_export.deploy import exchange as exchange_module
+from ckv_export.deploy import publish
+from ckv_export.deploy.exchange import exchange
+from ckv_export.deploy.publish import amended, check_target, staged
+from ckv_export.errors import BundleError
+from ckv_export.manifest import FILE_NAME
+
+HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """Python's own, also where these tests run in the background, which ignores Ctrl-C."""
+    before = {number: signal.signal(number, handler) for number, handler in HANDLERS.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def listing(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        p.relative_to(folder).as_posix(): (
+            p.lstat().st_mode,
+            os.fsencode(p.readlink())
+            if p.is_symlink()
+            else (p.read_bytes() if p.is_file() else b""),
+        )
+        for p in folder.rglob("*")
+    }
+
+
+def fill(folder: Path, content: str) -> None:
+    """A bundle of two files that belong together."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE_NAME).write_text(content)
+    (folder / "graph").write_text(content)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A bundle that is there before, with neighbours."""
+    fill(tmp_path / "out" / "name", "old")
+    fill(tmp_path / "out" / "neighbour", "another")
+    (tmp_path / "out" / ".hidden").write_text("precious")
+    return tmp_path / "out" / "name"
+
+
+@pytest.fixture(params=["one step", "three steps"])
+def _either_exchange(request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as on file systems that know no exchange."""
+    if request.param == "three steps":
+        monkeypatch.setattr(exchange_module, "_in_one_step", lambda one, other: False)
+
+
+either_exchange = pytest.mark.usefixtures("_either_exchange")
+
+
+def test_the_body_s_folder_becomes_the_target(tmp_path: Path):
+    target = tmp_path / "made" / "for" / "it"
+    with staged(target) as folder:
+        assert folder.parent == target.parent
+        assert folder.name.startswith(".")
+        assert not target.exists()
+        fill(folder, "new")
+    assert listing(tmp_path / "made" / "for").keys() == {"it", f"it/{FILE_NAME}", "it/graph"}
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+@either_exchange
+def test_a_bundle_is_replaced_whole(old: Path):
+    (old / "stale").write_text("of the old one")
+    neighbours = {n: e for n, e in listing(old.parent).items() if not n.startswith("name")}
+    with staged(old) as folder:
+        fill(folder, "new")
+    after = listing(old.parent)
+    assert {p.name for p in old.iterdir()} == {FILE_NAME, "graph"}
+    assert (old / "graph").read_text() == "new"
+    assert {n: e for n, e in after.items() if not n.startswith("name")} == neighbours
+
+
+class Stop(BaseException):
+    """No Exception, as KeyboardInterrupt is none."""
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, Stop, MemoryError])
+def test_whatever_is_raised_all_is_as_before(old: Path, error: type[BaseException]):
+    before = listing(old.parent)
+    with pytest.raises(error), staged(old) as folder:  # noqa: PT012
+        fill(folder / "deep" / "er", "new")
+        raise error
+    assert listing(old.parent) == before
+
+
+def test_folders_made_for_it_go_again(tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(Stop), staged(tmp_path / "there" / "a" / "b" / "c") as folder:  # noqa: PT012
+        fill(folder, "new")
+        raise Stop
+    assert listing(tmp_path).keys() == {"there"}
+
+
+def test_a_folder_made_for_it_stays_if_another_moved_in(tmp_path: Path):
+    with pytest.raises(Stop), staged(tmp_path / "a" / "b" / "c"):  # noqa: PT012
+        (tmp_path / "a" / "theirs").write_text("of another program")
+        raise Stop
+    assert listing(tmp_path).keys() == {"a", "a/theirs"}
+
+
+def test_a_parent_that_can_not_be_made(tmp_path: Path, monkeypatch):
+    """The disk fills up while the parents are made: those that were made go again."""
+    real = os.mkdir
+
+    def mkdir(path, *rest):
+        if Path(path).name == "c":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(OSError, match="No space"), staged(tmp_path / "a" / "b" / "c" / "name"):
+        pass
+    assert listing(tmp_path) == {}
+
+
+@pytest.mark.parametrize("step", ["exchange", "rename"])
+def test_a_move_that_fails(old: Path, tmp_path: Path, monkeypatch, step: str):
+    """The system refuses at the last moment."""
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    if step == "exchange":
+        monkeypatch.setattr(publish, "exchange", refuse)
+        target = old
+    else:
+        monkeypatch.setattr(Path, "rename", refuse)
+        target = tmp_path / "new" / "name"
+    before = listing(tmp_path)
+    with pytest.raises(OSError, match="Input/output"), staged(target) as folder:
+        fill(folder, "new")
+    assert listing(tmp_path) == before
+
+
+class Interrupts:
+    """While it is armed, a signal comes right after each call of some functions, as it can."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch, self.armed = monkeypatch, False
+        self.came: set[str] = set()
+
+    def after(self, owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*args, **options):
+            result = real(*args, **options)
+            if self.armed:
+                self.came.add(name)
+                os.kill(os.getpid(), signal.SIGINT)
+            return result
+
+        self.monkeypatch.setattr(owner, name, call)
+
+
+@pytest.fixture
+def interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Interrupts]:
+    made = Interrupts(monkeypatch)
+    yield made
+    made.armed = False
+
+
+@either_exchange
+def test_an_interrupt_in_the_midst_of_the_move(old: Path, interrupts: Interrupts, request):
+    """Too late: the new bundle is there whole, and the old one is not lost on the way."""
+    for owner, name in ((os, "rename"), (os, "mkdir"), (os, "unlink"), (os, "rmdir")):
+        interrupts.after(owner, name)
+    before = {n for n in listing(old.parent) if not n.startswith("name")}
+    with staged(old) as folder:
+        fill(folder, "new")
+        interrupts.armed = True
+    interrupts.armed = False
+    assert interrupts.came >= {"unlink", "rmdir"}
+    assert ("rename" in interrupts.came) == ("three steps" in request.node.name)
+    assert (old / "graph").read_text() == "new"
+    assert {n for n in listing(old.parent) if not n.startswith("name")} == before
+    assert {n: signal.getsignal(n) for n in HANDLERS} == HANDLERS
+
+
+def test_an_interrupt_in_the_midst_of_the_cleaning(old: Path, tmp_path: Path, interrupts):
+    """The second Ctrl-C: what the first one left is cleaned up all the same."""
+    for name in ("unlink", "rmdir"):
+        interrupts.after(os, name)
+    before = listing(tmp_path)
+    for target in (old, tmp_path / "a" / "b" / "name"):
+        with pytest.raises(Stop), staged(target) as folder:  # noqa: PT012
+            fill(folder / "deep", "new")
+            interrupts.armed = True
+            raise Stop
+        interrupts.armed = False
+        assert interrupts.came == {"unlink", "rmdir"}
+        assert listing(tmp_path) == before
+    assert {n: signal.getsignal(n) for n in HANDLERS} == HANDLERS
+
+
+def test_an_interrupt_while_the_body_runs(old: Path):
+    before = listing(old.parent)
+    with pytest.raises(KeyboardInterrupt), staged(old) as folder:  # noqa: PT012
+        fill(folder, "new")
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(10**6):
+            pass
+    assert listing(old.parent) == before
+
+
+def test_in_a_thread_where_signals_can_not_be_handled(old: Path):
+    def work() -> None:
+        with staged(old) as folder:
+            fill(folder, "new")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert (old / "graph").read_text() == "new"
+
+
+def test_names_do_not_collide(tmp_path: Path):
+    """Two of one name at a time: each has its own folder, and the last one to end wins."""
+    target = tmp_path / "out" / "name"
+    with staged(target) as first:
+        fill(first, "first")
+        with staged(target) as second:
+            assert first != second
+            fill(second, "second")
+        assert (target / "graph").read_text() == "second"
+    assert (target / "graph").read_text() == "first"
+    assert [p.name for p in target.parent.iterdir()] == ["name"]
+
+
+def publish_often(target: Path, content: str, times: int) -> None:
+    for _ in range(times):
+        with staged(target) as folder:
+            fill(folder, content)
+
+
+def test_many_programs_at_once(old: Path):
+    """Four processes replace one bundle again and again: it is always one of theirs, whole."""
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=publish_often, args=(old, f"worker {n}", 25)) for n in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    looks = 0
+    while any(worker.is_alive() for worker in workers):
+        folder = os.open(old, os.O_RDONLY | os.O_DIRECTORY)  # never fails: it is always there
+        os.close(folder)
+        looks += 1
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert looks > 0
+    assert (old / "graph").read_text() == (old / FILE_NAME).read_text()
+    assert {p.name for p in old.parent.iterdir()} == {"name", "neighbour", ".hidden"}
+
+
+def test_who_looks_on_sees_the_old_or_the_new(old: Path):
+    """Never neither, and never a mixture, in the one folder that was opened."""
+    seen: set[str] = set()
+    stop = threading.Event()
+    problems: list[str] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            try:
+                opened = os.open(old, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                problems.append("neither the old nor the new one was there")
+                return
+            try:
+                texts = []
+                for name in (FILE_NAME, "graph"):
+                    with open(os.open(name, os.O_RDONLY, dir_fd=opened)) as file:  # noqa: PTH123
+                        texts.append(file.read())
+                if texts[0] != texts[1]:
+                    problems.append(f"a mixture: {texts}")
+                seen.add(texts[0])
+            except FileNotFoundError:
+                pass  # the old one went away after it was opened: what was open is not in use
+            finally:
+                os.close(opened)
+
+    if not exchange_module._in_one_step(old, old.parent / "neighbour"):
+        pytest.skip("this file system can't exchange two names in one step")
+    exchange(old, old.parent / "neighbour")
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    publish_often(old, "one", 100)
+    publish_often(old, "two", 100)
+    stop.set()
+    watcher.join()
+    assert problems == []
+    assert seen
+
+
+@either_exchange
+def test_a_link_stays_and_what_it_points_to_is_replaced(old: Path, tmp_path: Path):
+    link = tmp_path / "current"
+    link.symlink_to(old)
+    with staged(link) as folder:
+        fill(folder, "new")
+    assert link.is_symlink()
+    assert (old / "graph").read_text() == "new"
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "current"}
+
+
+@either_exchange
+def test_exchange(tmp_path: Path):
+    fill(tmp_path / "a", "of a")
+    fill(tmp_path / "b", "of b")
+    exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "graph").read_text() == "of b"
+    assert (tmp_path / "b" / "graph").read_text() == "of a"
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_exchange_in_steps_that_fail(tmp_path: Path, monkeypatch, failing: int):
+    """Both are where they were, and nothing is beside them."""
+    fill(tmp_path / "a", "of a")
+    fill(tmp_path / "b", "of b")
+    before, calls, real = listing(tmp_path), [], Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(exchange_module, "_in_one_step", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"):
+        exchange(tmp_path / "a", tmp_path / "b")
+    assert listing(tmp_path) == before
+
+
+def test_amended_starts_from_what_is_there(old: Path):
+    (old / "engines").mkdir(mode=0o700)
+    (old / "engines" / "one").write_text("an engine")
+    (old / "link").symlink_to("graph")
+    before = listing(old)
+    with amended(old) as folder:
+        assert listing(folder) == before
+        (folder / "engines" / "two").write_text("another")
+        assert listing(old) == before
+    assert listing(old) == before | {"engines/two": listing(old)["engines/two"]}
+    assert (old / "engines" / "two").read_text() == "another"
+
+
+def test_amended_copies_where_links_are_not_known(old: Path, monkeypatch):
+    def link(*args: object, **options: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    before = listing(old)
+    with pytest.raises(Stop), amended(old) as folder:  # noqa: PT012
+        (folder / "graph").write_text("changed in place")
+        raise Stop
+    assert listing(old) == before
+
+
+def test_amended_that_fails_leaves_the_bundle(old: Path):
+    before = listing(old.parent)
+    with pytest.raises(Stop), amended(old) as folder:  # noqa: PT012
+        (folder / FILE_NAME).unlink()
+        (folder / "graph").replace(folder / "other")
+        raise Stop
+    assert listing(old.parent) == before
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a/", ".a", "../a", "a/..", "./a"])
+def test_names_of_targets(tmp_path: Path, name: str):
+    with pytest.raises(BundleError, match="plain folder name"):
+        check_target(tmp_path, name, force=True)
+
+
+@pytest.mark.parametrize("name", ["a", "a b", "a.b", "ü", "-x", "a\\b", "~"])
+def test_good_names_of_targets(tmp_path: Path, name: str):
+    assert check_target(tmp_path / "new", name, force=False) == tmp_path / "new" / name
+    assert listing(tmp_path) == {}
+
+
+def test_targets_that_exist(old: Path):
+    with pytest.raises(BundleError, match="--force"):
+        check_target(old.parent, old.name, force=False)
+    assert check_target(old.parent, old.name, force=True) == old
+    (old / FILE_NAME).unlink()
+    for force in (False, True):
+        with pytest.raises(BundleError, match="never replaced"):
+            check_target(old.parent, old.name, force=force)
+    with pytest.raises(BundleError, match="is a file"):
+        check_target(old / "graph", "name", force=True)

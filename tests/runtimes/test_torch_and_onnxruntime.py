@@ -1,0 +1,147 @@
+"""The two runtimes that need no GPU, on one drawn model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from ckv_testing.exports import Export
+
+from ckv_export.errors import ExportError, MissingDependency
+from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner, load_module
+from ckv_export.runtimes.torch import TorchRunner
+
+SIZES = {"B": 3, "S": 6, "K": 4, "T": 2, "C": 5}
+
+
+@pytest.fixture
+def made(exported: Callable[[str], Export]) -> Export:
+    return exported("eta")
+
+
+def drawn(runner: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {t.name: rng.integers(0, 2, t.shape(SIZES)).astype(t.dtype) for t in runner.io.inputs}
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["prefill", "decode"])
+def test_both_give_the_contracts_outputs_and_agree(
+    which: int, made: Export, rng: np.random.Generator
+):
+    runners = (made.torch_runners()[which], made.runners()[which])
+    feeds = drawn(runners[0], rng)
+    outputs = []
+    for runner in runners:
+        with runner:
+            outputs.append(runner.infer(feeds))
+        assert list(outputs[-1]) == [t.name for t in runner.io.outputs]
+        for tensor in runner.io.outputs:
+            array = outputs[-1][tensor.name]
+            assert (array.shape, str(array.dtype)) == (tensor.shape(SIZES), tensor.dtype)
+    for name, array in outputs[0].items():
+        # Two runtimes' fp32; the gate compares them closer, on inputs made for it.
+        bound = 0.0 if name.endswith("_index") else 4e-6
+        np.testing.assert_allclose(outputs[1][name], array, rtol=bound, atol=bound)
+
+
+def test_what_describes_the_runtimes(made: Export):
+    torch_runner, onnx_runner = made.torch_runners()[1], made.runners()[0]
+    of_torch, of_onnx = torch_runner.metadata(), onnx_runner.metadata()
+    assert (of_torch.runtime, of_torch.device, of_torch.graph) == ("pytorch", "cpu", "decode")
+    assert of_torch.version == torch.__version__
+    assert (of_onnx.runtime, of_onnx.device, of_onnx.graph) == ("onnxruntime", "cpu", "prefill")
+    assert of_onnx.version == onnxruntime.__version__
+    other = OnnxRuntimeRunner(Path("x.onnx"), onnx_runner.io, "CUDAExecutionProvider")
+    assert other.metadata().device == "cuda"
+
+
+def test_a_runner_may_be_used_again(made: Export, rng: np.random.Generator):
+    for runner in (*made.torch_runners(), *made.runners()):
+        feeds = drawn(runner, rng)
+        results = []
+        for _ in range(2):
+            with runner:
+                results.append(runner.infer(feeds))
+        for name, array in results[0].items():
+            np.testing.assert_array_equal(results[1][name], array)
+
+
+def test_inference_leaves_the_feeds_alone(made: Export, rng: np.random.Generator):
+    for runner in (*made.torch_runners(), *made.runners()):
+        feeds = drawn(runner, rng)
+        before = {name: a.copy() for name, a in feeds.items()}
+        with runner:
+            runner.infer(feeds)
+        assert all(np.array_equal(feeds[name], a) for name, a in before.items())
+
+
+def test_torch_runner_puts_its_module_into_inference_mode(made: Export):
+    module = torch.nn.Sequential(torch.nn.Dropout())
+    runner = TorchRunner(module, made.graphs()[0].io)
+    with runner:
+        assert not module.training
+
+
+def test_file_that_does_not_exist(made: Export, tmp_path: Path):
+    runner = OnnxRuntimeRunner(tmp_path / "decode.onnx", made.graphs()[1].io)
+    with pytest.raises(ExportError, match=r"^ONNX Runtime can't load decode\.onnx: "):
+        runner.activate()
+    with pytest.raises(RuntimeError, match="not active"):
+        runner.infer({})
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\0" * 100])
+def test_file_that_is_no_model(content: bytes, made: Export, tmp_path: Path):
+    path = tmp_path / "decode.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match=r"can't load decode\.onnx"):
+        OnnxRuntimeRunner(path, made.graphs()[1].io).activate()
+
+
+def test_truncated_file(made: Export, tmp_path: Path):
+    raw = (made.folder / "decode.onnx").read_bytes()
+    (tmp_path / "decode.onnx").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(ExportError, match=r"can't load decode\.onnx"):
+        OnnxRuntimeRunner(tmp_path / "decode.onnx", made.graphs()[1].io).activate()
+
+
+def test_file_of_another_model_is_told_when_it_runs(
+    made: Export, exported: Callable[[str], Export], rng: np.random.Generator
+):
+    """The graph's own names differ: ONNX Runtime's message is passed on, with the file's name."""
+    io = made.graphs()[1].io
+    runner = OnnxRuntimeRunner(exported("sim").folder / "decode.onnx", io)
+    with runner, pytest.raises(ExportError, match=r"^ONNX Runtime can't run decode\.onnx: "):
+        runner.infer(drawn(runner, rng))
+
+
+def test_unknown_operator_is_refused_at_activation(made: Export, tmp_path: Path):
+    model = onnx.load(made.folder / "decode.onnx")
+    del model.functions[:]
+    onnx.save(model, tmp_path / "decode.onnx")
+    with pytest.raises(ExportError, match=r"can't load decode\.onnx") as error:
+        OnnxRuntimeRunner(tmp_path / "decode.onnx", made.graphs()[1].io).activate()
+    assert "ckv" in str(error.value)
+
+
+def test_id_beyond_its_table_is_an_error_not_a_score(made: Export, rng: np.random.Generator):
+    runner = made.runners()[0]
+    feeds = drawn(runner, rng)
+    feeds["event_item_id"][1, 2] = 30
+    with runner, pytest.raises(ExportError, match=r"can't run prefill\.onnx"):
+        runner.infer(feeds)
+
+
+def test_missing_package_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    def without(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr("importlib.import_module", without)
+    with pytest.raises(MissingDependency, match="running ONNX graphs needs the package") as error:
+        load_module()
+    assert "pip install 'ckv-export[cpu]'" in str(error.value)

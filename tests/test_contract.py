@@ -1,0 +1,371 @@
+"""Names, axes and dtypes as SPEC section 4 has them, and what a configuration is refused for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from ckv_testing.draw import KINDS, RICH, VARIANTS, drawn_spec, make_spec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckv_export.contract import (
+    AttentionSpec,
+    CacheSpec,
+    DnnSpec,
+    FeatureSpec,
+    ModelSpec,
+    Profile,
+    Range,
+    TensorSpec,
+    decode_io,
+    prefill_io,
+)
+from ckv_export.errors import SpecError, nearest
+
+# -- reading and writing
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_specification_survives_json(kind: str, variant: str):
+    spec = make_spec(kind, variant)
+    data = json.loads(json.dumps(spec.to_dict()))
+    assert ModelSpec.from_dict(data) == spec
+    assert ModelSpec.from_dict(data).to_dict() == spec.to_dict()
+
+
+def test_drawn_specifications_survive_json(rng: np.random.Generator):
+    for kind in KINDS * 5:
+        spec = drawn_spec(kind, rng)
+        assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_to_dict_gives_data_of_its_own():
+    spec = make_spec("sim")
+    spec.to_dict()["options"]["topk"] = 99
+    spec.to_dict()["features"][0]["name"] = "other"
+    assert spec == make_spec("sim")
+
+
+def test_fields_with_defaults_may_be_left_out():
+    spec = make_spec("sim")
+    data = spec.to_dict()
+    del data["mask_alignment"], data["num_layers"]
+    del data["attention"]["use_silu"], data["features"][0]["shares"], data["dnn"]["sigmoid"]
+    assert ModelSpec.from_dict(data) == spec
+
+
+def changed(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of `data` with the field at "a.b.0.c" set, or removed where `value` is None."""
+    data = json.loads(json.dumps(data))
+    *where, last = [int(p) if p.isdigit() else p for p in path.split(".")]
+    inner: Any = data
+    for part in where:
+        inner = inner[part]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    return data
+
+
+REFUSED = {
+    # a field that is unknown, missing, or no mapping at all
+    "widnow": (7, "model configuration: unknown field 'widnow'; did you mean 'window'?"),
+    "kind": (None, "model configuration: the field 'kind' is missing"),
+    "features.0.vocabsize": (3, "feature: unknown field 'vocabsize'; did you mean 'vocab_size'?"),
+    "features.1.width": (None, "feature: the field 'width' is missing"),
+    "features.1": ("cate_id", "feature must be a mapping, got str"),
+    "attention.heads": (3, "attention: unknown field 'heads'; did you mean 'num_heads'?"),
+    "attention.d": (None, "attention: the field 'd' is missing"),
+    "attention": ([1], "attention must be a mapping, got list"),
+    "dnn.zzz": (3, "dnn: unknown field 'zzz'"),
+    "dnn.hidden": (None, "dnn: the field 'hidden' is missing"),
+    "dnn": (7, "dnn must be a mapping, got int"),
+    # features
+    "features.0.name": ("", "a feature has an empty name"),
+    "features.1.name": ("item_id", "feature 'item_id' stands twice in the model"),
+    "features.0.role": (
+        "itme",
+        "feature 'item_id': role must be one of item, user, got 'itme'; did you mean 'item'?",
+    ),
+    "features.0.kind": ("ids", "feature 'item_id': kind must be one of categorical, "),
+    "features.0.pooling": ("max", "feature 'item_id': pooling must be one of mean, sum, got 'max'"),
+    "features.0.width": (
+        0,
+        "feature 'item_id': width must be a whole number of at least 1, got 0",
+    ),
+    "features.0.vocab_size": (
+        0,
+        "feature 'item_id': vocab_size must be a whole number of at least 1, got 0",
+    ),
+    "features.0.shares": (
+        "cate_id",
+        "feature 'item_id' shares the table of 'cate_id', which is no earlier feature",
+    ),
+    "features.1.shares": ("item_ids", "its own table; did you mean 'item_id'?"),
+    # attention
+    "attention.num_heads": (3, "attention: num_heads must divide d = 16, got 3"),
+    "attention.pool_rows_k": (-1, "attention: pool_rows_k must be a whole number of at least 0"),
+    "attention.pool_rows_v": (
+        0,
+        "attention: user_v must be d = 16 without a pool, got 1",
+    ),
+    "attention.user_k": (16, "attention: user_k must be below d = 16 beside a pool, got 16"),
+    "attention.user_v": (True, "attention: user_v must be a whole number of at least 0, got True"),
+    # the scoring network and the model
+    "dnn.activations": (["relu"], "dnn: 2 hidden layers need as many activations, got 1"),
+    "dnn.hidden.0": (0, "dnn: a hidden width must be a whole number of at least 1, got 0"),
+    "window": (1, "window must be a whole number of at least 2, got 1"),
+    "max_len": (0, "max_len must be a whole number of at least 1, got 0"),
+    "num_layers": ("1", "num_layers must be a whole number of at least 1, got '1'"),
+    "mask_alignment": (
+        "fuxictl",
+        "mask_alignment must be one of aligned, fuxictr, got 'fuxictl'; did you mean 'fuxictr'?",
+    ),
+}
+
+
+@pytest.mark.parametrize("path", REFUSED)
+def test_refusals_say_what_is_wrong(path: str):
+    value, message = REFUSED[path]
+    data = changed(make_spec("sim").to_dict(), path, value)
+    with pytest.raises(SpecError) as error:
+        ModelSpec.from_dict(data)
+    assert message in str(error.value)
+
+
+def test_model_without_item_feature_is_refused():
+    with pytest.raises(SpecError, match="at least one feature of role 'item'"):
+        make_spec("sim", features=(FeatureSpec("age", "user", "numeric", 2),))
+
+
+def test_baseline_without_pool_is_refused():
+    with pytest.raises(SpecError, match="a baseline without CollectiveKV"):
+        AttentionSpec(8, 1, 8, 8, 0, 0)
+
+
+def test_unprojected_vector_has_one_width():
+    with pytest.raises(SpecError, match=r"as wide as it is long, got width 3 and length 4$"):
+        FeatureSpec("image", "item", "vector", 3, length=4)
+    assert FeatureSpec("image", "item", "vector", 3, length=4, projected=True).inner == (4,)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "vector"])
+def test_sequence_and_vector_need_a_length(kind: str):
+    with pytest.raises(SpecError, match="length must be a whole number of at least 1, got 0"):
+        FeatureSpec("x", "item", kind, 3, vocab_size=5, projected=True)
+
+
+def test_sharing_of_a_sharing_table_is_refused():
+    third = FeatureSpec("c", "item", "categorical", 4, 5, shares="b")
+    second = dataclasses.replace(third, name="b", shares="a")
+    first = dataclasses.replace(third, name="a", shares=None)
+    assert make_spec("sim", features=(first, second)).features[1].shares == "a"
+    with pytest.raises(SpecError, match="'c' shares the table of 'b', which is no earlier"):
+        make_spec("sim", features=(first, second, third))
+    with pytest.raises(SpecError, match="'b' shares the table of 'a', which is no earlier"):
+        make_spec("sim", features=(second, first))
+
+
+def test_nearest_names_only_what_is_near():
+    assert nearest("windw", ["window", "topk"]) == "; did you mean 'window'?"
+    assert nearest("zzz", ["window", "topk"]) == ""
+    assert nearest("window", []) == ""
+
+
+# -- graphs
+
+
+def names(tensors: tuple[TensorSpec, ...]) -> dict[str, tuple[str, tuple[Any, ...]]]:
+    return {t.name: (t.dtype, t.axes) for t in tensors}
+
+
+def test_graphs_of_a_model_with_ids_alone():
+    spec = make_spec("sim")
+    d = {"item_id": "int32", "cate_id": "int32"}
+    prefill, decode = prefill_io(spec), decode_io(spec)
+    assert (prefill.name, decode.name) == ("prefill", "decode")
+    assert list(names(prefill.inputs).items()) == [
+        *((f"event_{f}", (dtype, ("B", "S"))) for f, dtype in d.items()),
+        ("event_mask", ("bool", ("B", "S"))),
+    ]
+    assert list(names(prefill.outputs).items()) == [
+        ("cache_k_index", ("int32", ("B", 1, "S"))),
+        ("cache_v_index", ("int32", ("B", 1, "S"))),
+        ("cache_k_user", ("float32", ("B", 1, "S", 2))),
+        ("cache_v_user", ("float32", ("B", 1, "S", 1))),
+    ]
+    assert list(names(decode.inputs).items()) == [
+        ("cache_k_index", ("int32", ("B", 1, "K"))),
+        ("cache_v_index", ("int32", ("B", 1, "K"))),
+        ("cache_k_user", ("float32", ("B", 1, "K", 2))),
+        ("cache_v_user", ("float32", ("B", 1, "K", 1))),
+        ("history_mask", ("bool", ("B", "S"))),
+        *((f"history_{f}", (dtype, ("B", "S"))) for f, dtype in d.items()),
+        *((f"append_{f}", (dtype, ("B", "T"))) for f, dtype in d.items()),
+        ("append_mask", ("bool", ("B", "T"))),
+        *((f"candidate_{f}", (dtype, ("B", "C"))) for f, dtype in d.items()),
+    ]
+    assert list(names(decode.outputs).items()) == [
+        ("score", ("float32", ("B", "C"))),
+        ("append_k_index", ("int32", ("B", 1, "T"))),
+        ("append_v_index", ("int32", ("B", 1, "T"))),
+        ("append_k_user", ("float32", ("B", 1, "T", 2))),
+        ("append_v_user", ("float32", ("B", 1, "T", 1))),
+    ]
+
+
+def test_every_kind_of_feature_has_its_dtype_and_own_axis():
+    decode = decode_io(make_spec("eta", features=RICH))
+    got = names(decode.inputs)
+    of_item = {
+        "item_id": ("int32", ()),
+        "tags": ("int32", (2,)),
+        "words": ("int32", (3,)),
+        "price": ("float32", ()),
+        "image": ("float32", (5,)),
+        "colour": ("float32", (3,)),
+    }
+    for name, (dtype, inner) in of_item.items():
+        assert got[f"history_{name}"] == (dtype, ("B", "S", *inner))
+        assert got[f"append_{name}"] == (dtype, ("B", "T", *inner))
+        assert got[f"candidate_{name}"] == (dtype, ("B", "C", *inner))
+        assert f"user_{name}" not in got
+    of_user = {
+        "user_id": ("int32", ()),
+        "age": ("float32", ()),
+        "last_item": ("int32", ()),
+        "liked_tags": ("int32", (3,)),
+        "topics": ("int32", (4,)),
+        "profile": ("float32", (4,)),
+        "face": ("float32", (6,)),
+    }
+    assert [n for n in got if n.startswith("user_")] == [f"user_{name}" for name in of_user]
+    for name, (dtype, inner) in of_user.items():
+        assert got[f"user_{name}"] == (dtype, ("B", *inner))
+
+
+@pytest.mark.parametrize("plain", ["k", "v"])
+def test_side_without_pool_has_no_index_and_caches_all_of_d(plain: str):
+    shared = "v" if plain == "k" else "k"
+    attention = {f"user_{plain}": 8, f"pool_rows_{plain}": 0, f"user_{shared}": 3}
+    attention |= {f"pool_rows_{shared}": 5}
+    spec = make_spec("twin", attention=AttentionSpec(8, 1, **attention))
+    cached = names(prefill_io(spec).outputs)
+    assert set(cached) == {f"cache_{shared}_index", "cache_k_user", "cache_v_user"}
+    assert cached[f"cache_{plain}_user"] == ("float32", ("B", 1, "S", 8))
+    assert cached[f"cache_{shared}_user"] == ("float32", ("B", 1, "S", 3))
+    decode = decode_io(spec)
+    assert f"cache_{plain}_index" not in names(decode.inputs)
+    assert f"append_{plain}_index" not in names(decode.outputs)
+
+
+def test_layers_are_the_second_axis_of_the_cache():
+    spec = make_spec("sim", num_layers=3)
+    assert all(t.axes[1] == 3 for t in CacheSpec.of(spec).named("cache", "K"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_tensor_of_a_graph_is_named_twice(variant: str):
+    spec = make_spec("sim", variant)
+    for graph in (prefill_io(spec), decode_io(spec)):
+        tensors = [t.name for t in graph.tensors()]
+        assert len(set(tensors)) == len(tensors)
+
+
+def test_widths_are_sums_over_the_features():
+    spec = make_spec("sim", features=RICH)
+    assert spec.d_event == 6 + 4 + 4 + 3 + 4 + 3
+    assert spec.d_user_features == 5 + 2 + 6 + 4 + 3 + 4 + 2
+    assert make_spec("sim").d_user_features == 0
+    assert [f.name for f in spec.item_features] == [f.name for f in RICH if f.role == "item"]
+
+
+def test_shape_replaces_axis_names():
+    tensor = TensorSpec("x", "float32", ("B", 2, "S"))
+    assert tensor.shape({"B": 0, "S": 7, "C": 1}) == (0, 2, 7)
+    with pytest.raises(KeyError):
+        tensor.shape({"B": 1})
+
+
+# -- profiles
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("8", (8, 8, 8)), ("1:8", (1, 8, 8)), ("1:4:8", (1, 4, 8)), ("0", (0, 0, 0)), ("0:0:1", None)],
+)
+def test_ranges_are_read(text: str, expected: tuple[int, int, int] | None):
+    assert Range.parse(text) == Range(*(expected or (0, 0, 1)))
+
+
+@pytest.mark.parametrize("text", ["", ":", "a", "1:2:3:4", "1.5", "1::2", "1-2"])
+def test_texts_that_are_no_range(text: str):
+    with pytest.raises(SpecError) as error:
+        Range.parse(text)
+    assert "written N, MIN:MAX or MIN:OPT:MAX in whole numbers" in str(error.value)
+    assert repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["3:2", "-1:2", "1:5:4", "2:1:4"])
+def test_ranges_out_of_order_are_refused(text: str):
+    with pytest.raises(SpecError, match="0 <= min <= opt <= max, got"):
+        Range.parse(text)
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=3, max_size=3).map(sorted))
+def test_range_reads_what_it_prints(ends: list[int]):
+    assert Range.parse(str(Range(*ends))) == Range(*ends)
+
+
+def test_default_profile_is_the_models_own():
+    spec = make_spec("sim", window=5, max_len=30)
+    profile = Profile.default(spec)
+    assert list(profile.axes) == ["B", "S", "K", "T", "C"]
+    assert profile.axes["S"] == Range(0, 30, 30)
+    assert profile.axes["K"] == Range(0, 4, 4)
+    assert profile.axes["T"] == Range(0, 1, 30)
+    assert Profile.default(make_spec("sim", window=50, max_len=30)).axes["K"] == Range(0, 30, 30)
+    assert Profile.default(make_spec("sim", max_len=1)).axes["T"] == Range(0, 1, 1)
+
+
+def test_k_follows_s_until_it_is_given():
+    spec = make_spec("sim", window=5)
+    default = Profile.default(spec)
+    followed = default.replaced(spec, {"S": Range(2, 3, 100)})
+    assert followed.axes["K"] == Range(2, 3, 4)
+    assert followed.axes["S"] == Range(2, 3, 100)
+    given_too = default.replaced(spec, {"S": Range(2, 3, 100), "K": Range(0, 0, 1)})
+    assert given_too.axes["K"] == Range(0, 0, 1)
+    assert default.replaced(spec, {"B": Range(1, 1, 1)}).axes["K"] == default.axes["K"]
+    assert default == Profile.default(spec), "the profile itself must stay as it was"
+
+
+def test_unknown_axis_of_a_profile_is_refused():
+    spec = make_spec("sim")
+    with pytest.raises(SpecError, match="has the axes B, S, K, T, C, got 'N'"):
+        Profile.default(spec).replaced(spec, {"N": Range(1, 1, 1)})
+
+
+def test_profile_gives_three_shapes_and_survives_json():
+    spec = make_spec("sim", "K not shared, biases, 4 heads")
+    profile = Profile.default(spec)
+    tensor = CacheSpec.of(spec).named("cache", "K")[1]
+    assert tensor.name == "cache_k_user"
+    assert profile.shapes(tensor) == ((1, 1, 0, 16), (1, 1, 4, 16), (64, 1, 4, 16))
+    assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+
+
+@given(st.integers(2, 100), st.integers(0, 200))
+def test_window_caches_its_last_events_but_one(window: int, events: int):
+    cached = make_spec("sim", window=window).cached_events(events)
+    assert cached == len(list(range(events))[-(window - 1) :])
+
+
+def test_dnn_without_hidden_layers_is_allowed():
+    assert DnnSpec((), (), True).hidden == ()
