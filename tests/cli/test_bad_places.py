@@ -1,0 +1,229 @@
+"""Output folders, names, options and bundles that must be refused and stay as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ckv_export.engine import available
+
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def export_refused(refused: Refuse, run_folder: Path) -> Refuse:
+    """Export the good model; the rest of the command line is at fault."""
+
+    def run(*words: str | Path, watched: Path, says: tuple[str, ...]) -> str:
+        return refused(run_folder, *words, watched=watched, says=says)
+
+    return run
+
+
+def test_an_existing_bundle_without_force(export_refused, bundle_copy: Path):
+    out = bundle_copy.parent
+    words = ("--out", out, "--name", bundle_copy.name)
+    export_refused(*words, watched=out, says=("exists", str(bundle_copy), "--force", "--name"))
+
+
+def test_an_existing_bundle_under_the_checkpoints_own_name(
+    refused, run_folder: Path, bundle_copy: Path
+):
+    """The name is only known once the checkpoint is read."""
+    name = next(run_folder.glob("*.model")).stem
+    bundle_copy.rename(bundle_copy.with_name(name))
+    out = bundle_copy.parent
+    refused(run_folder, "--out", out, watched=out, says=("exists", name, "--force"))
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "folder", "file", "pipe", "link to a file"])
+def test_what_is_no_bundle_is_never_replaced(export_refused, tmp_path: Path, kind: str):
+    out = tmp_path / "out"
+    out.mkdir()
+    target = out / "name"
+    if kind.endswith("folder"):
+        target.mkdir()
+    if kind == "folder":
+        (target / "thesis.tex").write_text("years of work")
+    if kind == "file":
+        target.write_text("precious")
+    if kind == "pipe":
+        os.mkfifo(target)
+    if kind == "link to a file":
+        target.symlink_to(shutil.copyfile(__file__, tmp_path / "file"))
+    before = target.lstat()
+    words = ("--out", out, "--name", "name", "--force")
+    if kind == "pipe":
+        export_refused(*words, watched=tmp_path / "nothing", says=("no bundle", "never replaced"))
+    else:
+        export_refused(*words, watched=tmp_path, says=("no bundle", "never replaced", "--name"))
+    assert target.lstat() == before
+
+
+def test_a_model_is_never_replaced_by_its_own_bundle(export_refused, run_folder: Path):
+    words = ("--out", run_folder.parent, "--name", run_folder.name, "--force")
+    export_refused(*words, watched=run_folder.parent, says=("no bundle", "never replaced"))
+
+
+def test_an_output_folder_that_is_a_file(export_refused, tmp_path: Path):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    export_refused("--out", file, watched=tmp_path, says=("is a file", str(file)))
+    export_refused("--out", file / "below", watched=tmp_path, says=("ot a directory",))
+    export_refused("--out", "/dev/null", watched=tmp_path, says=("is a file", "/dev/null"))
+
+
+@pytest.mark.parametrize("name", ["a/b", "/abs", "..", ".", "", ".hidden", "a/", "../../x", "a/.."])
+def test_a_name_that_is_no_folder_name(export_refused, tmp_path: Path, name: str):
+    words = ("--out", tmp_path / "out", f"--name={name}")
+    sentence = export_refused(*words, watched=tmp_path, says=("plain folder name", "got"))
+    assert sentence.endswith(repr(name))
+
+
+def test_a_name_that_is_too_long(export_refused, tmp_path: Path):
+    words = ("--out", tmp_path / "out", "--name", "x" * 300)
+    export_refused(*words, watched=tmp_path, says=("too long",))
+
+
+@pytest.mark.parametrize("flag", ["--batch", "--history", "--appended", "--candidates"])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("garbage", ("whole numbers", "MIN:OPT:MAX", "'garbage'")),
+        ("1.5", ("whole numbers", "'1.5'")),
+        ("", ("whole numbers", "''")),
+        ("1:2:3:4", ("MIN:OPT:MAX", "'1:2:3:4'")),
+        ("8:1", ("min <= opt <= max", "8:1:1")),
+        ("1:9:8", ("min <= opt <= max", "1:9:8")),
+        ("-1:2:3", ("0 <= min", "-1:2:3")),
+    ],
+)
+def test_a_range_that_is_none(export_refused, tmp_path: Path, flag: str, text: str, says):
+    export_refused("--out", tmp_path / "out", f"{flag}={text}", watched=tmp_path, says=says)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), ("--out", "required")),
+        (("--out",), ("--out", "expected one argument")),
+        (("--out", "x", "--bild"), ("unrecognized", "--bild")),
+        (("--out", "x", "--seed", "-1"), ("--seed", "at least 0", "'-1'")),
+        (("--out", "x", "--seed", "many"), ("--seed", "at least 0", "'many'")),
+        (("--out", "x", "--build", "--workspace", "0"), ("--workspace", "at least 1", "'0'")),
+        (("--out", "x", "--build", "--optimization-level", "6"), ("--optimization-level", "6")),
+        (("--out", "x", "--backend", "tensorflow"), ("--backend", "tensorflow", "tensorrt_rtx")),
+        (("--out", "x", "--target", "sm86"), ("--target", "--build")),
+        (("--out", "x", "--backend", "tensorrt_rtx"), ("--backend", "--build")),
+        (("--out", "x", "--optimization-level", "0"), ("--optimization-level", "--build")),
+    ],
+)
+def test_options_that_do_not_fit(export_refused, tmp_path: Path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    export_refused(*words, watched=tmp_path, says=says)
+
+
+@pytest.mark.skipif(not available(), reason="no TensorRT is installed: targets aren't looked at")
+def test_an_unknown_target(export_refused, refused, bundle_copy: Path, tmp_path: Path):
+    """Named before anything is exported, with what there is."""
+    words = ("--out", tmp_path / "out", "--build", "--target", "sm86", "--target", "ampera")
+    says = ("'ampera'",) if "tensorrt" in available() else ("'ampera'", "sm86", "mean 'ampere'?")
+    export_refused(*words, watched=tmp_path, says=says)
+    refused("build", bundle_copy, "--target", "ampera", watched=tmp_path, says=says)
+
+
+def test_build_without_a_tensorrt(export_refused, tmp_path: Path, monkeypatch):
+    """Said before the work, with how to install it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    says = ("not installed", "pip install 'ckv-export[rtx]'")
+    export_refused("--out", tmp_path / "out", "--build", watched=tmp_path, says=says)
+
+
+def verbs_refuse(refused: Refuse, bundle: Path, says: tuple[str, ...]) -> None:
+    """Parity, inspect and build refuse the bundle alike and leave it as it is."""
+    sentences = {
+        refused(verb, bundle, watched=bundle.parent, says=says)
+        for verb in ("parity", "inspect", "build")
+    }
+    assert len(sentences) == 1, sentences
+
+
+@pytest.mark.parametrize("file", ["prefill.onnx", "decode.onnx", "parity_cases.npz", "parity.html"])
+def test_a_bundle_with_a_flipped_bit(refused, bundle_copy: Path, file: str):
+    path = bundle_copy / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    verbs_refuse(refused, bundle_copy, (str(path), "hash differs", "export it again"))
+
+
+def test_a_bundle_with_a_longer_file(refused, bundle_copy: Path):
+    with (bundle_copy / "decode.onnx").open("ab") as file:
+        file.write(b"\0")
+    verbs_refuse(refused, bundle_copy, ("decode.onnx", "hash differs"))
+
+
+def test_a_bundle_that_lacks_a_file(refused, bundle_copy: Path):
+    (bundle_copy / "decode.onnx").unlink()
+    verbs_refuse(refused, bundle_copy, ("lacks", "decode.onnx"))
+
+
+def test_a_bundle_whose_manifest_does_not_list_a_graph(refused, bundle_copy: Path):
+    """An unlisted graph has no hash: anything may be in it."""
+    path = bundle_copy / "manifest.json"
+    data = json.loads(path.read_text())
+    del data["files"]["decode.onnx"]
+    path.write_text(json.dumps(data))
+    verbs_refuse(refused, bundle_copy, ("manifest.json", "decode.onnx"))
+
+
+def test_a_bundle_of_a_future_version(refused, bundle_copy: Path):
+    path = bundle_copy / "manifest.json"
+    data = json.loads(path.read_text())
+    data["schema_version"] += 1
+    path.write_text(json.dumps(data))
+    verbs_refuse(refused, bundle_copy, ("schema version 2", "reads 1", "export the model again"))
+
+
+@pytest.mark.parametrize("part", [0, 1, 100, -2])
+def test_a_truncated_manifest(refused, bundle_copy: Path, part: int):
+    path = bundle_copy / "manifest.json"
+    path.write_text(path.read_text()[:part])
+    verbs_refuse(refused, bundle_copy, ("manifest.json", "no bundle manifest"))
+
+
+def test_what_is_no_bundle(refused, tmp_path: Path, run_folder: Path):
+    for verb in ("parity", "build"):
+        for path in (tmp_path / "nothing", run_folder):
+            refused(verb, path, watched=tmp_path, says=(str(path), "no bundle", "manifest.json"))
+
+
+def test_a_manifest_that_is_a_folder(refused, bundle_copy: Path):
+    (bundle_copy / "manifest.json").unlink()
+    (bundle_copy / "manifest.json").mkdir()
+    for verb in ("parity", "build"):
+        refused(verb, bundle_copy, watched=bundle_copy, says=("no bundle", "manifest.json"))
+
+
+def test_a_bundle_takes_no_options_of_run_folders(refused, bundle_copy: Path):
+    for option in ("--weights", "--params"):
+        words = ("inspect", bundle_copy, option, "x")
+        refused(*words, watched=bundle_copy, says=("is a bundle", "--weights"))
+
+
+def test_a_report_that_can_not_be_written(refused, bundle_copy: Path, tmp_path: Path):
+    lost = tmp_path / "not there" / "report.json"
+    for verb in ("parity", "inspect"):
+        option = "--json" if verb == "parity" else "--plot"
+        words = (verb, bundle_copy, option, lost.with_suffix(".png"))
+        refused(*words, watched=tmp_path, says=(str(lost.parent),))
+
+
+@pytest.mark.parametrize("words", [("--users", "-1"), ("--users", "1e6"), ("--seed", "-1")])
+def test_numbers_of_inspect(refused, bundle_copy: Path, words):
+    refused("inspect", bundle_copy, *words, watched=bundle_copy, says=(words[0], "at least 0"))

@@ -1,0 +1,162 @@
+"""`ckv-export build BUNDLE` and `--build`: engines that the manifest vouches for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ckv_export.engine import available, default_targets, known_targets, load
+from ckv_export.engine.targets import NOT_PORTABLE
+from ckv_export.manifest import open_bundle
+
+pytestmark = [
+    pytest.mark.tensorrt,
+    pytest.mark.skipif(
+        "tensorrt_rtx" not in available(),
+        reason="tensorrt_rtx is not installed: pip install 'ckv-export[rtx]'",
+    ),
+]
+
+RTX = ("--backend", "tensorrt_rtx", "--optimization-level", "0")
+GRAPHS = ("prefill", "decode")
+
+
+def manifest_of(bundle: Path) -> dict:
+    return json.loads((bundle / "manifest.json").read_text())
+
+
+def engines_of(bundle: Path) -> dict[str, dict]:
+    return {engine["file"]: engine for engine in manifest_of(bundle)["engines"]}
+
+
+def check(bundle: Path, file: str, graph: str, targets: list[str]) -> None:
+    """An engine in the bundle is the one that the manifest describes."""
+    manifest, path = manifest_of(bundle), bundle / file
+    entry = engines_of(bundle)[file]
+    assert (entry["graph"], entry["backend"]) == (graph, "tensorrt_rtx")
+    assert entry["targets"] == targets
+    assert entry["layers"] > 0
+    data = path.read_bytes()
+    assert len(data) > 1000
+    hashed = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    assert manifest["files"][file] == hashed
+    inputs = manifest["graphs"][graph]["inputs"]
+    axes = {axis for tensor in inputs for axis in tensor["axes"] if isinstance(axis, str)}
+    profile = manifest["profile"]
+    assert entry["profile"] == {axis: profile[axis] for axis in profile if axis in axes}
+
+
+def test_two_targets_in_one_engine_each(cli, bundle: Path, bundle_copy: Path):
+    """Everything that was in the bundle stays, and the gate still passes."""
+    result = cli("build", bundle_copy, *RTX, "--target", "sm86", "--target", "sm120")
+    assert result.code == 0, result.err
+    files = {g: f"engines/{g}.tensorrt_rtx.sm86-sm120.engine" for g in GRAPHS}
+    assert set(engines_of(bundle_copy)) == set(files.values())
+    for graph, file in files.items():
+        check(bundle_copy, file, graph, ["sm86", "sm120"])
+        line = next(x for x in result.out.splitlines() if x.startswith(f"build {graph} engine"))
+        assert re.search(r"done +\d+\.\d s .*sm86, sm120", line)
+    for path in bundle.iterdir():
+        if path.name != "manifest.json":
+            assert (bundle_copy / path.name).read_bytes() == path.read_bytes()
+    assert {p.name for p in bundle_copy.parent.iterdir()} == {bundle_copy.name}
+    assert {p.name for p in bundle_copy.iterdir()} == {
+        *(p.name for p in bundle.iterdir()),
+        "engines",
+    }
+    assert cli("parity", bundle_copy).code == 0
+
+
+def test_portable_by_default_and_beside_others(cli, bundle_copy: Path):
+    """A second build adds its engines; the same build again replaces its own."""
+    assert cli("build", bundle_copy, *RTX, "--target", "ada").code == 0
+    first = engines_of(bundle_copy)
+    assert cli("build", bundle_copy, *RTX, "--batch", "1:2:4").code == 0
+    backend = load("tensorrt_rtx")
+    assert default_targets(backend) == ("portable",)
+    portable = [t for t in known_targets(backend) if t not in NOT_PORTABLE]
+    both = engines_of(bundle_copy)
+    assert set(both) == set(first) | {f"engines/{g}.tensorrt_rtx.portable.engine" for g in GRAPHS}
+    for file in first:
+        assert both[file] == first[file]
+    for graph in GRAPHS:
+        entry = both[f"engines/{graph}.tensorrt_rtx.portable.engine"]
+        assert entry["targets"] == portable
+        assert entry["profile"]["B"] == "1:2:4"
+    assert manifest_of(bundle_copy)["profile"]["B"] != "1:2:4"
+    open_bundle(bundle_copy)
+    assert cli("build", bundle_copy, *RTX, "--target", "ada", "--batch", "1:2:4").code == 0
+    again = engines_of(bundle_copy)
+    assert set(again) == set(both)
+    for file in first:
+        assert again[file]["profile"]["B"] == "1:2:4"
+    open_bundle(bundle_copy)
+
+
+def test_export_with_engines(cli, same_graphs, run_folder: Path, tmp_path: Path):
+    """One command does it all; the commands it prints build the same again."""
+    words = (run_folder, "--out", tmp_path / "out", "--name", "all", "--build", *RTX)
+    result = cli(*words, "--target", "sm86", "--candidates", "1:10:50")
+    assert result.code == 0, result.err
+    made = tmp_path / "out" / "all"
+    for graph in GRAPHS:
+        check(made, f"engines/{graph}.tensorrt_rtx.sm86.engine", graph, ["sm86"])
+    assert manifest_of(made)["profile"]["C"] == "1:10:50"
+    assert {"build prefill engine", "build decode engine"} <= set(manifest_of(made)["timings"])
+    printed = [shlex.split(x) for x in result.out.splitlines() if x.startswith("  ckv-export ")]
+    build = next(command for command in printed if command[1] == "build")
+    before = engines_of(made)
+    assert cli(*build[1:]).code == 0
+    after = engines_of(made)
+    for engine in (*before.values(), *after.values()):
+        del engine["seconds"]
+    assert after == before
+
+
+def test_engines_are_no_reason_for_other_numbers(cli, bundle, bundle_copy: Path):
+    """A bundle with engines inspects like one without."""
+    assert cli("build", bundle_copy, *RTX, "--target", "sm86").code == 0
+    reports = [json.loads(cli("inspect", b, "--json").out) for b in (bundle, bundle_copy)]
+    assert reports[0] == reports[1]
+
+
+def test_a_damaged_engine_is_found(cli, refused, bundle_copy: Path):
+    assert cli("build", bundle_copy, *RTX, "--target", "sm86").code == 0
+    path = bundle_copy / "engines" / "decode.tensorrt_rtx.sm86.engine"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    for verb in ("parity", "inspect", "build"):
+        refused(verb, bundle_copy, watched=bundle_copy, says=(path.name, "hash differs"))
+
+
+def test_a_build_that_fails_leaves_the_bundle(cli, tree, bundle_copy: Path, monkeypatch):
+    """The second engine can't be built: not even an empty folder is left of the first."""
+    from ckv_export.deploy import engines
+    from ckv_export.errors import EngineError
+
+    real = engines.build_engine
+
+    def build(request, *rest):
+        if request.tensors.name == "decode":
+            raise EngineError("the decode graph is beyond this library")
+        return real(request, *rest)
+
+    monkeypatch.setattr(engines, "build_engine", build)
+    before = tree(bundle_copy.parent)
+    result = cli("build", bundle_copy, *RTX, "--target", "sm86")
+    assert result.code == 2
+    assert result.err.splitlines()[-1].endswith("error: the decode graph is beyond this library")
+    assert "Traceback" not in result.err
+    assert tree(bundle_copy.parent) == before
+
+
+def test_h100_is_no_misspelling(refused, bundle_copy: Path):
+    """SM90 is not among the targets of TensorRT for RTX: the sentence says what to use."""
+    words = ("build", bundle_copy, *RTX, "--target", "sm90")
+    refused(*words, watched=bundle_copy, says=("'sm90'", "backend 'tensorrt'", "sm120"))
