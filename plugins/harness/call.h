@@ -1,0 +1,85 @@
+// One call's tensors on the GPU, made from host inputs; used for checks and for timings.
+#pragma once
+
+#include <vector>
+
+#include "ckv/pool_gather_concat.h"
+#include "ckv/pooled_attention.h"
+#include "device.h"
+#include "inputs.h"
+
+namespace ckv::harness {
+
+inline char const* name_of(Dtype dtype) {
+    char const* const names[] = {"fp32", "fp16", "bf16"};
+    return names[static_cast<int>(dtype)];
+}
+
+// `padding` elements follow each pool row: 0 is what TensorRT hands over.
+class Call {
+public:
+    Call(reference::Inputs const& in, Dtype dtype, int32_t padding)
+        : out(in.query.size() * dtype_bytes(dtype)), bad(sizeof(unsigned int)) {
+        bad.clear();
+        softmax.dtype = dtype;
+        softmax.batch = in.shape.batch;
+        softmax.queries = in.shape.queries;
+        softmax.events = in.shape.events;
+        softmax.heads = in.shape.heads;
+        softmax.width = in.shape.width;
+        softmax.scale = static_cast<float>(in.scale);
+        softmax.query = keep(Buffer::of_rows(dtype, in.query, in.shape.width, in.shape.width));
+        softmax.key = side(in, 0, dtype, padding);
+        softmax.value = side(in, 1, dtype, padding);
+        softmax.out = out.data();
+        softmax.bad_events = bad.as<unsigned int>();
+        softmax.mask = static_cast<int32_t const*>(keep(Buffer::of(in.mask)));
+        static_cast<AttentionArgs&>(pointwise) = softmax;
+        pointwise.bias = keep(Buffer::of_rows(dtype, in.bias, 1, 1));
+        pointwise.visible = static_cast<int32_t const*>(keep(Buffer::of(in.visible)));
+        pointwise.count = keep(Buffer::of(in.count));
+        workspace = keep(Buffer(attention_workspace(softmax, Tactic::kAuto)));
+    }
+
+    // Keys of all events, materialised.
+    PoolGatherConcatArgs gather(void* to) const {
+        PoolGatherConcatArgs args;
+        args.dtype = softmax.dtype;
+        args.rows = int64_t{softmax.batch} * softmax.events;
+        args.side = softmax.key;
+        args.out = to;
+        args.out_stride = softmax.width;
+        args.bad_rows = softmax.bad_events;
+        return args;
+    }
+
+    SoftmaxArgs softmax;
+    PointwiseArgs pointwise;
+    void* workspace = nullptr;
+    Buffer out, bad;
+
+private:
+    void* keep(Buffer&& buffer) { return kept_.emplace_back(std::move(buffer)).data(); }
+
+    PooledSide side(reference::Inputs const& in, int which, Dtype dtype, int32_t padding) {
+        PooledSide s;
+        s.pool_rows = in.shape.pool_rows;
+        s.pool_width = in.shape.pool_width;
+        s.user_width = in.shape.width - in.shape.pool_width;
+        s.pool_stride = s.pool_width + padding;
+        s.user_stride = s.user_width;
+        s.pool = keep(Buffer::of_rows(dtype, in.pool[which], s.pool_width, s.pool_stride));
+        s.user = keep(Buffer::of_rows(dtype, in.user[which], s.user_width, s.user_stride));
+        s.index = static_cast<int32_t const*>(keep(Buffer::of(in.index[which])));
+        return s;
+    }
+
+    std::vector<Buffer> kept_;
+};
+
+// check.cpp: returns how many checks failed.
+int check_all(uint32_t seed);
+// timing.cpp
+void time_all();
+
+}  // namespace ckv::harness

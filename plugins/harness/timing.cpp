@@ -1,0 +1,134 @@
+// Timings: medians over many launches, once with a warm L2 and once with a cold one.
+//
+// bench/bench_kernel.py compares with PyTorch; this needs nothing but the kernels.
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+
+#include "call.h"
+
+namespace ckv::harness {
+namespace {
+
+using reference::Inputs;
+using reference::Shape;
+
+constexpr int kWarmup = 5;
+constexpr int kRepeats = 50;
+
+class Timer {
+public:
+    Timer() : flush_(flush_bytes()) {
+        must(cudaEventCreate(&start_), "cudaEventCreate");
+        must(cudaEventCreate(&stop_), "cudaEventCreate");
+    }
+    Timer(Timer const&) = delete;
+    Timer& operator=(Timer const&) = delete;
+    ~Timer() {
+        cudaEventDestroy(start_);
+        cudaEventDestroy(stop_);
+    }
+
+    // Median microseconds of `work`; `cold` empties the L2 before each launch.
+    double median(bool cold, std::function<void()> const& work) {
+        std::vector<float> times;
+        for (int i = 0; i < kWarmup + kRepeats; ++i) {
+            if (cold) {
+                flush_.clear();
+            }
+            must(cudaEventRecord(start_), "cudaEventRecord");
+            work();
+            must(cudaEventRecord(stop_), "cudaEventRecord");
+            must(cudaEventSynchronize(stop_), "kernel");
+            float milliseconds = 0;
+            must(cudaEventElapsedTime(&milliseconds, start_, stop_), "cudaEventElapsedTime");
+            if (i >= kWarmup) {
+                times.push_back(1000 * milliseconds);
+            }
+        }
+        std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+        return times[times.size() / 2];
+    }
+
+private:
+    static size_t flush_bytes() {
+        int device = 0;
+        int bytes = 0;
+        must(cudaGetDevice(&device), "cudaGetDevice");
+        must(cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device), "L2 size");
+        return 4 * static_cast<size_t>(bytes);
+    }
+
+    cudaEvent_t start_{}, stop_{};
+    Buffer flush_;
+};
+
+// GB/s of a large device-to-device copy, bytes read plus bytes written.
+double copy_bandwidth(Timer& timer) {
+    size_t const bytes = size_t{1} << 30;
+    Buffer from(bytes);
+    Buffer to(bytes);
+    double const us = timer.median(false, [&] {
+        must(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice), "copy");
+    });
+    return 2.0 * static_cast<double>(bytes) / us / 1e3;
+}
+
+void line(char const* what, Shape const& s, Dtype dtype, double floor, double warm, double cold) {
+    std::printf("%-9s %s B %3d C %4d N %6d H %d d %d d_g %d | floor %8.1f us | warm %8.1f | cold "
+                "%8.1f\n",
+        what, name_of(dtype), s.batch, s.queries, s.events, s.heads, s.width, s.pool_width, floor,
+        warm, cold);
+}
+
+// Bytes that cannot be avoided: each input read once, each output written once.
+double side_bytes(Shape const& s, int bytes) {
+    double const events = static_cast<double>(s.batch) * s.events;
+    double const rows = std::min(events, static_cast<double>(s.pool_rows));
+    return rows * s.pool_width * bytes + events * (4 + (s.width - s.pool_width) * bytes);
+}
+
+void time_gather(Timer& timer, double bandwidth, Shape const& s, Dtype dtype) {
+    Inputs const in(s, dtype, 1);
+    Call const call(in, dtype, 0);
+    double const out_bytes = 1.0 * s.batch * s.events * s.width * dtype_bytes(dtype);
+    Buffer out(static_cast<size_t>(out_bytes));
+    auto const work = [&] {
+        must(pool_gather_concat(call.gather(out.data()), nullptr), "pool_gather_concat");
+    };
+    double const floor = (side_bytes(s, dtype_bytes(dtype)) + out_bytes) / bandwidth / 1e3;
+    line("gather", s, dtype, floor, timer.median(false, work), timer.median(true, work));
+}
+
+void time_attention(Timer& timer, double bandwidth, Shape const& s, Dtype dtype) {
+    Inputs const in(s, dtype, 1);
+    Call const call(in, dtype, 0);
+    double const queries = 2.0 * static_cast<double>(in.query.size()) * dtype_bytes(dtype);
+    double const bytes = 2 * side_bytes(s, dtype_bytes(dtype)) + queries;
+    for (Tactic tactic : {Tactic::kAuto, Tactic::kWhole}) {
+        auto const work = [&] {
+            must(pooled_attention(call.softmax, tactic, call.workspace, nullptr), "attention");
+        };
+        line(tactic == Tactic::kAuto ? "attention" : "unsplit", s, dtype, bytes / bandwidth / 1e3,
+            timer.median(false, work), timer.median(true, work));
+    }
+}
+
+}  // namespace
+
+void time_all() {
+    Timer timer;
+    double const bandwidth = copy_bandwidth(timer);
+    std::printf("copy %.0f GB/s; floors are bytes over that, operations not counted\n", bandwidth);
+    for (Dtype dtype : {Dtype::kFloat32, Dtype::kFloat16, Dtype::kBFloat16}) {
+        time_gather(timer, bandwidth, {1, 1, 10000, 8, 256, 254, 10000}, dtype);
+        time_gather(timer, bandwidth, {64, 1, 1000, 8, 256, 254, 10000}, dtype);
+        time_gather(timer, bandwidth, {64, 1, 1000, 8, 256, 248, 10000}, dtype);
+        time_attention(timer, bandwidth, {64, 128, 1000, 8, 256, 254, 10000}, dtype);
+        time_attention(timer, bandwidth, {64, 128, 1000, 1, 256, 254, 10000}, dtype);
+        time_attention(timer, bandwidth, {1, 128, 1000, 8, 256, 254, 10000}, dtype);
+        time_attention(timer, bandwidth, {1, 1, 10000, 8, 256, 254, 10000}, dtype);
+    }
+}
+
+}  // namespace ckv::harness

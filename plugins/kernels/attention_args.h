@@ -1,0 +1,71 @@
+// What both attention kernels and their combine take, and how a launch is planned.
+#pragma once
+
+#include "ckv/pooled_attention.h"
+#include "tiling.h"
+
+namespace ckv {
+
+enum class Form : int32_t { kSoftmax, kPointwise };
+
+// One launch of an attention kernel. Passed by value: it lives in the constant bank.
+struct KernelArgs {
+    AttentionArgs a;
+    int32_t const* mask;     // softmax
+    void const* bias;        // pointwise, as visible and count
+    int32_t const* visible;
+    void const* count;
+    bool count_is_float32;
+    int32_t head_width;
+    int32_t query_tiles;
+    Split split;
+    // Widest copy, in elements, that keeps every row of that tensor's head slice aligned.
+    int32_t query_vector, key_vector, value_vector;
+    // Results of split spans, null when there is one: sums [split, batch, queries, width] not yet
+    // divided; peak and total of the softmax [split, batch, queries, heads].
+    float* sums;
+    float* peaks;
+    float* totals;
+};
+
+// Sizes of a kernel's tile; what the plan has to know of it.
+struct Tile {
+    int32_t queries;       // rows of one block
+    int32_t warps;         // of one block
+    int32_t value_chunks;  // blocks that share a head's value columns
+};
+
+CKV_PURE int64_t query_tiles(AttentionArgs const& a, Tile tile) {
+    return ceil_div(a.queries, tile.queries);
+}
+
+CKV_PURE Split plan_split(AttentionArgs const& a, Tile tile, bool may_split) {
+    if (!may_split) {
+        return {1, a.events};
+    }
+    int64_t const blocks = int64_t{a.batch} * a.heads * query_tiles(a, tile) * tile.value_chunks;
+    return split_events(blocks * tile.warps, a.events);
+}
+
+// Floats that a split launch leaves for its combine.
+CKV_PURE int64_t split_floats(AttentionArgs const& a, int32_t splits) {
+    int64_t const rows = int64_t{a.batch} * a.queries;
+    return splits <= 1 ? 0 : splits * rows * (a.width + 2 * int64_t{a.heads});
+}
+
+// The most floats that any launch within the sizes of `largest` leaves. Smaller launches split
+// more: up to the target, splits * blocks stays below target / warps + blocks, so rows do too.
+CKV_PURE int64_t most_split_floats(AttentionArgs const& largest, Tile tile) {
+    int64_t const most = smaller(kMostSplits, ceil_div(largest.events, kShortestSpan));
+    if (most <= 1) {
+        return 0;
+    }
+    // A launch splits only below the target, hence with at most this many blocks over all splits;
+    // each is one tile of rows of one head, at most.
+    int64_t const blocks = 2 * ceil_div(kTargetWarps, tile.warps) * tile.queries;
+    int64_t const rows_heads = int64_t{largest.batch} * largest.queries * largest.heads * most;
+    int64_t const head_width = largest.width / larger(largest.heads, 1);
+    return smaller(blocks, rows_heads) * (head_width + 2);
+}
+
+}  // namespace ckv

@@ -1,0 +1,13 @@
+#include "attention_dispatch.cuh"
+#include "attention_entry.h"
+
+namespace ckv {
+
+template <>
+cudaError_t AttentionLauncher<Dtype::kFloat16>::cores(
+    KernelArgs const& p, Form form, LaunchPlan const& plan, cudaStream_t stream) {
+    return form == Form::kSoftmax ? run_cores<__half, Form::kSoftmax>(p, plan, stream)
+                                  : run_cores<__half, Form::kPointwise>(p, plan, stream);
+}
+
+}  // namespace ckv

@@ -1,0 +1,122 @@
+// The public entry points of both attention forms: checks, copy widths, choice of kernel.
+#include "ckv/pooled_attention.h"
+
+#include "attention_dispatch.cuh"
+#include "attention_entry.h"
+
+namespace ckv {
+namespace {
+
+constexpr int32_t kWidestMmaHead = 256;
+
+bool splits(Tactic t) { return t != Tactic::kWhole && t != Tactic::kCoresWhole; }
+
+bool wants_mma(Tactic t) { return t != Tactic::kCoresWhole && t != Tactic::kCoresSplit; }
+
+bool sound(AttentionArgs const& a) {
+    return a.heads > 0 && a.width > 0 && a.width % a.heads == 0 && a.key.width() == a.width &&
+           a.value.width() == a.width && a.batch >= 0 && a.queries >= 0 && a.events >= 0;
+}
+
+// Elements of the widest copy that every head slice of rows so strided is aligned for.
+int32_t copy_vector(void const* base, int64_t stride, int32_t head_width, int32_t bytes) {
+    uint64_t const offsets = static_cast<uint64_t>(stride) | static_cast<uint64_t>(head_width);
+    uint64_t const all = reinterpret_cast<uintptr_t>(base) | offsets * bytes;
+    int32_t const aligned = power_of_two_divisor(all, 16);
+    return aligned <= bytes ? 1 : aligned / bytes;
+}
+
+KernelArgs kernel_args(AttentionArgs const& a) {
+    KernelArgs p{};
+    p.a = a;
+    p.head_width = a.width / a.heads;
+    int32_t const bytes = dtype_bytes(a.dtype);
+    // Queries move in one of two ways only: they are read once a block.
+    p.query_vector = copy_vector(a.query, a.width, p.head_width, bytes) == 8 ? 8 : 1;
+    p.key_vector = copy_vector(a.key.pool, a.key.pool_stride, p.head_width, bytes);
+    p.value_vector = copy_vector(a.value.pool, a.value.pool_stride, p.head_width, bytes);
+    return p;
+}
+
+template <Dtype kDtype>
+cudaError_t run(KernelArgs const& p, Form form, Tactic tactic, LaunchPlan const& plan,
+    cudaStream_t stream) {
+    if constexpr (kDtype != Dtype::kFloat32) {
+        if (wants_mma(tactic)) {
+            cudaError_t const status =
+                AttentionLauncher<kDtype>::mma(p, form, plan, stream);
+            if (status != cudaErrorNotSupported) {
+                return status;
+            }
+        }
+    }
+    return AttentionLauncher<kDtype>::cores(p, form, plan, stream);
+}
+
+cudaError_t attend(
+    KernelArgs const& p, Form form, Tactic tactic, void* workspace, cudaStream_t stream) {
+    AttentionArgs const& a = p.a;
+    int64_t const elements = int64_t{a.batch} * a.queries * a.width;
+    if (elements == 0) {
+        return cudaSuccess;
+    }
+    if (a.events == 0) {
+        return clear(a.out, static_cast<size_t>(elements) * dtype_bytes(a.dtype), stream);
+    }
+    LaunchPlan const plan{
+        splits(tactic) && workspace != nullptr, static_cast<float*>(workspace)};
+    switch (a.dtype) {
+        case Dtype::kFloat32: return run<Dtype::kFloat32>(p, form, tactic, plan, stream);
+        case Dtype::kFloat16: return run<Dtype::kFloat16>(p, form, tactic, plan, stream);
+        case Dtype::kBFloat16: return run<Dtype::kBFloat16>(p, form, tactic, plan, stream);
+    }
+    return cudaErrorInvalidValue;
+}
+
+// Tiles of every kernel that could be chosen for some number of queries.
+int64_t most_floats(AttentionArgs const& a, Tactic tactic) {
+    int32_t const head = static_cast<int32_t>(a.width / larger(a.heads, 1));
+    int32_t const values = head <= 32 ? 32 : 128;
+    int32_t const chunks = static_cast<int32_t>(ceil_div(head, values));
+    int64_t most = 0;
+    for (int32_t queries : {cores::kSide, 4 * cores::kSide}) {
+        most = larger(most, most_split_floats(a, Tile{queries, cores::kThreads / 32, chunks}));
+    }
+    if (wants_mma(tactic) && a.dtype != Dtype::kFloat32 && head <= kWidestMmaHead) {
+        for (int32_t warps : {1, head <= 64 ? 8 : 4}) {
+            most = larger(most, most_split_floats(a, Tile{16 * warps, warps, 1}));
+        }
+    }
+    return most;
+}
+
+}  // namespace
+
+size_t attention_workspace(AttentionArgs const& largest, Tactic tactic) {
+    return splits(tactic) ? static_cast<size_t>(most_floats(largest, tactic)) * sizeof(float) : 0;
+}
+
+cudaError_t pooled_attention(
+    SoftmaxArgs const& args, Tactic tactic, void* workspace, cudaStream_t stream) {
+    if (!sound(args)) {
+        return cudaErrorInvalidValue;
+    }
+    KernelArgs p = kernel_args(args);
+    p.mask = args.mask;
+    return attend(p, Form::kSoftmax, tactic, workspace, stream);
+}
+
+cudaError_t pooled_pointwise_attention(
+    PointwiseArgs const& args, Tactic tactic, void* workspace, cudaStream_t stream) {
+    if (!sound(args)) {
+        return cudaErrorInvalidValue;
+    }
+    KernelArgs p = kernel_args(args);
+    p.bias = args.bias;
+    p.visible = args.visible;
+    p.count = args.count;
+    p.count_is_float32 = args.count_is_float32;
+    return attend(p, Form::kPointwise, tactic, workspace, stream);
+}
+
+}  // namespace ckv

@@ -1,0 +1,88 @@
+// The kernels, run thread by thread in the emulator, against the plain C++ reference.
+#include <cmath>
+#include <cstdio>
+#include <vector>
+
+#include "check.h"
+#include "emulator/run.h"
+#include "inputs.h"
+
+namespace {
+
+using namespace ckv;
+using namespace ckv::emulator;
+using namespace ckv::reference;
+
+void compare(std::vector<double> const& got, std::vector<double> const& want, int dtype,
+    char const* what, Shape const& s) {
+    int64_t const i = first_wrong(got, want, tolerance(static_cast<Dtype>(dtype)));
+    if (i >= 0) {
+        std::fprintf(stderr,
+            "%s dtype %d B %d C %d N %d H %d d %d d_g %d: element %d is %g, not %g\n", what, dtype,
+            s.batch, s.queries, s.events, s.heads, s.width, s.pool_width, static_cast<int>(i),
+            got[i], want[i]);
+        std::exit(1);
+    }
+}
+
+void check_attention(Shape const& s, Options const& options) {
+    Inputs const data(s, static_cast<Dtype>(options.dtype), options.seed);
+    std::vector<double> got;
+    std::vector<double> want;
+    uint32_t bad = 0;
+    Attention a = data.attention(got);
+    Attention truth = data.attention(want);
+    CHECK(ckv_emulated_pooled_attention(&options, &a, data.mask.data(), &bad) == 0);
+    int64_t expected = ckv_reference_pooled_attention(&truth, data.mask.data());
+    CHECK(s.queries == 0 || expected == bad);
+    compare(got, want, options.dtype, "softmax", s);
+    bad = 0;
+    a = data.attention(got);
+    truth = data.attention(want);
+    CHECK(ckv_emulated_pooled_pointwise_attention(&options, &a, data.bias.data(),
+              data.visible.data(), data.count.data(), &bad) == 0);
+    expected = ckv_reference_pooled_pointwise_attention(
+        &truth, data.bias.data(), data.visible.data(), data.count.data());
+    CHECK(s.queries == 0 || expected == bad);
+    compare(got, want, options.dtype, "pointwise", s);
+}
+
+void check_gather(Shape const& s, Options const& options) {
+    Inputs const data(s, static_cast<Dtype>(options.dtype), options.seed);
+    int64_t const rows = int64_t{s.batch} * s.events;
+    std::vector<float> got(rows * s.width, NAN);
+    std::vector<float> want(rows * s.width, NAN);
+    Side const side = data.side(0);
+    uint32_t bad = 0;
+    CHECK(ckv_emulated_pool_gather_concat(&options, &side, rows, got.data(), &bad) == 0);
+    CHECK(ckv_reference_pool_gather_concat(&side, rows, want.data()) == bad);
+    // Data movement: not one bit may differ.
+    CHECK(got == want);
+}
+
+}  // namespace
+
+int main() {
+    // Edges: no events, one of everything, borders inside a head, more than one tile of each kind.
+    std::vector<Shape> const shapes = {
+        {1, 1, 0, 1, 4, 3, 5}, {1, 1, 1, 1, 1, 0, 1}, {2, 3, 5, 1, 4, 4, 3},
+        {2, 1, 70, 2, 20, 17, 9}, {2, 5, 33, 4, 32, 30, 50}, {3, 17, 65, 2, 64, 62, 11},
+        {2, 40, 130, 1, 40, 38, 20}, {1, 130, 70, 2, 64, 60, 20}, {2, 3, 200, 1, 128, 126, 30},
+        {2, 20, 40, 1, 256, 254, 30}, {1, 2, 300, 1, 96, 95, 7}, {2, 2, 20, 1, 300, 297, 8},
+        {1, 2, 600, 1, 32, 30, 64}, {2, 0, 3, 1, 8, 6, 4}};
+    int cases = 0;
+    for (Shape const& s : shapes) {
+        for (int dtype = 0; dtype < 3; ++dtype) {
+            for (int variant = 0; variant < 4; ++variant) {
+                Options const options{dtype, variant == 3 ? 0 : 1 + variant,
+                    variant % 2 ? 16 : 1, variant == 2 ? 2 : 0, variant == 3 ? 75 : 90,
+                    static_cast<uint32_t>(100 * variant + dtype)};
+                check_attention(s, options);
+                check_gather(s, options);
+                cases += 3;
+            }
+        }
+    }
+    std::printf("%d passed, 0 failed\n", cases);
+    return 0;
+}

@@ -1,0 +1,43 @@
+"""Compile plugins/torch/binding.cpp with the kernels and load them as `torch.ops.ckv_kernels`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PLUGINS = Path(__file__).resolve().parents[1]
+
+
+def why_not() -> str | None:
+    """Why the kernels can't run here, as a sentence; None where they can."""
+    if not torch.cuda.is_available():
+        return "the kernels need an NVIDIA GPU that PyTorch can use, and none is here."
+    if shutil.which("nvcc") is None:
+        return "the kernels are compiled on the spot, and nvcc is not installed."
+    return None
+
+
+def load(verbose: bool = False) -> Any:
+    """`torch.ops.ckv_kernels`, compiled for the GPU of this machine; a minute the first time.
+
+    The build is cached in plugins/build/torch (git-ignored).
+    """
+    from torch.utils import cpp_extension
+
+    folder = PLUGINS / "build" / "torch"
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [PLUGINS / "torch" / "binding.cpp", *sorted((PLUGINS / "kernels").glob("*.cu"))]
+    cpp_extension.load(
+        name="ckv_kernels",
+        sources=[str(source) for source in sources],
+        extra_include_paths=[str(PLUGINS / "include"), str(PLUGINS / "kernels")],
+        extra_cflags=["-O2"],
+        extra_cuda_cflags=["-O3"],
+        build_directory=str(folder),
+        is_python_module=False,
+        verbose=verbose,
+    )
+    return torch.ops.ckv_kernels

@@ -1,0 +1,103 @@
+"""bench/bench_kernel.py where there is no GPU: its cases, its refusal, and its arithmetic."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ckv_export.model import pooled
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "bench" / "bench_kernel.py"
+
+SMALL = {"name": "small", "B": 2, "C": 3, "S": 5, "d": 8, "d_u": 2, "heads": 2, "M": 7}
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_kernel", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bench_kernel", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "DEVICE", "cpu")
+    return module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_it_says_so_and_exits_2() -> None:
+    result = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert "GPU" in result.stderr
+
+
+def test_cases_are_sound(bench: ModuleType) -> None:
+    cases = bench.load_cases(ROOT / "bench" / "cases.json")
+    assert all(hasattr(torch, dtype) for dtype in cases["dtypes"])
+    for kind in bench.KINDS:
+        for case in cases[kind]:
+            assert case["d_u"] < case["d"]
+            assert case["d"] % case.get("heads", 1) == 0
+
+
+def test_the_targets_of_the_project_are_among_the_cases(bench: ModuleType) -> None:
+    cases = bench.load_cases(ROOT / "bench" / "cases.json")
+    (target,) = [c for c in cases["attention"] if "least_speedup" in c]
+    sizes = {name: target[name] for name in ("B", "C", "S", "d", "heads")}
+    assert sizes == {"B": 64, "C": 128, "S": 1000, "d": 256, "heads": 8}
+    assert all("least_share_of_copy" in c for c in cases["gather"] if c["S"] >= 10000)
+
+
+@pytest.mark.parametrize("change", [{"schema_version": 2}, {"gather": [SMALL, SMALL]}])
+def test_unsound_cases_are_refused(bench: ModuleType, tmp_path: Path, change: Any) -> None:
+    cases = json.loads((ROOT / "bench" / "cases.json").read_text()) | change
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps(cases))
+    with pytest.raises(SystemExit, match=r"schema_version must be 1, got 2|have one name"):
+        bench.load_cases(path)
+
+
+def stand_in() -> SimpleNamespace:
+    """The kernels' operators, computed by PyTorch on the CPU."""
+    return SimpleNamespace(
+        pool_gather_concat=pooled.pool_gather_concat,
+        pooled_attention=lambda *a: pooled.pooled_attention(*a[:10]),
+        pooled_pointwise_attention=pooled.pooled_pointwise_attention,
+    )
+
+
+@pytest.mark.parametrize("kind", ["gather", "attention", "pointwise"])
+@pytest.mark.parametrize("padding", [0.0, 0.5, 1.0])
+def test_every_way_computes_the_same(bench: ModuleType, kind: str, padding: float) -> None:
+    case = SMALL | {"padding": padding}
+    work = bench.MAKERS[kind](stand_in(), case, torch.float32, seed=3)
+    # Compiling takes longer than it tells, and SDPA gives NaN where all is masked.
+    skipped = ["torch.compile"] + [n for n in work.ways if "sdpa" in n and padding == 1]
+    for name in set(work.ways) - set(skipped):
+        assert not bench.wrong(work.ways[name](), work.expected, torch.float32), name
+    assert set(work.rivals) <= set(work.ways)
+    assert bench.wrong(work.expected + 1, work.expected, torch.float32)
+    assert bench.wrong(work.expected * float("nan"), work.expected, torch.float32)
+
+
+def test_the_floor_counts_each_byte_once(bench: ModuleType) -> None:
+    work = bench.gather_work(stand_in(), SMALL, torch.float32, seed=3)
+    # 7 pool rows of 6 floats, 10 indices, 10 user parts of 2 floats, 10 vectors of 8 floats.
+    assert work.moved == 4 * (7 * 6 + 10 + 10 * 2 + 10 * 8)
+    rates = bench.Rates(copy=4.0, products={torch.float32: 1e9})
+    assert rates.floor(work.moved, work.operations, torch.float32) == work.moved / 4
+    assert bench.verdicts({"least_share_of_copy": 0.85}, work, 1.0,
+                          {"ours": 2.0, "eager": 6.0, "torch.compile": 5.0}) == [
+        "2.00 times the floor", "2.50 times the best rival", "share of copy 0.50 (target 0.85)"
+    ]  # fmt: skip
