@@ -27,6 +27,7 @@ from ckv_export.contract import (
 from ckv_export.errors import BundleError, SpecError
 
 FILE_NAME = "manifest.json"
+ITEM_TABLE_FILE = "item_table.safetensors"
 SCHEMA_VERSION = 1
 _CHUNK = 2**20
 
@@ -220,10 +221,12 @@ def read_manifest(folder: Path) -> Manifest:
 def verify(folder: Path, manifest: Manifest) -> None:
     """Raise `BundleError` unless every listed file is there with its size and hash.
 
-    Graphs and engines must be listed.
+    Graphs, engines and an item table must be listed.
     """
-    graphs = (f"{name}.onnx" for name in manifest.graph_names)
-    for name in (*graphs, *(engine.file for engine in manifest.engines)):
+    needed = [f"{name}.onnx" for name in manifest.graph_names]
+    needed += [engine.file for engine in manifest.engines]
+    needed += [ITEM_TABLE_FILE] if manifest.item_table else []
+    for name in needed:
         if name not in manifest.files:
             raise BundleError(f"{folder / FILE_NAME} has no hash of {name}: export it again")
     for name, entry in manifest.files.items():

@@ -15,7 +15,8 @@ from ckv_testing.exports import Export
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
 
-torch.set_num_threads(2)
+# On a busy machine a second thread is waited for longer than it works.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -49,12 +50,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export]:
-    """A drawn model of a kind with its ONNX files; made at the first call, then shared."""
-    number = int(os.environ.get("CKV_TEST_SEED", secrets.randbits(32)))
+    """A drawn model of a kind with its ONNX files; made at the first call, then shared.
+
+    Set CKV_EXPORT_SEED to repeat a printed one.
+    """
+    number = int(os.environ.get("CKV_EXPORT_SEED", secrets.randbits(32)))
     made: dict[str, Export] = {}
 
     def get(kind: str) -> Export:
-        print(f"exported {kind}: CKV_TEST_SEED={number}")
+        print(f"exported {kind}: CKV_EXPORT_SEED={number}")
         if kind not in made:
             made[kind] = exports.export(kind, tmp_path_factory.mktemp(kind), number)
         return made[kind]

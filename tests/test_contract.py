@@ -172,6 +172,30 @@ def test_sharing_of_a_sharing_table_is_refused():
         make_spec("sim", features=(second, first))
 
 
+@pytest.mark.parametrize(
+    ("owner", "shares"),
+    [
+        ({}, {"width": 6}),
+        ({}, {"vocab_size": 99}),
+        ({"kind": "numeric"}, {}),
+        ({"kind": "vector", "length": 4}, {}),
+    ],
+)
+def test_shared_table_must_fit_the_feature_that_shares_it(owner: dict, shares: dict):
+    """Otherwise the model fails when it runs, by a message about matrices."""
+    base = {"name": "a", "role": "item", "kind": "categorical", "width": 4, "vocab_size": 5}
+    first = FeatureSpec(**base | owner)
+    second = FeatureSpec(**base | shares | {"name": "b", "shares": "a"})
+    with pytest.raises(SpecError, match="'b'"):
+        make_spec("sim", features=(first, second))
+
+
+@pytest.mark.parametrize("name", ["mask", "embedding", "k_index", "v_index", "k_user", "v_user"])
+def test_names_of_the_graphs_own_tensors_are_reserved(name: str):
+    with pytest.raises(SpecError, match=f"a feature can't be called {name!r}"):
+        FeatureSpec(name, "item", "categorical", 4, vocab_size=5)
+
+
 def test_nearest_names_only_what_is_near():
     assert nearest("windw", ["window", "topk"]) == "; did you mean 'window'?"
     assert nearest("zzz", ["window", "topk"]) == ""

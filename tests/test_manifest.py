@@ -53,6 +53,7 @@ FILES = {
     "prefill.onnx": b"prefill",
     "decode.onnx": b"decode" * 1000,
     "decode_items.onnx": b"decode items",
+    "item_table.safetensors": b"table",
     "empty": b"",
     "engines/decode.tensorrt_rtx.sm86.engine": bytes(range(256)),
 }

@@ -17,8 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from ckv_export.contract import TensorSpec
 from ckv_export.errors import BundleError
-
-FILE_NAME = "item_table.safetensors"
+from ckv_export.manifest import ITEM_TABLE_FILE as FILE_NAME
 
 Table = Mapping[str, NDArray[np.generic]]
 

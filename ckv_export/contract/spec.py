@@ -91,6 +91,16 @@ class FeatureSpec:
         return "float32" if self.kind in ("numeric", "vector") else "int32"
 
     @property
+    def has_table(self) -> bool:
+        """Whether its embedding is looked up by an id."""
+        return self.kind in ("categorical", "sequence")
+
+    @property
+    def table(self) -> tuple[int, int]:
+        """Rows and width of its table."""
+        return self.vocab_size, self.width
+
+    @property
     def inner(self) -> tuple[int, ...]:
         """The feature's own last axis, if it has one."""
         return (self.length,) if self.kind in ("sequence", "vector") else ()
@@ -217,6 +227,13 @@ class ModelSpec:
                 feature.shares in earlier and earlier[feature.shares].shares is None,
                 f"feature {feature.name!r} shares the table of {feature.shares!r}, which is no "
                 f"earlier feature with its own table{nearest(feature.shares, earlier)}",
+            )
+            owner = earlier[feature.shares]
+            require(
+                feature.has_table and owner.has_table and feature.table == owner.table,
+                f"feature {feature.name!r} shares the table of {owner.name!r}: both must look up "
+                f"ids in {owner.table[0]} rows of {owner.table[1]}, got {feature.kind} with "
+                f"{feature.table[0]} rows of {feature.table[1]}",
             )
 
     @property

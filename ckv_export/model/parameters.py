@@ -47,6 +47,19 @@ def check_state(
             raise CheckpointError(f"tensor {name!r} is missing{nearest(name, state)}")
         _check_one((origin or {}).get(name, name), state[name], shape, sizes)
     refuse_unknown([name for name in state if name not in expected], expected)
+    _check_slopes(spec, state)
+
+
+def _check_slopes(spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+    for layer, (width, activation) in enumerate(
+        zip(spec.dnn.hidden, spec.dnn.activations, strict=True)
+    ):
+        name = f"dnn.{layer}.activation.weight"
+        if activation == "prelu" and state[name].numel() not in (1, width):
+            raise CheckpointError(
+                f"tensor {name!r} must hold 1 slope or one for each of {width} channels, "
+                f"got {state[name].numel()}"
+            )
 
 
 def refuse_unknown(names: list[str], known: Iterable[str]) -> None:

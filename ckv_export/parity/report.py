@@ -60,8 +60,8 @@ class ParityReport:
 
     def write(self, folder: Path) -> None:
         """Write `JSON_FILE` and `PAGE_FILE` into `folder`."""
-        (folder / JSON_FILE).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        (folder / PAGE_FILE).write_text(_page(self))
+        (folder / JSON_FILE).write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
+        (folder / PAGE_FILE).write_text(_page(self), "utf-8")
 
 
 def tensors_of(outcome: RuntimeResult) -> list[str]:
@@ -76,7 +76,8 @@ def tensor_rows(outcome: RuntimeResult) -> list[tuple[str, int, str, str, str]]:
         results = [r for r in outcome.results if r.tensor == tensor]
         is_index = tensor.endswith("_index")
         worst = max(r.error for r in results)
-        error = f"{int(sum(r.error for r in results))} differ" if is_index else f"{worst:.2g}"
+        differing = sum(r.error for r in results)
+        error = f"{differing:.0f} differ" if is_index else f"{worst:.2g}"
         excused = str(sum(r.explained for r in results)) if is_index else ""
         verdict = "ok" if all(r.passed for r in results) else "FAILED"
         rows.append((tensor, sum(r.elements for r in results), error, excused, verdict))

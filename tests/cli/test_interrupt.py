@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from ckv_export.deploy import bundle as deploy_bundle
 from ckv_export.engine import available
+from ckv_export.errors import ExportError
 from ckv_export.manifest import open_bundle
 
 SENTENCE = "interrupted; the output folder is as it was"
@@ -202,6 +204,37 @@ def test_the_program_while_it_loads(started, run_folder: Path, tmp_path: Path):
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (2, f"ckv-export: error: {SENTENCE}\n")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", ["an error of its own", "a bug", "dropped"])
+def test_that_is_swallowed(
+    cli, tree, same_graphs, monkeypatch, run_folder: Path, bundle_copy: Path, how: str
+):
+    """PyTorch's exporter catches it now and then, and says that it can't export."""
+    real = deploy_bundle.export_graph
+
+    def export_graph(graph):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as swallowed:
+            if how == "an error of its own":
+                raise ExportError("PyTorch can't export the prefill graph") from swallowed
+            if how == "a bug":
+                raise RuntimeError("something else") from swallowed
+        return real(graph)
+
+    monkeypatch.setattr(deploy_bundle, "export_graph", export_graph)
+    before, handler = tree(bundle_copy.parent), signal.signal(signal.SIGINT, by_default)
+    words = (run_folder, "--out", bundle_copy.parent, "--name", bundle_copy.name, "--force")
+    result = cli(*words)
+    assert signal.signal(signal.SIGINT, handler) is by_default
+    assert result.sentence() == SENTENCE
+    assert tree(bundle_copy.parent) == before
+    assert "export decode" not in result.out
+
+
+def by_default(number: int, frame: object) -> None:
+    raise AssertionError("the command line has its own handler")
 
 
 def test_after_the_bundle_is_there(cli, monkeypatch, same_graphs, run_folder, tmp_path: Path):

@@ -57,7 +57,8 @@ USER = (
 )
 ATTENTION = AttentionSpec(8, 2, 2, 1, 10, 7)
 SIM = make_spec("sim", features=(*ITEM, *USER), attention=ATTENTION)
-HSTU = ModelSpec("hstu", (*ITEM, TIME, *USER), ATTENTION, DNN, 20, num_layers=2)
+WIDE = AttentionSpec(32, 2, 2, 1, 10, 7)
+HSTU = ModelSpec("hstu", (*ITEM, TIME, *USER), WIDE, DNN, 20, num_layers=2)
 
 
 def written(graph: GraphSpec) -> list[str]:
@@ -240,8 +241,24 @@ def test_any_other_name_makes_no_two_tensors_of_one_name(name: str, form: EventF
 # -- from a checkpoint and wishes to graphs
 
 
+def hstu_state(spec: ModelSpec) -> dict[str, torch.Tensor]:
+    """Biases that are no zeros, and pools that aren't small.
+
+    A norm divides by the spread of what attention returns. Before any training that is next to
+    nothing, and rounding grows a thousandfold.
+    """
+    drawn = torch.Generator().manual_seed(3)
+    state = initial_state(spec, 3)
+    for name, tensor in state.items():
+        if name.endswith("_bias"):
+            state[name] = torch.randn(11, generator=drawn) / 2
+        elif name.endswith(".pool"):
+            state[name] = 10 * tensor
+    return state
+
+
 def checkpoint(spec: ModelSpec, rng: np.random.Generator) -> Checkpoint:
-    state = initial_state(spec, 3) if spec.kind == "hstu" else draw_state(spec, rng)
+    state = hstu_state(spec) if spec.kind == "hstu" else draw_state(spec, rng)
     return Checkpoint(spec, state, "model", "native", (), ())
 
 

@@ -120,6 +120,16 @@ def test_wrong_shape_is_named_with_both(rng: np.random.Generator):
     check_state(spec, state | {"long.rotations": torch.zeros(10, 31)})
 
 
+def test_prelu_has_one_slope_or_one_for_each_channel(rng: np.random.Generator):
+    spec = make_spec("sim", dnn=DnnSpec((7,), ("prelu",), False))
+    state = draw_state(spec, rng)
+    for size in (1, 7):
+        check_state(spec, state | {"dnn.0.activation.weight": torch.zeros(size)})
+    assert "'dnn.0.activation.weight'" in refused(
+        spec, state | {"dnn.0.activation.weight": torch.zeros(5)}
+    )
+
+
 def test_whole_numbers_are_no_weights(rng: np.random.Generator):
     spec = make_spec("sim")
     state = draw_state(spec, rng)

@@ -107,6 +107,13 @@ def test_failure_without_a_number_is_json_all_the_same(got: float, tmp_path: Pat
     json.loads((tmp_path / "parity.json").read_text(), parse_constant=no_number)
 
 
+def test_rows_of_another_shape_have_their_line_in_the_table():
+    arrays = (np.zeros(shape, np.int32) for shape in ((2, 1), (2, 3)))
+    other = compare_rows("one event", "cache_k_index", *arrays, np.zeros((2, 3)))
+    ((tensor, _, _, _, verdict),) = tensor_rows(outcome(other))
+    assert (tensor, verdict) == ("cache_k_index", "FAILED")
+
+
 # -- the page
 
 

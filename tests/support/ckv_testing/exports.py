@@ -33,12 +33,13 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Export:
-    """A model and its two ONNX files in `folder`."""
+    """A model drawn from `seed`, and its two ONNX files in `folder`."""
 
     spec: ModelSpec
     state: Mapping[str, Tensor]
     folder: Path
     cases: list[ExpectedCase]
+    seed: int
 
     def graphs(self) -> tuple[PrefillGraph, DecodeGraph]:
         """The split modules that were exported."""
@@ -67,7 +68,7 @@ def export(kind: str, folder: Path, seed: int) -> Export:
         cases = record(build_reference(spec, state), draw_cases(spec, seed))
         scores = np.concatenate([case.outputs["score"].ravel() for case in cases])
         assert np.ptp(scores) > 1e-3, "drawn dead: any graph would pass"
-        made = Export(spec, state, folder, cases)
+        made = Export(spec, state, folder, cases, seed)
         save_models({graph.io.name: export_graph(graph) for graph in made.graphs()}, folder)
     return made
 
