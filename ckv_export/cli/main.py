@@ -65,6 +65,9 @@ def with_default_verb(arguments: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Never raises for bad input."""
     given = sys.argv[1:] if arguments is None else arguments
+    # Read when PyTorch loads. Threads that wait by spinning make small tensors 20 times slower as
+    # soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with interrupts.handled(until_exit=arguments is None):
             return _run(given)

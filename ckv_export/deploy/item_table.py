@@ -11,19 +11,25 @@ import torch
 from ckv_export.contract import ModelSpec, TensorSpec, item_table_tensors, require
 from ckv_export.model.base import CollectiveModel
 from ckv_export.model.events import all_item_embeddings
+from ckv_export.model.registry import model_class
 from ckv_export.model.target_attention import TargetAttentionModel
 from ckv_export.runtimes.base import Arrays
 
 _CHUNK = 4096
 
 
-def require_item_model(model: CollectiveModel) -> TargetAttentionModel:
-    """`model`, if its cache entries depend on the item alone; raises `SpecError` otherwise."""
+def require_item_kind(spec: ModelSpec) -> None:
+    """Raise `SpecError` unless cache entries of such a model depend on the item alone."""
     require(
-        isinstance(model, TargetAttentionModel),
-        f"an item table is for target-attention models: what {model.spec.kind} caches of an event "
+        issubclass(model_class(spec.kind), TargetAttentionModel),
+        f"an item table is for target-attention models: what {spec.kind} caches of an event "
         "depends on the events before it",
     )
+
+
+def require_item_model(model: CollectiveModel) -> TargetAttentionModel:
+    """`model`, if its cache entries depend on the item alone; raises `SpecError` otherwise."""
+    require_item_kind(model.spec)
     assert isinstance(model, TargetAttentionModel)
     return model
 

@@ -53,6 +53,8 @@ class Prepared:
 def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
     """Split the model; raises `SpecError` or `EventsError` for wishes that it can't fulfil."""
     spec, state = checkpoint.spec, checkpoint.state
+    if wishes.item_table:
+        item_table.require_item_kind(spec)
     catalogue = _catalogue(checkpoint, wishes)
     form = EventForm(wishes.embeddings, catalogue.key if catalogue else None)
     features = catalogue.features if catalogue else {}

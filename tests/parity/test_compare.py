@@ -160,10 +160,11 @@ def test_results_are_plain_data():
 
 
 def test_every_tensor_has_its_row_in_the_table():
-    assert set(TOLERANCES) == {"score", "user"}
+    assert set(TOLERANCES) == {"score", "user", "user, layered"}
     assert tolerance_of("score") == TOLERANCES["score"]
     for name in ("cache_k_user", "append_v_user"):
         assert tolerance_of(name) == TOLERANCES["user"]
+        assert tolerance_of(name, 2).absolute == 2 * TOLERANCES["user, layered"].absolute
     assert all(len(t.reason) > 20 for t in TOLERANCES.values())
 
 
