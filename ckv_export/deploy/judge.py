@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ckv_export.model.registry import build_reference
 from ckv_export.parity import expected, inputs
 from ckv_export.parity.bundle import CASES_FILE, judge_onnxruntime
 from ckv_export.parity.expected import ExpectedCase
-from ckv_export.parity.gate import RuntimeResult, judge, judge_items, require_pass
+from ckv_export.parity.gate import RuntimeResult, judge_all, require_pass
 from ckv_export.parity.report import ParityReport
 from ckv_export.runtimes.base import Arrays
 from ckv_export.runtimes.torch import TorchRunner
@@ -58,10 +57,5 @@ def run_gate(
 def _judge_split(
     prepared: Prepared, table: Arrays | None, cases: Sequence[ExpectedCase]
 ) -> RuntimeResult:
-    prefill, decode, *by_items = (TorchRunner(graph, graph.io) for graph in prepared.graphs)
-    outcome = judge(prepared.checkpoint.spec, prefill, decode, cases)
-    for runner in by_items:
-        assert table is not None
-        extra = judge_items(runner, table, cases).results
-        outcome = dataclasses.replace(outcome, results=outcome.results + extra)
-    return outcome
+    runners = (TorchRunner(graph, graph.io) for graph in prepared.graphs)
+    return judge_all(prepared.checkpoint.spec, runners, cases, table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ckv_export.errors import BundleError
 from ckv_export.manifest import Manifest
 from ckv_export.parity import expected
 from ckv_export.parity.expected import ExpectedCase
-from ckv_export.parity.gate import RuntimeResult, judge, judge_items
+from ckv_export.parity.gate import RuntimeResult, judge_all
 from ckv_export.parity.report import ParityReport
 from ckv_export.runtimes.base import Arrays
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -23,16 +22,11 @@ def judge_onnxruntime(
     folder: Path, manifest: Manifest, cases: Sequence[ExpectedCase], table: Arrays | None
 ) -> RuntimeResult:
     """All ONNX files of `folder` on ONNX Runtime's CPU provider."""
-    prefill, decode, *by_items = (
+    runners = (
         OnnxRuntimeRunner(folder / f"{name}.onnx", manifest.graph(name))
         for name in manifest.graph_names
     )
-    outcome = judge(manifest.model, prefill, decode, cases)
-    for runner in by_items:
-        assert table is not None
-        extra = judge_items(runner, table, cases).results
-        outcome = dataclasses.replace(outcome, results=outcome.results + extra)
-    return outcome
+    return judge_all(manifest.model, runners, cases, table)
 
 
 def recheck(folder: Path, manifest: Manifest) -> ParityReport:

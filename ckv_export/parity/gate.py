@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,22 @@ def judge(
             cache = _prefill(spec, prefill, case, results)
             results += _compare_decode(case, decode.infer(_decode_feeds(decode.io, case, cache)))
     return RuntimeResult(decode.metadata(), tuple(results))
+
+
+def judge_all(
+    spec: ModelSpec,
+    runners: Iterable[Runner],
+    cases: Sequence[ExpectedCase],
+    table: Mapping[str, Array] | None,
+) -> RuntimeResult:
+    """`judge` prefill and decode, then `judge_items` a decode graph that takes `table`, if any."""
+    prefill, decode, *by_items = runners
+    outcome = judge(spec, prefill, decode, cases)
+    for runner in by_items:
+        assert table is not None
+        extra = judge_items(runner, table, cases).results
+        outcome = dataclasses.replace(outcome, results=outcome.results + extra)
+    return outcome
 
 
 def judge_items(
