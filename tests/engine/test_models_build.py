@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from ckv_testing.draw import KINDS, PLAIN, draw_state, make_spec
 from ckv_testing.exports import Export
+from ckv_testing.hstu import exported_hstu
 
 from ckv_export.checkpoint.load import load_checkpoint
-from ckv_export.checkpoint.native import save_native
-from ckv_export.contract import AttentionSpec, EventForm, GraphSpec, Profile
+from ckv_export.contract import EventForm, GraphSpec, Profile
 from ckv_export.engine import Backend, BuildRequest, BuiltEngine, build_engine
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.decode_items import DecodeItemsGraph
@@ -24,11 +23,9 @@ from ckv_export.model.events import EventEmbedding
 from ckv_export.model.registry import build_model
 from ckv_export.onnx_export.export import export_graph
 from ckv_export.onnx_export.save import save_models
-from ckv_export.training import demo_spec, initial_state
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.usefixtures("one_thread")]
 
-HSTU = dataclasses.replace(demo_spec("hstu"), attention=AttentionSpec(16, 2, 2, 3, 12, 9))
 ITEMS = 30
 
 
@@ -65,32 +62,10 @@ def target_attention(exported: Callable[[str], Export], rtx: Backend) -> Callabl
 @pytest.fixture(scope="session")
 def hstu(rtx: Backend, tmp_path_factory: pytest.TempPathFactory) -> Files:
     """The session's one export of HSTU, which tests/onnx_export runs on ONNX Runtime."""
-    folder = tmp_path_factory.getbasetemp() / "exported_hstu"
-    if not (folder / "decode.onnx").exists():
-        export_hstu(folder)
+    folder = exported_hstu(tmp_path_factory.getbasetemp())
     loaded = load_checkpoint(folder / "hstu.pt")
     model = build_model(loaded.spec, loaded.state)
     return files_of(folder, PrefillGraph(model), DecodeGraph(model))
-
-
-def export_hstu(folder: Path) -> None:
-    """Write ``hstu.pt``, ``prefill.onnx`` and ``decode.onnx``.
-
-    No bias is zero, and pools are not as small as before any training: what attention returns
-    would be next to nothing, and the norm behind it would make much of its rounding.
-    """
-    folder.mkdir(exist_ok=True)
-    drawn = torch.Generator().manual_seed(0)
-    state = initial_state(HSTU, 0)
-    for name, tensor in state.items():
-        if name.endswith("_bias"):
-            state[name] = torch.randn(11, generator=drawn) / 2
-        elif name.endswith(".pool"):
-            state[name] = 10 * tensor
-    save_native(folder / "hstu.pt", HSTU, state)
-    model = build_model(HSTU, state)
-    graphs = PrefillGraph(model), DecodeGraph(model)
-    save_models({graph.io.name: export_graph(graph) for graph in graphs}, folder)
 
 
 @pytest.fixture(scope="session")

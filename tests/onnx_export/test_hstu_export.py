@@ -10,19 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
+from ckv_testing.hstu import SPEC, exported_hstu
 from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
 from ckv_export.checkpoint.load import load_checkpoint
-from ckv_export.checkpoint.native import save_native
-from ckv_export.contract import AttentionSpec, ModelSpec
+from ckv_export.contract import ModelSpec
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.model.registry import build_model, build_reference
-from ckv_export.onnx_export.export import export_graph
-from ckv_export.onnx_export.save import save_models
 from ckv_export.parity.expected import ExpectedCase, record
 from ckv_export.parity.gate import judge, require_pass
 from ckv_export.parity.inputs import CaseSize, generate, generate_case
@@ -30,12 +27,8 @@ from ckv_export.parity.tolerances import tolerance_of
 from ckv_export.runtimes.base import Arrays, Runner
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.runtimes.torch import TorchRunner
-from ckv_export.training import demo_spec, initial_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-# The demo's two layers, features and times; few rows, so that rounding hardly ever flips one.
-SPEC = dataclasses.replace(demo_spec("hstu"), attention=AttentionSpec(16, 2, 2, 3, 12, 9))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +44,7 @@ class Exported:
 @pytest.fixture(scope="session")
 def hstu(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The session's one export of HSTU, which tests/engine builds engines of."""
-    folder = tmp_path_factory.getbasetemp() / "exported_hstu"
-    if not (folder / "decode.onnx").exists():
-        export_hstu(folder)
+    folder = exported_hstu(tmp_path_factory.getbasetemp())
     loaded = load_checkpoint(folder / "hstu.pt")
     assert loaded.spec == SPEC
     model = build_model(loaded.spec, loaded.state)
@@ -61,26 +52,6 @@ def hstu(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     in_torch = tuple(TorchRunner(g, g.io) for g in graphs)
     in_ort = tuple(OnnxRuntimeRunner(folder / f"{g.io.name}.onnx", g.io, threads=1) for g in graphs)
     return Exported(loaded.state, folder, in_torch, in_ort)
-
-
-def export_hstu(folder: Path) -> None:
-    """Write ``hstu.pt``, ``prefill.onnx`` and ``decode.onnx``.
-
-    No bias is zero, and pools are not as small as before any training: what attention returns
-    would be next to nothing, and the norm behind it would make much of its rounding.
-    """
-    folder.mkdir(exist_ok=True)
-    drawn = torch.Generator().manual_seed(0)
-    state = initial_state(SPEC, 0)
-    for name, tensor in state.items():
-        if name.endswith("_bias"):
-            state[name] = torch.randn(11, generator=drawn) / 2
-        elif name.endswith(".pool"):
-            state[name] = 10 * tensor
-    save_native(folder / "hstu.pt", SPEC, state)
-    model = build_model(SPEC, state)
-    graphs = PrefillGraph(model), DecodeGraph(model)
-    save_models({graph.io.name: export_graph(graph) for graph in graphs}, folder)
 
 
 # -- the files
