@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ckv_export.deploy.pools import pool_arrays
 from ckv_export.deploy.prepare import Prepared
 from ckv_export.manifest import Manifest
 from ckv_export.model.registry import build_reference
@@ -14,6 +15,7 @@ from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.gate import RuntimeResult, judge_all, require_pass
 from ckv_export.parity.report import ParityReport
 from ckv_export.runtimes.base import Arrays
+from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.torch import TorchRunner
 from ckv_export.stages import Stages
 
@@ -57,5 +59,6 @@ def run_gate(
 def _judge_split(
     prepared: Prepared, table: Arrays | None, cases: Sequence[ExpectedCase]
 ) -> RuntimeResult:
-    runners = (TorchRunner(graph, graph.io) for graph in prepared.graphs)
+    pools = pool_arrays(prepared.model)
+    runners = (BoundRunner(TorchRunner(graph, graph.io), pools) for graph in prepared.graphs)
     return judge_all(prepared.checkpoint.spec, runners, cases, table)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckv_export.cache.item_table import load_item_table
+from ckv_export.cache.pool_file import load_pools
 from ckv_export.errors import BundleError
 from ckv_export.manifest import Manifest
 from ckv_export.parity import expected
@@ -13,6 +14,7 @@ from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.gate import RuntimeResult, judge_all
 from ckv_export.parity.report import ParityReport
 from ckv_export.runtimes.base import Arrays
+from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 
 CASES_FILE = "parity_cases.npz"
@@ -22,8 +24,9 @@ def judge_onnxruntime(
     folder: Path, manifest: Manifest, cases: Sequence[ExpectedCase], table: Arrays | None
 ) -> RuntimeResult:
     """All ONNX files of `folder` on ONNX Runtime's CPU provider."""
+    pools = load_pools(folder, manifest)
     runners = (
-        OnnxRuntimeRunner(folder / f"{name}.onnx", manifest.graph(name))
+        BoundRunner(OnnxRuntimeRunner(folder / f"{name}.onnx", manifest.graph(name)), pools)
         for name in manifest.graph_names
     )
     return judge_all(manifest.model, runners, cases, table)
