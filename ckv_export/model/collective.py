@@ -177,8 +177,7 @@ class CollectiveAttention(nn.Module):
             attended: Tensor = pooled_attention(query, *rows, mask.int(), heads, scale)
             return attended
         key, value = self._keys_values(entries, pools, query.dtype)
-        logits = ops.attention_logits(query * scale, key, heads)
-        logits = torch.where(mask[:, None, None, :], logits, ops.MASKED)
+        logits = ops.masked_logits(query * scale, key, mask, heads)
         return ops.weighted_values(logits, value, heads)
 
     def attend_pointwise(
