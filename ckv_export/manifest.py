@@ -60,7 +60,12 @@ class ItemTable:
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """An engine of the bundle: which graph, built by what, for which GPUs and shapes."""
+    """An engine of the bundle: which graph, built by what, for which GPUs and shapes.
+
+    `pool_step`: who computes it, plugin or native layers; `plugin`: its record, with the path of
+    the library in the bundle under "file", None where the engine needs no library; `settings`: how
+    it was built, beyond that; `report`: path of the file that lists its layers.
+    """
 
     graph: str
     file: str
@@ -70,6 +75,11 @@ class EngineEntry:
     profile: Mapping[str, str]
     layers: int
     seconds: float
+    # What later versions record; an engine of an earlier one has none of it.
+    pool_step: str = ""
+    plugin: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    report: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,12 @@ _KINDS = {
     **dict.fromkeys(("notes", "engines"), list),
 }
 _ENGINE_KINDS = dict.fromkeys(("graph", "file", "backend", "backend_version"), str)
+_LATER_ENGINE_KINDS: dict[str, type] = {
+    "pool_step": str,
+    "report": str,
+    "plugin": dict,
+    "settings": dict,
+}
 
 
 def _check_kinds(data: Mapping[str, Any]) -> None:
@@ -173,7 +189,8 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
     if data["parity"] is not None:
         _check_each("parity: ", data["parity"], {"seed": int})
     for engine in data["engines"]:
-        _check_each("engine: ", engine, _ENGINE_KINDS)
+        given = {n: k for n, k in _LATER_ENGINE_KINDS.items() if engine.get(n) is not None}
+        _check_each("engine: ", engine, {**_ENGINE_KINDS, **given})
     if not all(isinstance(note, str) for note in data["notes"]):
         raise TypeError("the notes must be texts")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ckv_export.cli import options
 from ckv_export.cli.show import ShownStages, console, done, print_lines, table
+from ckv_export.deploy import built as what
 from ckv_export.deploy.engines import EngineOptions, build_engines, equivalent_commands
 from ckv_export.deploy.publish import amended
 from ckv_export.manifest import Manifest, open_bundle
@@ -43,5 +44,6 @@ def _print_summary(bundle: Path, built: Manifest, chosen: EngineOptions) -> None
         for e in built.engines
     ]
     console.print(table(f"Engines of {bundle}", ("file", "size", "version", "layers"), rows))
+    console.print(table("What was built", what.HEADS, what.rows(bundle, built.engines)))
     console.print("The same with the library's own tool:")
     print_lines(["  " + line for line in equivalent_commands(bundle, built, chosen)])

@@ -16,6 +16,7 @@ from ckv_export.cli.show import (
     print_lines,
     table,
 )
+from ckv_export.deploy import built
 from ckv_export.deploy.bundle import Exported, ExportRequest, export_bundle
 from ckv_export.deploy.prepare import FormRequest
 from ckv_export.manifest import Manifest
@@ -106,6 +107,9 @@ def _print_summary(exported: Exported, request: ExportRequest) -> None:
         for each in parity_tables(exported.parity):
             console.print(each)
     console.print(table(f"Bundle {exported.folder}", ("what", "value"), _summary(exported)))
+    if manifest.engines:
+        rows = built.rows(exported.folder, manifest.engines)
+        console.print(table("What was built", built.HEADS, rows))
     if request.engines is None:
         console.print("No engines were built: give --build, or build them from the bundle.")
     if exported.parity is None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from ckv_export import engine
 from ckv_export.cli.show import ShownStages, SteadyConsole
 from ckv_export.contract import ModelSpec, Profile, Range
 from ckv_export.deploy.engines import Display, EngineOptions
-from ckv_export.engine import ProgressListener
+from ckv_export.engine import PluginChoice, ProgressListener, Settings
+from ckv_export.engine.plugins import KINDS, NONE
 from ckv_export.errors import InputError
 
 _AXIS_FLAGS = {
@@ -19,7 +21,10 @@ _AXIS_FLAGS = {
     "appended": ("T", "events appended in one call"),
     "candidates": ("C", "candidates of each user"),
 }
-_ENGINE_FLAGS = ("target", "backend", "workspace", "optimization_level")
+_ENGINE_FLAGS = (
+    *("target", "backend", "workspace", "optimization_level"),
+    *("plugin", "plugin_library"),
+)
 
 
 def count(text: str) -> int:
@@ -77,7 +82,14 @@ def engine_arguments(chosen: EngineOptions) -> list[str]:
         f"--backend={chosen.backend.name}",
         *(f"--target={target}" for target in chosen.targets),
         *(f"--{flag}={number}" for flag, number in numbers.items() if number is not None),
+        *_settings_arguments(chosen.settings),
     ]
+
+
+def _settings_arguments(settings: Settings) -> list[str]:
+    plugin = settings.plugin
+    arguments = [] if plugin.kind == NONE else [f"--plugin={plugin.kind}"]
+    return arguments + ([f"--plugin-library={plugin.library}"] if plugin.library else [])
 
 
 def add_engines(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +112,22 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
         metavar="0..5",
         help="0 builds fastest, 5 runs fastest",
     )
+    _add_plugin(parser)
+
+
+def _add_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin",
+        choices=KINDS,
+        help="who computes the pool step: a plugin library, kernels embedded in the engine, or "
+        "native layers; default: library if one is given, else none",
+    )
+    parser.add_argument(
+        "--plugin-library",
+        metavar="PATH",
+        type=Path,
+        help="what `ckv-export plugin build` wrote: the library or its folder",
+    )
 
 
 def refuse_engine_options(args: argparse.Namespace) -> None:
@@ -113,9 +141,15 @@ def engine_options(args: argparse.Namespace, profile: Profile | None = None) -> 
     """The engine options given; raises `MissingDependency` where no TensorRT is installed."""
     backend = engine.load(args.backend)
     engine.parse_targets(args.target or engine.default_targets(backend), backend)
+    settings = _settings(args)
+    settings.require_supported(backend)
     return EngineOptions(
-        backend, tuple(args.target), profile, args.workspace, args.optimization_level
+        backend, tuple(args.target), profile, args.workspace, args.optimization_level, settings
     )
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    return Settings(PluginChoice.of(args.plugin, args.plugin_library))
 
 
 def replaced_profile(profile: Profile, spec: ModelSpec, args: argparse.Namespace) -> Profile:

@@ -6,15 +6,18 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ckv_export.contract import GraphSpec, Profile
+from ckv_export.engine import aot_plugin, inspection, plugins, pool_steps
 from ckv_export.engine.backends import Backend
+from ckv_export.engine.layers import LayerReport
 from ckv_export.engine.messages import Messages, listen, readable
 from ckv_export.engine.network import EngineTensor, ParsedNetwork, check_tensors, parse_onnx
+from ckv_export.engine.plugins import PluginRecord
 from ckv_export.engine.profiles import add_profile, input_shapes, used_axes
 from ckv_export.engine.progress import (
     Cancellation,
@@ -23,6 +26,7 @@ from ckv_export.engine.progress import (
     deferred_signals,
     monitor,
 )
+from ckv_export.engine.settings import DEFAULT, Settings, apply_settings
 from ckv_export.engine.targets import PORTABLE, parse_targets, set_targets
 from ckv_export.errors import EngineError
 
@@ -36,7 +40,8 @@ class BuildRequest:
     `onnx`: file with its external data beside it; `tensors`: the inputs and outputs it must
     have; `profile`: a range for every axis of the inputs; `targets`: see `parse_targets`;
     `workspace_mib`: most scratch memory a kernel may use, in MiB (None: the GPU's);
-    `optimization_level`: 0 (fastest build) to 5 (None: the library's default).
+    `optimization_level`: 0 (fastest build) to 5 (None: the library's default); `settings`: plugin
+    and compatibility.
     """
 
     onnx: Path
@@ -45,6 +50,7 @@ class BuildRequest:
     targets: tuple[str, ...] = (PORTABLE,)
     workspace_mib: int | None = None
     optimization_level: int | None = None
+    settings: Settings = DEFAULT
 
     def __post_init__(self) -> None:
         if self.workspace_mib is not None and self.workspace_mib < 1:
@@ -60,7 +66,9 @@ class BuiltEngine:
 
     `targets`: GPU generations; `profile`: range per axis, ``{"B": "1:1:64"}``; `seconds`:
     the whole of `build_engine`; `bytes`: size of the file; `layers`: before fusion;
-    `plugins`: layers that a plugin computes; `warnings`: what the library said.
+    `plugins`: layers that a plugin computes; `warnings`: what the library said; `pool_step`: who
+    computes it, see `pool_steps.summary`; `plugin`: the one that was asked for; `report`: what the
+    engine consists of; `settings`: see `Settings.recorded`.
     """
 
     path: Path
@@ -75,10 +83,18 @@ class BuiltEngine:
     outputs: tuple[EngineTensor, ...]
     plugins: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    pool_step: str = pool_steps.NATIVE
+    plugin: PluginRecord | None = None
+    report: LayerReport | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
-        return dataclasses.asdict(self) | {"path": str(self.path)}
+        return dataclasses.asdict(self) | {
+            "path": str(self.path),
+            "plugin": self.plugin and self.plugin.to_dict(),
+            "report": self.report and self.report.to_dict(),
+        }
 
 
 def build_engine(
@@ -94,18 +110,30 @@ def build_engine(
     Router products must stay fp32, so TF32 is off.
 
     Raises `EngineError` for a target, profile or graph that is refused, naming the node or
-    input; a SIGINT or SIGTERM stops the build and is delivered once all is cleaned up.
+    input, and where the pool step is not computed by what was asked for; a SIGINT or SIGTERM
+    stops the build and is delivered once all is cleaned up.
     """
     started = time.perf_counter()
+    settings = request.settings
     _require_file(request.onnx)
     _require_folder(out)
+    settings.require_supported(backend)
     targets = parse_targets(request.targets, backend)
+    plugin = plugins.prepare(
+        settings.plugin, backend, settings.code_targets(targets), settings.version_compatible
+    )
     with listen(backend) as (logger, messages):
         builder = _new_builder(backend, logger, messages)
         parsed = parse_onnx(request.onnx, backend, builder, logger, messages)
         check_tensors(parsed, request.tensors, request.onnx)
-        config = _configure(request, backend, builder, targets)
+        steps = pool_steps.pool_steps(pool_steps.pool_nodes(request.onnx), parsed.plugins)
+        # Asked before the build too: minutes of work must not end in that.
+        pool_steps.require_asked(steps, settings.plugin, backend)
+        config = _configure(request, backend, builder, targets, plugin)
         plan = _serialize(builder, parsed, config, backend, progress or Silent(), messages)
+        report = inspection.report(
+            plan, parsed, steps, settings.plugin, backend, targets, logger, messages
+        )
         size = _publish(plan, out)
         return BuiltEngine(
             path=out,
@@ -120,6 +148,10 @@ def build_engine(
             outputs=parsed.outputs,
             plugins=parsed.plugins,
             warnings=tuple(dict.fromkeys(map(readable, messages.warnings))),
+            pool_step=pool_steps.summary(steps),
+            plugin=plugin,
+            report=report,
+            settings=settings.recorded(),
         )
 
 
@@ -146,7 +178,11 @@ def _new_builder(backend: Backend, logger: Any, messages: Messages) -> Any:
 
 
 def _configure(
-    request: BuildRequest, backend: Backend, builder: Any, targets: tuple[str, ...]
+    request: BuildRequest,
+    backend: Backend,
+    builder: Any,
+    targets: tuple[str, ...],
+    plugin: PluginRecord | None,
 ) -> Any:
     module = backend.module
     config = builder.create_builder_config()
@@ -159,6 +195,9 @@ def _configure(
         config.set_memory_pool_limit(workspace, request.workspace_mib << 20)
     if request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
+    apply_settings(request.settings, backend, config)
+    if plugin is not None and plugin.carried and plugin.source is not None:
+        config.plugins_to_serialize = [str(plugin.source.resolve())]
     return config
 
 
@@ -180,6 +219,8 @@ def _serialize(
     config.progress_monitor = None
     if cancellation.failures:
         raise cancellation.failures[0]
+    if plan is None and (failure := aot_plugin.failure()) is not None:
+        raise failure
     if plan is None:
         reason = messages.first_error() or "the library gives no reason"
         raise EngineError(f"{backend.label} can't build the engine: {reason}")

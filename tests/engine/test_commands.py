@@ -39,6 +39,7 @@ def test_trtexec() -> None:
         "--optShapes=cache_k_user:1x1x49x2,'user_a:b':1",
         "--maxShapes=cache_k_user:64x1x49x2,'user_a:b':64",
         "--memPoolSize=workspace:512M",
+        "--profilingVerbosity=detailed",
     ]
 
 
