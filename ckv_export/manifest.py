@@ -64,7 +64,8 @@ class EngineEntry:
 
     `pool_step`: who computes it, plugin or native layers; `plugin`: its record, with the path of
     the library in the bundle under "file", None where the engine needs no library; `settings`: how
-    it was built, beyond that; `report`: path of the file that lists its layers.
+    it was built, beyond that; `report`: path of the file that lists its layers; `profile`: ranges
+    of the first of its `profiles`; `onnx`: SHA-256 of the graph's file that it was built from.
     """
 
     graph: str
@@ -80,6 +81,8 @@ class EngineEntry:
     plugin: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     report: str = ""
+    profiles: tuple[Mapping[str, str], ...] = ()
+    onnx: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,10 @@ class Manifest:
         """Read `to_dict` data; raises KeyError or TypeError where a field is missing or odd."""
         _check_kinds(data)
         known = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-        engines = [e | {"targets": tuple(e["targets"])} for e in data["engines"]]
+        engines = [
+            e | {"targets": tuple(e["targets"]), "profiles": tuple(e.get("profiles", ()))}
+            for e in data["engines"]
+        ]
         return cls(
             **known
             | {
@@ -178,8 +184,10 @@ _ENGINE_KINDS = dict.fromkeys(("graph", "file", "backend", "backend_version"), s
 _LATER_ENGINE_KINDS: dict[str, type] = {
     "pool_step": str,
     "report": str,
+    "onnx": str,
     "plugin": dict,
     "settings": dict,
+    "profiles": list,
 }
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ckv_export.cache import cache_sizes
-from ckv_export.cli import options
+from ckv_export.cli import engine_options, options
 from ckv_export.cli.show import (
     ShownStages,
     command,
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_form(parser)
     options.add_model(parser)
     options.add_shapes(parser)
-    options.add_engines(parser)
+    engine_options.add_arguments(parser)
 
 
 def _add_form(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def request_of(args: argparse.Namespace) -> ExportRequest:
     """The request that the options describe; raises `InputError` for options that don't fit."""
     if not args.build:
-        options.refuse_engine_options(args)
+        engine_options.refuse(args)
     return ExportRequest(
         model=args.model,
         out=args.out,
@@ -85,7 +85,7 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
         seed=args.seed,
         axes=options.axes(args),
         form=FormRequest(args.embeddings, args.item_features, args.item_key, args.item_table),
-        engines=options.engine_options(args) if args.build else None,
+        engines=engine_options.chosen(args) if args.build else None,
     )
 
 
@@ -165,7 +165,7 @@ def _again(exported: Exported, request: ExportRequest) -> list[str]:
     export += [f"--{n}={v}" for n in ("name", "weights", "params") if (v := getattr(request, n))]
     export += _form_arguments(request.form) + options.shape_arguments(request.axes)
     export += [f"--seed={request.seed}"] if request.parity else ["--no-parity"]
-    engines = options.engine_arguments(request.engines) if request.engines else []
+    engines = engine_options.arguments(request.engines) if request.engines else []
     lines = [
         command(*export),
         command("build", exported.folder, *engines),

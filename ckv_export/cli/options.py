@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from ckv_export import engine
 from ckv_export.cli.show import ShownStages, SteadyConsole
 from ckv_export.contract import ModelSpec, Profile, Range
-from ckv_export.deploy.engines import Display, EngineOptions
-from ckv_export.engine import PluginChoice, ProgressListener, Settings
-from ckv_export.engine.plugins import KINDS, NONE
-from ckv_export.errors import InputError
+from ckv_export.deploy.engines import Display
+from ckv_export.engine import ProgressListener
 
 _AXIS_FLAGS = {
     "batch": ("B", "users in one call"),
@@ -21,10 +18,6 @@ _AXIS_FLAGS = {
     "appended": ("T", "events appended in one call"),
     "candidates": ("C", "candidates of each user"),
 }
-_ENGINE_FLAGS = (
-    *("target", "backend", "workspace", "optimization_level"),
-    *("plugin", "plugin_library"),
-)
 
 
 def count(text: str) -> int:
@@ -73,83 +66,6 @@ def shape_arguments(ranges: Iterable[tuple[str, Range]]) -> list[str]:
     """The options that give these ranges."""
     flags = {axis: flag for flag, (axis, _) in _AXIS_FLAGS.items()}
     return [f"--{flags[axis]}={size}" for axis, size in ranges]
-
-
-def engine_arguments(chosen: EngineOptions) -> list[str]:
-    """The options that give these engines, shapes left out."""
-    numbers = {"workspace": chosen.workspace_mib, "optimization-level": chosen.optimization_level}
-    return [
-        f"--backend={chosen.backend.name}",
-        *(f"--target={target}" for target in chosen.targets),
-        *(f"--{flag}={number}" for flag, number in numbers.items() if number is not None),
-        *_settings_arguments(chosen.settings),
-    ]
-
-
-def _settings_arguments(settings: Settings) -> list[str]:
-    plugin = settings.plugin
-    arguments = [] if plugin.kind == NONE else [f"--plugin={plugin.kind}"]
-    return arguments + ([f"--plugin-library={plugin.library}"] if plugin.library else [])
-
-
-def add_engines(parser: argparse.ArgumentParser) -> None:
-    """How engines are built."""
-    parser.add_argument(
-        "--target",
-        action="append",
-        default=[],
-        metavar="GPU",
-        help="GPU generation, such as sm86, ada or portable; repeat for several",
-    )
-    parser.add_argument("--backend", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT")
-    parser.add_argument(
-        "--workspace", type=positive, metavar="MIB", help="scratch memory limit in MiB"
-    )
-    parser.add_argument(
-        "--optimization-level",
-        type=count,
-        choices=range(6),
-        metavar="0..5",
-        help="0 builds fastest, 5 runs fastest",
-    )
-    _add_plugin(parser)
-
-
-def _add_plugin(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--plugin",
-        choices=KINDS,
-        help="who computes the pool step: a plugin library, kernels embedded in the engine, or "
-        "native layers; default: library if one is given, else none",
-    )
-    parser.add_argument(
-        "--plugin-library",
-        metavar="PATH",
-        type=Path,
-        help="what `ckv-export plugin build` wrote: the library or its folder",
-    )
-
-
-def refuse_engine_options(args: argparse.Namespace) -> None:
-    """Raise `InputError` where an option of engines was given and none are to be built."""
-    for name in _ENGINE_FLAGS:
-        if getattr(args, name) not in (None, []):
-            raise InputError(f"--{name.replace('_', '-')} is for engines only: give --build too")
-
-
-def engine_options(args: argparse.Namespace, profile: Profile | None = None) -> EngineOptions:
-    """The engine options given; raises `MissingDependency` where no TensorRT is installed."""
-    backend = engine.load(args.backend)
-    engine.parse_targets(args.target or engine.default_targets(backend), backend)
-    settings = _settings(args)
-    settings.require_supported(backend)
-    return EngineOptions(
-        backend, tuple(args.target), profile, args.workspace, args.optimization_level, settings
-    )
-
-
-def _settings(args: argparse.Namespace) -> Settings:
-    return Settings(PluginChoice.of(args.plugin, args.plugin_library))
 
 
 def replaced_profile(profile: Profile, spec: ModelSpec, args: argparse.Namespace) -> Profile:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ckv_export.contract import Profile
+from ckv_export.deploy.profiles import NamedRanges, resolve
 from ckv_export.engine import (
     Backend,
     BuildRequest,
@@ -22,9 +23,10 @@ from ckv_export.engine import (
     default_targets,
     trtexec_command,
 )
+from ckv_export.engine.cache import cached_build
 from ckv_export.engine.plugins import NONE, PluginRecord
 from ckv_export.engine.settings import DEFAULT
-from ckv_export.manifest import EngineEntry, Manifest
+from ckv_export.manifest import EngineEntry, FileEntry, Manifest
 from ckv_export.stages import Stages
 
 FOLDER = "engines"
@@ -34,7 +36,11 @@ Display = Callable[[], AbstractContextManager[ProgressListener]]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to build: library, GPU generations (none: the library's default), shapes and limits."""
+    """How to build: library, GPU generations (none: the library's default), shapes and limits.
+
+    `profiles`: ranges that replace some of `profile`, one set an optimization profile; `cache`:
+    folder of engines that were built before.
+    """
 
     backend: Backend
     targets: tuple[str, ...] = ()
@@ -42,17 +48,21 @@ class EngineOptions:
     workspace_mib: int | None = None
     optimization_level: int | None = None
     settings: Settings = DEFAULT
+    profiles: tuple[NamedRanges, ...] = ()
+    cache: Path | None = None
 
     def request(self, folder: Path, manifest: Manifest, graph: str) -> BuildRequest:
-        """What to ask the engine room for."""
+        """What to ask the engine room for; raises `InputError` for shapes that nobody has."""
+        profiles = resolve(self.profiles, self.profile or manifest.profile, manifest)
         return BuildRequest(
             folder / f"{graph}.onnx",
             manifest.graph(graph),
-            self.profile or manifest.profile,
+            profiles[0],
             self.targets or default_targets(self.backend),
             self.workspace_mib,
             self.optimization_level,
             self.settings,
+            profiles[1:],
         )
 
     def file(self, graph: str) -> str:
@@ -81,11 +91,20 @@ def build_engines(
         file = options.file(graph)
         request = options.request(folder, manifest, graph)
         with stages.stage(f"build {graph} engine") as stage, display() as progress:
-            built = build_engine(request, options.backend, folder / file, progress)
-            stage.remark = f"{built.layers} layers for {', '.join(built.targets)}"
+            built = _build(request, options, folder / file, progress)
+            found = ", from the engine cache" if built.cached else ""
+            stage.remark = f"{built.layers} layers for {', '.join(built.targets)}{found}"
         entries[file] = _entry(folder, graph, file, built)
     _drop_unused_libraries(folder, entries.values())
     return dataclasses.replace(manifest, engines=tuple(entries.values()))
+
+
+def _build(
+    request: BuildRequest, options: EngineOptions, out: Path, progress: ProgressListener
+) -> BuiltEngine:
+    if options.cache is None:
+        return build_engine(request, options.backend, out, progress)
+    return cached_build(request, options.backend, out, progress, options.cache)
 
 
 def _entry(folder: Path, graph: str, file: str, built: BuiltEngine) -> EngineEntry:
@@ -102,6 +121,8 @@ def _entry(folder: Path, graph: str, file: str, built: BuiltEngine) -> EngineEnt
         _plugin(folder, built.plugin),
         dict(built.settings),
         _write_report(folder, file, graph, built),
+        tuple(built.profiles),
+        FileEntry.of(folder / f"{graph}.onnx").sha256,
     )
 
 

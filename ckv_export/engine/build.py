@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ckv_export.contract import GraphSpec, Profile
-from ckv_export.engine import aot_plugin, inspection, plugins, pool_steps
+from ckv_export.engine import aot_plugin, inspection, plugins, pool_steps, timing_cache
 from ckv_export.engine.backends import Backend
+from ckv_export.engine.files import beside
 from ckv_export.engine.layers import LayerReport
 from ckv_export.engine.messages import Messages, listen, readable
 from ckv_export.engine.network import EngineTensor, ParsedNetwork, check_tensors, parse_onnx
@@ -38,7 +38,8 @@ class BuildRequest:
     """What to build.
 
     `onnx`: file with its external data beside it; `tensors`: the inputs and outputs it must
-    have; `profile`: a range for every axis of the inputs; `targets`: see `parse_targets`;
+    have; `profile`: a range for every axis of the inputs; `more_profiles`: further ones, between
+    which the runtime chooses; `targets`: see `parse_targets`;
     `workspace_mib`: most scratch memory a kernel may use, in MiB (None: the GPU's);
     `optimization_level`: 0 (fastest build) to 5 (None: the library's default); `settings`: plugin
     and compatibility.
@@ -51,6 +52,12 @@ class BuildRequest:
     workspace_mib: int | None = None
     optimization_level: int | None = None
     settings: Settings = DEFAULT
+    more_profiles: tuple[Profile, ...] = ()
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """Every optimization profile, in the order in which an engine counts them."""
+        return (self.profile, *self.more_profiles)
 
     def __post_init__(self) -> None:
         if self.workspace_mib is not None and self.workspace_mib < 1:
@@ -68,7 +75,8 @@ class BuiltEngine:
     the whole of `build_engine`; `bytes`: size of the file; `layers`: before fusion;
     `plugins`: layers that a plugin computes; `warnings`: what the library said; `pool_step`: who
     computes it, see `pool_steps.summary`; `plugin`: the one that was asked for; `report`: what the
-    engine consists of; `settings`: see `Settings.recorded`.
+    engine consists of; `settings`: see `Settings.recorded`; `profiles`: ranges of every profile;
+    `cached`: whether it was built before (`cache.cached_build`).
     """
 
     path: Path
@@ -87,6 +95,21 @@ class BuiltEngine:
     plugin: PluginRecord | None = None
     report: LayerReport | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    profiles: tuple[Mapping[str, str], ...] = ()
+    cached: bool = False
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BuiltEngine:
+        """Read `to_dict` data; raises KeyError or TypeError where a field is missing or odd."""
+        read = {
+            "path": Path(data["path"]),
+            "inputs": tuple(EngineTensor.from_dict(t) for t in data["inputs"]),
+            "outputs": tuple(EngineTensor.from_dict(t) for t in data["outputs"]),
+            "plugin": data["plugin"] and PluginRecord.from_dict(data["plugin"]),
+            "report": data["report"] and LayerReport.from_dict(data["report"]),
+            **{name: tuple(data[name]) for name in ("targets", "plugins", "warnings", "profiles")},
+        }
+        return cls(**{**data, **read})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -131,6 +154,8 @@ def build_engine(
         pool_steps.require_asked(steps, settings.plugin, backend)
         config = _configure(request, backend, builder, targets, plugin)
         plan = _serialize(builder, parsed, config, backend, progress or Silent(), messages)
+        if settings.timing_cache is not None:
+            timing_cache.update(settings.timing_cache, config)
         report = inspection.report(
             plan, parsed, steps, settings.plugin, backend, targets, logger, messages
         )
@@ -141,6 +166,7 @@ def build_engine(
             backend_version=backend.version,
             targets=targets,
             profile=used_axes(request.tensors, request.profile),
+            profiles=tuple(used_axes(request.tensors, p) for p in request.profiles),
             seconds=time.perf_counter() - started,
             bytes=size,
             layers=parsed.layers,
@@ -189,7 +215,8 @@ def _configure(
     # On by default: 10 bits of mantissa in a router product flip an index in a thousand.
     config.clear_flag(module.BuilderFlag.TF32)
     set_targets(config, targets, backend)
-    add_profile(builder, config, input_shapes(request.tensors, request.profile))
+    for profile in request.profiles:
+        add_profile(builder, config, input_shapes(request.tensors, profile))
     if request.workspace_mib is not None:
         workspace = module.MemoryPoolType.WORKSPACE
         config.set_memory_pool_limit(workspace, request.workspace_mib << 20)
@@ -230,21 +257,10 @@ def _serialize(
 def _publish(plan: Any, out: Path) -> int:
     view = memoryview(plan)
     try:
-        with _beside(out) as temporary, temporary.open("wb") as file:
+        with beside(out) as temporary, temporary.open("wb") as file:
             file.write(view)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise EngineError(f"can't write the engine {out}: {error}") from error
     return view.nbytes
-
-
-@contextlib.contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `out`; rename it at the end, or remove it."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)

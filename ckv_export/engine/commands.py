@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from ckv_export.contract import Profile
 from ckv_export.engine.backends import Backend
 from ckv_export.engine.build import BuildRequest
 from ckv_export.engine.plugin_library import library_file
@@ -44,6 +45,12 @@ def trtexec_command(request: BuildRequest, backend: Backend, out: Path | None = 
 
 def _settings_arguments(settings: Settings, backend: Backend) -> list[str]:
     arguments = ["--profilingVerbosity=detailed"]
+    if settings.version_compatible:
+        arguments.append("--versionCompatible")
+    if settings.hardware_compatible:
+        arguments.append("--hardwareCompatibilityLevel=ampere+")
+    if settings.timing_cache is not None:
+        arguments.append(f"--timingCacheFile={settings.timing_cache}")
     if settings.plugin.library is not None:
         library = library_file(settings.plugin.library, backend)
         arguments.append(f"--dynamicPlugins={library}")
@@ -67,7 +74,15 @@ def _rtx(request: BuildRequest, backend: Backend) -> list[str]:
 
 
 def _shape_arguments(request: BuildRequest) -> list[str]:
-    shapes = input_shapes(request.tensors, request.profile)
+    arguments: list[str] = []
+    for number, profile in enumerate(request.profiles):
+        several = [f"--profile={number}"] if request.more_profiles else []
+        arguments += [*several, *_shapes_of(request, profile)]
+    return arguments
+
+
+def _shapes_of(request: BuildRequest, profile: Profile) -> list[str]:
+    shapes = input_shapes(request.tensors, profile)
     return [
         f"{option}={','.join(_shape(name, ends[i]) for name, ends in shapes.items())}"
         for i, option in enumerate(SHAPE_OPTIONS)

@@ -81,6 +81,15 @@ class LayerReport:
     def _part(self, node: str) -> str:
         return POOL_STEP if node in self.pool_steps else part_of(node)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LayerReport:
+        """Read `to_dict` data."""
+        layers = tuple(
+            Layer(x["name"], x["type"], tuple(x["nodes"]), tuple(x["precisions"]))
+            for x in data["layers"]
+        )
+        return cls(data["source"], layers, data["pool_steps"], data["inspector"])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         return {
@@ -90,7 +99,12 @@ class LayerReport:
             "precisions": self.parts,
             "pool_steps": dict(self.pool_steps),
             "layers": [
-                {"name": layer.name, "type": layer.type, "precisions": list(layer.precisions)}
+                {
+                    "name": layer.name,
+                    "type": layer.type,
+                    "nodes": list(layer.nodes),
+                    "precisions": list(layer.precisions),
+                }
                 for layer in self.layers
             ],
             "inspector": self.inspector,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ class EngineTensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EngineTensor:
+        """Read what `dataclasses.asdict` gives."""
+        return cls(data["name"], data["dtype"], tuple(data["shape"]))
 
     def __str__(self) -> str:
         sizes = ("?" if size == DYNAMIC else str(size) for size in self.shape)

@@ -9,11 +9,13 @@ parsing, by what is registered, and checked after building (`pool_steps`).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckv_export.engine import aot_plugin, plugin_library
+from ckv_export.engine.aot_kernels import Compiler
 from ckv_export.engine.backends import TENSORRT, Backend
 from ckv_export.engine.plugin_build import OPERATOR_VERSION
 from ckv_export.errors import EngineError, nearest
@@ -76,6 +78,11 @@ class PluginRecord:
     carried: bool
     source: Path | None = None
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PluginRecord:
+        """Read `to_dict` data."""
+        return cls(**{**data, "targets": tuple(data["targets"])})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, without the place of the library."""
         data = dataclasses.asdict(self) | {"targets": list(self.targets)}
@@ -128,6 +135,25 @@ def require_plugins(choice: PluginChoice, backend: Backend) -> None:
             f"{backend.label} has no plugins, and its parser would end this process on meeting "
             f"one: use --plugin {NONE}, or --backend {TENSORRT}"
         )
+
+
+def identity(choice: PluginChoice, backend: Backend, targets: tuple[str, ...]) -> str | None:
+    """Hash of the plugin that `choice` names, None for native layers; raises as `prepare`."""
+    require_plugins(choice, backend)
+    if choice.kind == LIBRARY:
+        assert choice.library is not None
+        return plugin_library.read(choice.library, backend, targets).sha256
+    return Compiler.find(targets[0]).sha256 if choice.kind == EMBEDDED else None
+
+
+def found_again(
+    record: PluginRecord | None, choice: PluginChoice, backend: Backend
+) -> PluginRecord | None:
+    """A record read from a file, with the place of the library that `choice` names."""
+    if record is None or choice.library is None:
+        return record
+    source = plugin_library.library_file(choice.library, backend)
+    return dataclasses.replace(record, source=source)
 
 
 def registered(backend: Backend) -> tuple[str, ...]:

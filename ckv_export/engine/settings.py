@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckv_export.engine import timing_cache
 from ckv_export.engine.backends import TENSORRT, Backend
 from ckv_export.engine.plugins import NATIVE_LAYERS, PluginChoice, require_plugins
 from ckv_export.errors import EngineError
@@ -60,7 +61,7 @@ DEFAULT = Settings()
 
 
 def apply_settings(settings: Settings, backend: Backend, config: Any) -> None:
-    """Write the settings into a builder configuration, the timing cache excepted."""
+    """Write the settings into a builder configuration; raises `EngineError` for a timing cache."""
     module = backend.module
     # Else the engine's inspector knows layer names alone, and no types.
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
@@ -69,3 +70,5 @@ def apply_settings(settings: Settings, backend: Backend, config: Any) -> None:
     if settings.hardware_compatible:
         level = module.HardwareCompatibilityLevel.AMPERE_PLUS
         config.hardware_compatibility_level = level
+    if settings.timing_cache is not None:
+        timing_cache.attach(settings.timing_cache, config, backend)
