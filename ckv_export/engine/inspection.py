@@ -52,7 +52,7 @@ def inspect(
         module.LayerInformationFormat.JSON
     )
     try:
-        return inspected_layers(text)
+        return inspected_layers(text or "")
     except ValueError as error:
         raise EngineError(
             f"the engine inspector of {backend.label} gives no layers: {error}"

@@ -160,7 +160,8 @@ def registered(backend: Backend) -> tuple[str, ...]:
     """Names of our operators that have a creator in this process's registry."""
     registry = backend.module.get_plugin_registry()
     creators = registry.all_creators
-    return tuple(sorted(c.name for c in creators if c.plugin_namespace == NAMESPACE))
+    ours = [c for c in creators if getattr(c, "plugin_namespace", None) == NAMESPACE]
+    return tuple(sorted(creator.name for creator in ours))
 
 
 def _refuse_others(choice: PluginChoice, backend: Backend) -> None:
