@@ -11,7 +11,7 @@ from ckv_export.contract import Profile
 from ckv_export.deploy.engines import EngineOptions
 from ckv_export.deploy.profiles import NamedRanges, read_profiles
 from ckv_export.engine import PluginChoice, Settings
-from ckv_export.engine.plugins import KINDS, NONE
+from ckv_export.engine.plugins import KINDS, NONE, identity
 from ckv_export.errors import InputError
 
 _FLAGS = (
@@ -128,16 +128,20 @@ def _add_plugin(parser: argparse.ArgumentParser) -> None:
 def refuse(args: argparse.Namespace) -> None:
     """Raise `InputError` where an option of engines was given and none are to be built."""
     for name in _FLAGS:
-        if getattr(args, name) not in (None, [], False):
+        value = getattr(args, name)
+        # 0 is given, though it equals False.
+        if not (value is None or value is False or value == []):
             raise InputError(f"--{name.replace('_', '-')} is for engines only: give --build too")
 
 
 def chosen(args: argparse.Namespace, profile: Profile | None = None) -> EngineOptions:
     """The engine options given; raises `MissingDependency` where no TensorRT is installed."""
     backend = engine.load(args.backend)
-    engine.parse_targets(args.target or engine.default_targets(backend), backend)
+    targets = engine.parse_targets(args.target or engine.default_targets(backend), backend)
     settings = _settings(args)
     settings.require_supported(backend)
+    # The library, or what embedding needs, is looked for before anything else is done.
+    identity(settings.plugin, backend, settings.code_targets(targets))
     return EngineOptions(
         backend,
         tuple(args.target),

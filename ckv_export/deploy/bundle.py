@@ -105,6 +105,9 @@ def _fill(
     table = _item_table(folder, prepared, stages) if request.form.item_table else None
     _export(folder, prepared.graphs, stages)
     manifest = _manifest(request, prepared, name, identity)
+    if request.engines is not None:
+        # Told before the gate has run, not after.
+        request.engines.shapes(manifest)
     report = None
     if request.parity:
         report = run_gate(folder, manifest, prepared, table, request.seed, stages)

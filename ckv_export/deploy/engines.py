@@ -51,9 +51,13 @@ class EngineOptions:
     profiles: tuple[NamedRanges, ...] = ()
     cache: Path | None = None
 
+    def shapes(self, manifest: Manifest) -> tuple[Profile, ...]:
+        """Every optimization profile; raises `InputError` for one that nobody fits."""
+        return resolve(self.profiles, self.profile or manifest.profile, manifest)
+
     def request(self, folder: Path, manifest: Manifest, graph: str) -> BuildRequest:
-        """What to ask the engine room for; raises `InputError` for shapes that nobody has."""
-        profiles = resolve(self.profiles, self.profile or manifest.profile, manifest)
+        """What to ask the engine room for; raises as `shapes`."""
+        profiles = self.shapes(manifest)
         return BuildRequest(
             folder / f"{graph}.onnx",
             manifest.graph(graph),
