@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ckv_export.cache import cache_sizes
-from ckv_export.cli import options
+from ckv_export.cli import engine_options, options
 from ckv_export.cli.show import (
     ShownStages,
     command,
@@ -17,6 +17,7 @@ from ckv_export.cli.show import (
     table,
 )
 from ckv_export.contract import PRECISIONS
+from ckv_export.deploy import built
 from ckv_export.deploy.bundle import Exported, ExportRequest, export_bundle
 from ckv_export.deploy.prepare import FormRequest
 from ckv_export.manifest import POOLS, Manifest
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_form(parser)
     options.add_model(parser)
     options.add_shapes(parser)
-    options.add_engines(parser)
+    engine_options.add_arguments(parser)
 
 
 def _add_form(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 def request_of(args: argparse.Namespace) -> ExportRequest:
     """The request that the options describe; raises `InputError` for options that don't fit."""
     if not args.build:
-        options.refuse_engine_options(args)
+        engine_options.refuse(args)
     return ExportRequest(
         model=args.model,
         out=args.out,
@@ -105,7 +106,7 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
             args.precision,
             args.pool,
         ),
-        engines=options.engine_options(args) if args.build else None,
+        engines=engine_options.chosen(args) if args.build else None,
     )
 
 
@@ -127,6 +128,9 @@ def _print_summary(exported: Exported, request: ExportRequest) -> None:
         for each in parity_tables(exported.parity):
             console.print(each)
     console.print(table(f"Bundle {exported.folder}", ("what", "value"), _summary(exported)))
+    if manifest.engines:
+        rows = built.rows(exported.folder, manifest.engines)
+        console.print(table("What was built", built.HEADS, rows))
     if request.engines is None:
         console.print("No engines were built: give --build, or build them from the bundle.")
     if exported.parity is None:
@@ -186,7 +190,7 @@ def _again(exported: Exported, request: ExportRequest) -> list[str]:
     export += [f"--{n}={v}" for n in ("name", "weights", "params") if (v := getattr(request, n))]
     export += _form_arguments(request.form) + options.shape_arguments(request.axes)
     export += [f"--seed={request.seed}"] if request.parity else ["--no-parity"]
-    engines = options.engine_arguments(request.engines) if request.engines else []
+    engines = engine_options.arguments(request.engines) if request.engines else []
     lines = [
         command(*export),
         command("build", exported.folder, *engines),

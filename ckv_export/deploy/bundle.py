@@ -114,6 +114,9 @@ def _fill(
     if prepared.form.pools is not None:
         _save_pools(folder, prepared, identity)
     manifest = _manifest(request, prepared, name, identity)
+    if request.engines is not None:
+        # Told before the gate has run, not after.
+        request.engines.shapes(manifest)
     report = None
     if request.parity:
         report = run_gate(folder, manifest, prepared, table, request.seed, stages)
