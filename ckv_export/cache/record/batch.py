@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ckv_export.cache.record.codec import Array, Buffer, Opened, Rows, open_record
 from ckv_export.cache.record.layout import RecordLayout, Section
-from ckv_export.cache.record.quantise import load
+from ckv_export.cache.record.quantise import cells, load
 from ckv_export.errors import RecordError
 
 
@@ -29,10 +29,9 @@ def batch(
     size = layout.pad_to if events is None else events
     size = longest if size is None else size
     mask = _mask([o.header.events for o in opened], size)
-    cached = _mask([o.header.window_rows for o in opened], layout.window_rows(size))
-    tensors = _padded(layout.window, [o.window for o in opened], cached)
+    tensors = _padded(layout.window, [o.window for o in opened], layout.window_rows(size))
     tensors["history_mask"] = mask
-    return tensors | _padded(layout.events, [o.events for o in opened], mask)
+    return tensors | _padded(layout.events, [o.events for o in opened], size)
 
 
 def past(
@@ -60,17 +59,28 @@ def _mask(lengths: Sequence[int], size: int) -> NDArray[np.bool_]:
     return np.arange(size) >= size - np.array(lengths, np.int64).reshape(-1, 1)
 
 
-def _padded(section: Section, users: Sequence[Rows], mask: NDArray[np.bool_]) -> dict[str, Array]:
-    """Fields [B, .., size, ..] with the last rows of each user where `mask` [B, size] is true."""
+def _padded(section: Section, users: Sequence[Rows], size: int) -> dict[str, Array]:
+    """Fields [B, .., size, ..] that end with the last rows of each user."""
     if not section.fields:
         return {}
-    size = mask.shape[1]
     taken = [rows[max(len(rows) - size, 0) :] for rows in users]
-    rows = np.concatenate(taken) if taken else np.zeros(0, section.row)
+    # Joined as bytes: numpy would compare the row types of every two users first.
+    rows = np.frombuffer(b"".join(rows.view(np.uint8).data for rows in taken), section.row)
+    ends = np.cumsum([len(rows) for rows in taken], dtype=np.int64).tolist()
     tensors = {}
     for field in section.fields:
         values = load(field, rows)
         tensor = np.zeros(field.tensor_shape(len(users), size), field.dtype)
-        np.moveaxis(tensor, field.axis + 1, 1)[mask] = values
+        _place(tensor, values, field.axis, ends)
         tensors[field.name] = tensor
     return tensors
+
+
+def _place(tensor: Array, values: Array, axis: int, ends: Sequence[int]) -> None:
+    """Put the events of each user, which end at `ends` in `values`, at the end of their axis."""
+    target, source = np.moveaxis(tensor, axis + 1, 1), values
+    if source.ndim > axis + 1:
+        target, source = cells(target), cells(source)
+    for place, start, end in zip(target, [0, *ends], ends, strict=False):
+        if end > start:
+            place[start - end :] = source[start:end]
