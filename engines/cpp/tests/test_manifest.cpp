@@ -1,4 +1,4 @@
-// Manifests: what is read, and what is refused.
+// Manifests: what is read, and what is refused:  test_manifest SCRATCH-FOLDER
 #include <ckv/manifest.h>
 
 #include <filesystem>
@@ -112,16 +112,18 @@ void files_are_verified(fs::path const& folder) {
     refuses(ErrorCode::kBundle, "lacks its file engines/d.rtx", [&] { ckv::Bundle::open(folder); });
     fs::create_directory(folder / "engines/d.rtx");
     refuses(ErrorCode::kBundle, "lacks its file engines/d.rtx", [&] { ckv::Bundle::open(folder); });
-    write(folder / "manifest.json", text.replace(text.find("\"engines/d.rtx\": {"), 17, "\"x\": {"));
+    std::string const listed = "\"engines/d.rtx\": {";
+    write(folder / "manifest.json", text.replace(text.find(listed), listed.size(), "\"x\": {"));
     refuses(ErrorCode::kBundle, "has no hash of engines/d.rtx", [&] { ckv::Bundle::open(folder); });
 }
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+    CHECK(argc == 2);
     everything_is_read();
     damage_is_refused();
-    fs::path const folder = fs::temp_directory_path() / ("ckv-" + std::to_string(std::rand()));
+    fs::path const folder = argv[1];
     fs::remove_all(folder);
     fs::create_directories(folder);
     files_are_verified(folder);
