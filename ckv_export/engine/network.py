@@ -19,7 +19,6 @@ DTYPES = {
     "int64": "INT64",
     "float32": "FLOAT",
     "float16": "HALF",
-    "float16": "HALF",
     "bfloat16": "BF16",
 }
 """numpy dtype name -> name in the library's ``DataType``."""
