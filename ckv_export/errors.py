@@ -7,7 +7,8 @@
     |   |-- CheckpointError     a model file or run folder
     |   |-- SpecError           a model configuration
     |   |-- BundleError         an exported bundle
-    |   `-- EventsError         a file of events
+    |   |-- EventsError         a file of events
+    |   `-- RecordError         a user's cache record, or what should go into one
     |-- MissingDependency       an optional package that is not installed
     |-- ExportError             PyTorch or ONNX refused the graph
     |-- EngineError             TensorRT refused the graph or the settings
@@ -49,6 +50,10 @@ class BundleError(InputError):
 
 class EventsError(InputError):
     """A file of events doesn't fit the model."""
+
+
+class RecordError(InputError):
+    """A user's cache record is damaged or another model's, or can't hold what it is given."""
 
 
 class MissingDependency(CkvError):

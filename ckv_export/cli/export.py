@@ -126,7 +126,7 @@ def _form_arguments(form: FormRequest) -> list[str]:
 def _summary(exported: Exported) -> list[tuple[str, str]]:
     """The bundle in a few lines."""
     manifest, spec = exported.manifest, exported.manifest.model
-    sizes = cache_sizes(spec)
+    sizes = cache_sizes(spec, form=manifest.form)
     cached = sum(row.bytes_per_event * row.layers for row in sizes.compact)
     full = sum(row.bytes_per_event * row.layers for row in sizes.full if row.dtype == "fp32")
     rows = [
@@ -134,7 +134,7 @@ def _summary(exported: Exported) -> list[tuple[str, str]]:
         ("graphs", _sizes(manifest, ".onnx", ".bin", ".safetensors")),
         ("engines", _sizes(manifest, ".engine") or "none"),
         ("cache per event", f"{cached:g} B, {cached / full:.2%} of {full:g} B of fp32 K and V"),
-        ("cache per user", f"{sizes.compact_bytes:,} B, histories not counted"),
+        ("cache per user", f"{sizes.compact_bytes:,} B, {sizes.record_bytes:,} B with the history"),
         ("seconds", f"{sum(manifest.timings.values()):.1f}"),
     ]
     return [rows[0], ("parity", _verdict(exported)), *rows[1:]]
