@@ -66,9 +66,7 @@ class Counters:
     """What this process did with the store since it opened it.
 
     `hits`, `misses`: users read who had a record, or none. `writes`, `conflicts`: changes that
-    happened, or did not because somebody else wrote first. `evictions`: records dropped because
-    they had expired or, in Redis, because memory ran out; those of a Redis server count for all
-    its users.
+    happened, or did not because somebody else wrote first. Bytes are those of whole records.
     """
 
     hits: int = 0
@@ -78,7 +76,6 @@ class Counters:
     deletes: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
-    evictions: int = 0
 
 
 class Store(abc.ABC):
@@ -88,7 +85,7 @@ class Store(abc.ABC):
     happened: read again before repeating it (`Entry.tokens` tells).
 
     `where`: its address without a password. A backend implements `_get`, `_put`, `_delete`,
-    `_evictions` and `close`.
+    `evictions` and `close`.
     """
 
     def __init__(self, where: str) -> None:
@@ -96,7 +93,10 @@ class Store(abc.ABC):
         self._counters = Counters()
 
     def read(self, users: Sequence[str]) -> list[Entry | None]:
-        """The entries of `users` in their order, None for one who has none; one round trip."""
+        """The entries of `users` in their order, None for one who has none; one round trip.
+
+        Raises `RecordError` where what is stored of one of them is no entry.
+        """
         values = self._get([f"user:{user}" for user in users]) if users else []
         found = sum(value is not None for value in values)
         self._counters.hits += found
@@ -137,7 +137,7 @@ class Store(abc.ABC):
 
     def counters(self) -> Counters:
         """A copy of the counters."""
-        return dataclasses.replace(self._counters, evictions=self._evictions())
+        return dataclasses.replace(self._counters)
 
     def __enter__(self) -> Store:
         return self
@@ -149,6 +149,13 @@ class Store(abc.ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @abc.abstractmethod
+    def evictions(self) -> int:
+        """Records dropped since the store was opened: expired ones or, in Redis, for memory.
+
+        A SQLite store counts those that it dropped itself, a Redis server those of all its users.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -163,6 +170,3 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def _delete(self, keys: Sequence[str]) -> int: ...
-
-    @abc.abstractmethod
-    def _evictions(self) -> int: ...

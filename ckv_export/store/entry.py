@@ -19,7 +19,7 @@ import secrets
 import struct
 from dataclasses import dataclass, field
 
-from ckv_export.errors import StoreError
+from ckv_export.errors import RecordError
 
 _MAGIC, _VERSION = b"CKVS", 1
 _HEAD = struct.Struct("<4sHH8sQ")
@@ -75,13 +75,13 @@ class Entry:
 
     @classmethod
     def unpack(cls, data: bytes, whose: str) -> Entry:
-        """Read `pack` bytes; raises `StoreError` naming `whose` they are on anything else."""
+        """Read `pack` bytes; raises `RecordError` naming `whose` they are on anything else."""
         if len(data) < _HEAD.size or data[:4] != _MAGIC:
-            raise StoreError(f"what the store holds of {whose} is no record of ckv-export")
+            raise RecordError(f"what the store holds of {whose} is no record of ckv-export")
         _, version, count, revision, events = _HEAD.unpack_from(data)
         start = _HEAD.size + count * _TOKEN_BYTES
         if version != _VERSION or count > TOKENS_KEPT or len(data) < start:
-            raise StoreError(
+            raise RecordError(
                 f"what the store holds of {whose} is damaged or of another version of ckv-export "
                 f"(layout {version}, this one reads {_VERSION})"
             )

@@ -18,9 +18,9 @@ from ckv_export.store.entry import REVISION_AT, REVISION_BYTES
 
 T = TypeVar("T")
 
-# ARGV: "=" to compare or "*", the expected revision ("" for no such key), milliseconds to live or "",
-# the new value's start, where its middle begins and ends in the old value ("" and "" for none), and
-# its end. The string is made anew: APPEND would reserve twice its size for good.
+# ARGV: "=" to compare or "*", the expected revision ("" for no such key), milliseconds to live or
+# "", the new value's start, where its middle begins and ends in the old value ("" and "" for none),
+# and its end. The string is made anew: APPEND would reserve twice its size for good.
 _WRITE = f"""
 if ARGV[1] == '=' and
    redis.call('GETRANGE', KEYS[1], {REVISION_AT}, {REVISION_AT + REVISION_BYTES - 1}) ~= ARGV[2]
@@ -59,7 +59,7 @@ class RedisStore(Store):
         except ValueError as error:
             raise StoreError(f"{where} is no address of a Redis server: {error}") from error
         self._evicted_before = 0
-        self._evicted_before = self._evictions()
+        self._evicted_before = self.evictions()
 
     def close(self) -> None:
         """Close the connections."""
@@ -88,7 +88,8 @@ class RedisStore(Store):
         names = [f"{self.prefix}:{key}" for key in keys]
         return int(self._call(lambda: self._client.delete(*names)))
 
-    def _evictions(self) -> int:
+    def evictions(self) -> int:
+        """See `Store`."""
         stats = self._call(lambda: self._client.info("stats"))
         return int(stats["expired_keys"] + stats["evicted_keys"]) - self._evicted_before
 

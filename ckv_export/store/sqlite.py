@@ -126,7 +126,8 @@ class SqliteStore(Store):
                 for key in keys
             )
 
-    def _evictions(self) -> int:
+    def evictions(self) -> int:
+        """See `Store`."""
         return self._expired
 
     @contextmanager

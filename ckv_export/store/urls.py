@@ -21,10 +21,10 @@ _SYNCHRONOUS = ("normal", "full")
 def open_store(url: str) -> Store:
     """Open ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``redis://host:6379/0``.
 
-    Options stand behind a question mark: ``prefix`` (of all keys, "ckv"), ``ttl`` (seconds a record
-    lives after its last write, for ever unless given), ``timeout`` (seconds of one call), and for
-    SQLite ``synchronous`` (normal or full). ``rediss`` and ``unix`` addresses of Redis work too, and
-    what else redis-py takes as an option is passed on to it.
+    Options stand behind a question mark: ``prefix`` (of all keys, "ckv"), ``ttl`` (seconds that a
+    record lives after its last write, for ever unless given), ``timeout`` (seconds of one call),
+    and for SQLite ``synchronous`` (normal or full). ``rediss`` and ``unix`` addresses of Redis work
+    too, and what else redis-py takes as an option is passed on to it.
 
     Raises `InputError` for another address, `StoreError` where nothing answers there.
     """
