@@ -120,4 +120,6 @@ def _module() -> ModuleType:
     try:
         return importlib.import_module("redis")
     except ImportError as error:
+        if error.name != "redis":
+            raise StoreError(f"the package redis can't be loaded: {error}") from error
         raise MissingDependency("redis", "a store in Redis", "redis") from error

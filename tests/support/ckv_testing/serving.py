@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ckv_export.cache.record import RecordLayout, decode
 from ckv_export.checkpoint.native import save_native
 from ckv_export.contract import EventForm, FeatureSpec, ModelSpec, Profile
 from ckv_export.deploy.bundle import ExportRequest, export_bundle
@@ -110,15 +111,33 @@ class Shop:
         return score[0].numpy()
 
 
-def sim_shop(made: Export, folder: Path) -> Shop:
+def check_record(shop: Shop, user: User, layout: RecordLayout, record: bytes) -> None:
+    """What the record holds is what the reference makes of all that the user truly did."""
+    stored = decode(layout, record)
+    history = {n: _tensors({n: a})[n] for n, a in user.events.items()}
+    with torch.inference_mode():
+        layers = shop.reference.cache(history, torch.ones(1, user.count, dtype=torch.bool))
+    for name, array in stored.items():
+        group, what = name.split("_", 1)
+        if group == "history":
+            wanted = user.events[what]
+            np.testing.assert_array_equal(array, wanted[len(wanted) - len(array) :], name)
+            continue
+        side, kind = what.split("_")
+        made = [getattr(entries, kind)[side][0].numpy() for entries in layers]
+        wanted = np.stack(made)[:, user.count - array.shape[1] :]
+        np.testing.assert_allclose(array, wanted, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def sim_shop(made: Export, folder: Path, max_len: int = 9) -> Shop:
     """The session's SIM: every kind of feature in both roles, the paper authors' mask rule."""
-    spec = dataclasses.replace(made.spec, max_len=9)
+    spec = dataclasses.replace(made.spec, max_len=max_len)
     return _shop("sim", spec, made.state, _bundle(spec, made.folder, folder))
 
 
 def hstu_shop(graphs: Path, folder: Path) -> Shop:
     """The session's HSTU: two layers, times."""
-    spec = dataclasses.replace(HSTU, max_len=40)
+    spec = dataclasses.replace(HSTU, max_len=120)
     return _shop("hstu", spec, hstu_state(HSTU), _bundle(spec, graphs, folder))
 
 
