@@ -147,8 +147,8 @@ def cache_sizes(
     """Count the bytes that a server keeps for one user of `spec`.
 
     `user_dtype`: "fp32", "fp16" or "int8" user parts. `form`: how decode takes events.
-    `history`: events of the user, `spec.max_len` unless told. `users`: adds totals. Raises `InputError` on another dtype
-    or a negative number.
+    `history`: events of the user, `spec.max_len` unless told. `users`: adds totals. Raises
+    `InputError` on another dtype or a negative number.
 
     Example: d = 256, d_u = 2, M = 10000 and fp16 cost 2 + 4 bytes an event for K and as
     many for V: 12 against 2048 bytes of fp32 K and V, 0.59%.
