@@ -31,7 +31,7 @@ ROOMS = (
     ("arrays",),
     ("catalogue", "events", "cache"),
     ("serving",),
-    ("triton",),
+    ("triton", "bulk"),
     ("parity",),
     ("deploy",),
     ("cli",),
@@ -42,7 +42,7 @@ RANK = {room: rank for rank, line in enumerate(ROOMS) for room in line}
 # From the files on, rooms meet through the bundle and its manifest: they know no model.
 KNOW_NO_MODEL = {
     "manifest", "stages", "doctor", "engine", "runtimes", "arrays", "catalogue", "events", "cache",
-    "store", "serving", "triton",
+    "store", "serving", "triton", "bulk",
 }  # fmt: skip
 MODEL_ROOMS = {"model", "checkpoint", "graphs", "training", "onnx_export"}
 
