@@ -190,3 +190,36 @@ def test_a_public_header_stands_alone_without_tensorrt_and_cuda(name: str, cpp_b
     source = tmp_path / "main.cpp"
     source.write_text(f"#include <ckv/{name}>\n#include <ckv/{name}>\n")
     run("c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Werror", f"-I{CPP}/include", source)
+
+
+SNIPPET = """\
+#include <ckv/engine.h>
+#include <ckv/record.h>
+
+void example(std::vector<std::uint8_t>& record, std::int64_t events, ckv::Sizes const& sizes,
+             std::map<std::string, void*> const& host, ckv::Buffers const& device,
+             std::map<std::string, void const*> const& outputs, CUstream_st* stream) {
+"""
+
+
+def test_what_the_readme_shows_compiles(cpp_build: Path, tmp_path: Path):
+    blocks = re.findall(r"```cpp\n(.*?)```", (CPP / "README.md").read_text(), re.DOTALL)
+    source = tmp_path / "main.cpp"
+    source.write_text(SNIPPET + "".join(blocks) + "}\n")
+    run("c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Werror", f"-I{CPP}/include", source)
+
+
+def test_every_command_of_the_readmes_is_one_that_ran(cpp_build: Path, installed: Path):
+    """The builds of this session are made with these commands, in folders of their own."""
+    block = re.search(r"### C\+\+.*?```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    assert block[1].splitlines() == [
+        "cmake -S engines/cpp -B build/cpp && cmake --build build/cpp && "
+        "ctest --test-dir build/cpp",
+        "cmake --install build/cpp --prefix /opt/ckv",
+    ]
+    indented = re.findall(r"^    (cmake .*)$", (CPP / "README.md").read_text(), re.MULTILINE)
+    assert any("--preset release" in line for line in indented)
+    presets = run("cmake", "--list-presets", cwd=CPP)
+    for preset in re.findall(r"--preset (\w+)", (CPP / "README.md").read_text()):
+        assert f'"{preset}"' in presets
