@@ -10,7 +10,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +141,29 @@ class TritonServer:
     def start(self) -> None:
         """Start it and wait until every model is ready."""
         binary = self.packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-        command = [str(binary), f"--backend-directory={self.folder / 'backends'}"]
-        command += [f"--model-repository={repository}" for repository in self.repositories]
+        repositories = [f"--model-repository={repository}" for repository in self.repositories]
+        self._start([str(binary), *repositories], self.environment())
+
+    @contextmanager
+    def launched_by(self, script: Path) -> Iterator[None]:
+        """The server as a repository's own script starts it."""
+        home = self.packages / "pytriton" / "tritonserver" / "bin"
+        environment = self.environment()
+        environment["PATH"] = f"{home}:{environment['PATH']}"
+        self._start([str(script)], environment)
+        try:
+            yield
+        finally:
+            self.__exit__()
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> None:
+        command += [f"--backend-directory={self.folder / 'backends'}"]
         command += [f"--http-port={self.http}", f"--grpc-port={self.grpc}"]
         command += ["--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]
         command += [f"--metrics-port={self.metrics_port}", "--disable-auto-complete-config"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment(), cwd=self.folder
+                command, stdout=log, stderr=log, env=environment, cwd=self.folder
             )
         until = time.monotonic() + SECONDS
         while not self._ready():
