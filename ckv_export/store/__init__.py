@@ -7,7 +7,7 @@ read, extend and write it back without losing an event or counting one twice.
 
 from ckv_export.store.base import Change, Counters, Kept, Store
 from ckv_export.store.entry import TOKENS_KEPT, Entry, token_of
-from ckv_export.store.urls import open_store
+from ckv_export.store.urls import check_address, open_store
 
 __all__ = [
     "TOKENS_KEPT",
@@ -16,6 +16,7 @@ __all__ = [
     "Entry",
     "Kept",
     "Store",
+    "check_address",
     "open_store",
     "token_of",
 ]

@@ -11,11 +11,10 @@ from ckv_export.store.redis import RedisStore
 from ckv_export.store.sqlite import SqliteStore
 
 FORMS = "sqlite:///FILE or redis://HOST:PORT/DB"
-_OPTIONS = {
-    "sqlite": ("prefix", "ttl", "timeout", "synchronous"),
-    "redis": ("prefix", "ttl", "timeout"),
-}
+_OPTIONS = ("prefix", "ttl", "timeout")
+_REDIS = ("redis", "rediss", "unix")
 _SYNCHRONOUS = ("normal", "full")
+_SQLITE_SECONDS, _REDIS_SECONDS = 10.0, 2.0
 
 
 def open_store(url: str) -> Store:
@@ -28,49 +27,52 @@ def open_store(url: str) -> Store:
 
     Raises `InputError` for another address, `StoreError` where nothing answers there.
     """
+    check_address(url)
     parts = urlsplit(url)
+    given = dict(parse_qsl(parts.query))
+    prefix = given.get("prefix", "ckv")
+    ttl, timeout = (_seconds(given, name) for name in ("ttl", "timeout"))
     if parts.scheme == "sqlite":
-        return _sqlite(url, parts)
-    if parts.scheme in ("redis", "rediss", "unix"):
-        return _redis(parts)
-    raise InputError(f"a store's address must be {FORMS}, got {url!r}")
+        mode = given.get("synchronous", _SYNCHRONOUS[0])
+        return SqliteStore(Path(parts.path[1:]), prefix, ttl, timeout or _SQLITE_SECONDS, mode)
+    rest = urlencode({name: value for name, value in given.items() if name not in _OPTIONS})
+    address = urlunsplit(parts._replace(query=rest))
+    return RedisStore(address, _shown(parts), prefix, ttl, timeout or _REDIS_SECONDS)
 
 
-def _sqlite(url: str, parts: SplitResult) -> Store:
-    path = parts.path[1:]
-    if parts.netloc or not path:
+def check_address(url: str) -> None:
+    """Raise `InputError` unless `url` is one that `open_store` could open, without opening it."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InputError(f"a store's address must be {FORMS}, got {url!r}: {error}") from error
+    given = dict(parse_qsl(parts.query))
+    if parts.scheme == "sqlite":
+        _check_file(url, parts, given)
+    elif parts.scheme not in _REDIS:
+        raise InputError(f"a store's address must be {FORMS}, got {url!r}")
+    for name in ("ttl", "timeout"):
+        _seconds(given, name)
+
+
+def _check_file(url: str, parts: SplitResult, given: dict[str, str]) -> None:
+    if parts.netloc or not parts.path[1:]:
         raise InputError(
             f"a store in a file must be sqlite:///FILE (sqlite:////FILE for an absolute path), "
             f"got {url!r}"
         )
-    given = dict(parse_qsl(parts.query))
+    allowed = (*_OPTIONS, "synchronous")
     for name in given:
-        if name not in _OPTIONS["sqlite"]:
-            allowed = ", ".join(_OPTIONS["sqlite"])
-            hint = nearest(name, _OPTIONS["sqlite"])
-            raise InputError(f"a SQLite store has the options {allowed}, got {name!r}{hint}")
-    synchronous = given.get("synchronous", "normal")
+        if name not in allowed:
+            raise InputError(
+                f"a SQLite store has the options {', '.join(allowed)}, got {name!r}"
+                f"{nearest(name, allowed)}"
+            )
+    synchronous = given.get("synchronous", _SYNCHRONOUS[0])
     if synchronous not in _SYNCHRONOUS:
-        raise InputError(f"synchronous must be one of normal, full, got {synchronous!r}")
-    return SqliteStore(
-        Path(path),
-        given.get("prefix", "ckv"),
-        _seconds(given, "ttl"),
-        _seconds(given, "timeout") or 10.0,
-        synchronous,
-    )
-
-
-def _redis(parts: SplitResult) -> Store:
-    given = dict(parse_qsl(parts.query))
-    rest = {name: value for name, value in given.items() if name not in _OPTIONS["redis"]}
-    return RedisStore(
-        urlunsplit(parts._replace(query=urlencode(rest))),
-        _shown(parts),
-        given.get("prefix", "ckv"),
-        _seconds(given, "ttl"),
-        _seconds(given, "timeout") or 2.0,
-    )
+        raise InputError(
+            f"synchronous must be one of {', '.join(_SYNCHRONOUS)}, got {synchronous!r}"
+        )
 
 
 def _shown(parts: SplitResult) -> str:

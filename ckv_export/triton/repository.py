@@ -13,6 +13,7 @@ from ckv_export.errors import BundleError, InputError
 from ckv_export.manifest import FILE_NAME as MANIFEST
 from ckv_export.manifest import EngineEntry, Manifest
 from ckv_export.serving import RequestCheck
+from ckv_export.store import check_address
 from ckv_export.triton import config
 from ckv_export.triton.config import GraphModel, ScorerModel
 from ckv_export.triton.library import library_files
@@ -68,6 +69,7 @@ def write_repository(
         raise InputError(
             f"the platform must be one of {', '.join(PLATFORMS)}, got {options.platform!r}"
         )
+    check_address(options.store)
     if options.plugin is not None and options.platform != "tensorrt":
         raise InputError("a plugin library is for --platform tensorrt only")
     writer = _Writer(bundle, manifest, options, out)

@@ -183,6 +183,39 @@ def test_an_append_in_between_is_seen(shop: Shop, store: Store, rng: np.random.G
     assert served.store.counters().conflicts == 2
 
 
+def test_the_same_append_by_another_server_meanwhile_is_the_same(
+    shop: Shop, store: Store, rng: np.random.Generator
+):
+    """A client that lost patience has sent its request to another server as well."""
+    other, user = scorer(shop, store), shop.user(0, rng)
+    request, scores = ask(shop, user, rng, appended=2)
+    named = Request("u", request.inputs, token_of("click 1"))
+    served = scorer(shop, store)
+    served.decode = Meddling(served.decode, other, [named])
+    check(served.score([named])[0], scores, 2)
+    entry = store.read(["u"])[0]
+    assert entry is not None
+    assert entry.events == 2
+
+
+def test_a_write_that_happened_and_was_not_heard_of_is_not_repeated(
+    shop: Shop, store: Store, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    served, user = scorer(shop, store), shop.user(0, rng)
+    request, scores = ask(shop, user, rng, appended=2)
+    named = Request("u", request.inputs, token_of("click 1"))
+    write = store._put
+
+    def unheard(*args: object, **kwargs: object) -> list[bool]:
+        write(*args, **kwargs)  # type: ignore[arg-type]
+        raise StoreError("the connection is gone")
+
+    monkeypatch.setattr(store, "_put", unheard)
+    assert [str(error) for error in served.score([named])] == ["the connection is gone"]
+    monkeypatch.undo()
+    check(served.score([named])[0], scores, 2)
+
+
 def test_others_who_never_stop_are_an_error(
     shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
 ):

@@ -280,6 +280,8 @@ def test_a_writer_killed_at_any_moment_leaves_whole_records(
         ("sqlite:///a.db?ttl=soon", "ttl must be a number of seconds of at least 0.001"),
         ("sqlite:///a.db?ttl=-1", "got '-1'"),
         ("sqlite:///a.db?ttl=nan", "got 'nan'"),
+        ("redis://h:1/0?ttl=0", "got '0'"),
+        ("redis://[h", "must be sqlite:///FILE or redis://HOST:PORT/DB"),
         ("sqlite:///a.db?synchronous=off", "must be one of normal, full, got 'off'"),
     ],
 )

@@ -106,6 +106,8 @@ def test_what_a_bundle_can_not_give_is_refused(shops: Callable[[str], Shop], tmp
         write_repository(sim.folder, sim.manifest, options, tmp_path / "c")
     with pytest.raises(InputError, match="must be one of onnx, tensorrt, in-process, got 'cpu'"):
         write_repository(sim.folder, sim.manifest, RepositoryOptions(STORE, "cpu"), tmp_path / "d")
+    with pytest.raises(InputError, match=r"got 'users\.db'"):
+        write_repository(sim.folder, sim.manifest, RepositoryOptions("users.db"), tmp_path / "e")
     with pytest.raises(BundleError, match="'sm8'"):
         capability("sm8")
 
