@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from ckv_export import engine
+from ckv_export.cache.rows import USER_DTYPES as RECORD_DTYPES
 from ckv_export.cli.show import ShownStages, SteadyConsole
 from ckv_export.contract import ModelSpec, Profile, Range
 from ckv_export.deploy.engines import Display
@@ -66,6 +67,19 @@ def shape_arguments(ranges: Iterable[tuple[str, Range]]) -> list[str]:
     """The options that give these ranges."""
     flags = {axis: flag for flag, (axis, _) in _AXIS_FLAGS.items()}
     return [f"--{flags[axis]}={size}" for axis, size in ranges]
+
+
+def add_records(parser: argparse.ArgumentParser) -> None:
+    """How users' records are kept."""
+    parser.add_argument(
+        "--user-dtype",
+        choices=tuple(RECORD_DTYPES),
+        default="fp16",
+        help="of the user parts in records; prefill and server must agree",
+    )
+    parser.add_argument(
+        "--max-events", type=positive, metavar="N", help="kept of a user; default: the model's"
+    )
 
 
 def replaced_profile(profile: Profile, spec: ModelSpec, args: argparse.Namespace) -> Profile:
