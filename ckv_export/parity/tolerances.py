@@ -1,7 +1,11 @@
 """How far each tensor may lie from the reference, and why.
 
 The only table of tolerances. Row numbers have none: they are compared for equality, and a
-difference is excused only by a router margin below `EXPLAINED_MARGIN`.
+difference is excused only by a router margin below that of `routing_of`. Likewise a score that is
+off is excused only by a selection margin below `EXPLAINED_SELECTION`.
+
+A bundle's precision (its manifest says) chooses the rows. Half precisions are bounded by their unit
+roundoff u: 2^-11 = 4.9e-4 for fp16, 2^-8 = 3.9e-3 for bf16.
 """
 
 from __future__ import annotations
@@ -11,6 +15,27 @@ from dataclasses import dataclass
 EXPLAINED_MARGIN = 1e-5
 """A flip between rows whose logits differ by less is rounding: sums of a few hundred fp32
 products in another order differ by some 1e-6."""
+
+EXPLAINED_SELECTION = 2e-6
+"""A selection between events whose scores differ by less, measured against the sum of the
+magnitudes of a score's terms, is rounding: two chained fp32 sums of a few hundred terms in
+another order differ by some 1e-6 of that."""
+
+MOST_EXCUSED_SCORES = 0.1
+"""Largest share of all scores that near-ties of the selection may excuse. A near-tie is an
+accident of one pair of events; a broken search meets them no more often than a sound one."""
+
+ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Precision of the graphs -> largest relative error of rounding one number."""
+
+PRECISIONS = tuple(ROUNDOFF)
+
+INSIDE = {"fp32": 1e-5, **{p: 16 * ROUNDOFF[p] for p in ("fp16", "bf16")}}
+"""What the localizer takes for rounding of a tensor inside a graph, as a share of its largest
+number: 16u of a half precision as above; in fp32 what a sum of some thousand terms may lose."""
+
+SENTINEL = 1e8
+"""Numbers from here on are masks' stand-ins for infinity, and tell nothing of a tensor's size."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +51,30 @@ class Tolerance:
     reason: str
 
 
+@dataclass(frozen=True)
+class Routing:
+    """A flip is excused below `margin`; more than `most`, a share of all tokens, never are."""
+
+    margin: float
+    most: float
+    reason: str
+
+
+def _half(name: str, stages: int, slope: float, reason: str) -> Tolerance:
+    u = ROUNDOFF[name]
+    return Tolerance(stages * slope * u, stages * slope * u, f"{reason}, u = {u:.1e}")
+
+
+_SCORE_STAGES = (
+    "8u: about eight roundings one behind the other (embedding, projections, weights, values and "
+    "each layer of the scoring network) of terms of size 4, times the sigmoid's slope of 1/4"
+)
+_USER_STAGES = "4u: the embedding and the weights rounded, the dot product, two silus"
+_LAYERED_STAGES = (
+    "16u: the same behind a LayerNorm of a residual sum and of attention outputs, which divide "
+    "by a spread that may be small"
+)
+
 TOLERANCES = {
     "score": Tolerance(
         2e-6,
@@ -40,13 +89,41 @@ TOLERANCES = {
         "the same behind a LayerNorm of attention outputs: where they are smaller than the root of "
         "its eps (1e-3), it multiplies their rounding by up to a thousand",
     ),
+    **{f"score, {p}": _half(p, 8, 1.0, _SCORE_STAGES) for p in ("fp16", "bf16")},
+    **{f"user, {p}": _half(p, 4, 1.0, _USER_STAGES) for p in ("fp16", "bf16")},
+    **{f"user, layered, {p}": _half(p, 16, 1.0, _LAYERED_STAGES) for p in ("fp16", "bf16")},
+}
+
+ROUTINGS = {
+    "router": Routing(
+        EXPLAINED_MARGIN,
+        1.0,
+        "fp32 logits of an fp32 input, whatever the precision of the rest: sums of a few hundred "
+        "products in another order differ by some 1e-6",
+    ),
+    **{
+        f"router, layered, {p}": Routing(
+            16 * ROUNDOFF[p],
+            most,
+            "fp32 logits of what half-precision layers below computed: 16u of their size, as a "
+            "user part there",
+        )
+        for p, most in (("fp16", 0.02), ("bf16", 0.15))
+    },
 }
 
 
-def tolerance_of(tensor: str, layers: int = 1) -> Tolerance:
+def tolerance_of(tensor: str, layers: int = 1, precision: str = "fp32") -> Tolerance:
     """The row for an output named ``score`` or ``*_user`` of a model with so many layers.
 
     Rounding adds up from layer to layer, so the bounds grow with their number.
     """
-    row = TOLERANCES["score" if tensor == "score" else "user" if layers == 1 else "user, layered"]
+    name = "score" if tensor == "score" else "user" if layers == 1 else "user, layered"
+    row = TOLERANCES[name if precision == "fp32" else f"{name}, {precision}"]
     return Tolerance(row.absolute * layers, row.relative * layers, row.reason)
+
+
+def routing_of(layers: int = 1, precision: str = "fp32") -> Routing:
+    """What excuses a flipped row number of a model with so many layers."""
+    layered = precision != "fp32" and layers > 1
+    return ROUTINGS[f"router, layered, {precision}" if layered else "router"]

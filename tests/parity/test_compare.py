@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from ckv_export.parity.compare import TensorResult, compare_rows, compare_values
-from ckv_export.parity.tolerances import EXPLAINED_MARGIN, TOLERANCES, Tolerance, tolerance_of
+from ckv_export.parity.tolerances import (
+    EXPLAINED_MARGIN,
+    PRECISIONS,
+    TOLERANCES,
+    Tolerance,
+    routing_of,
+    tolerance_of,
+)
 
 BOUND = Tolerance(0.5, 0.25, "for these tests")
 
@@ -160,7 +167,8 @@ def test_results_are_plain_data():
 
 
 def test_every_tensor_has_its_row_in_the_table():
-    assert set(TOLERANCES) == {"score", "user", "user, layered"}
+    fp32 = {"score", "user", "user, layered"}
+    assert set(TOLERANCES) == fp32 | {f"{n}, {p}" for n in fp32 for p in ("fp16", "bf16")}
     assert tolerance_of("score") == TOLERANCES["score"]
     for name in ("cache_k_user", "append_v_user"):
         assert tolerance_of(name) == TOLERANCES["user"]
@@ -172,3 +180,43 @@ def test_bounds_grow_with_the_layers():
     one, three = tolerance_of("score"), tolerance_of("score", 3)
     assert three.absolute == pytest.approx(3 * one.absolute)
     assert tolerance_of("k_user", 2).relative == pytest.approx(2 * TOLERANCES["user"].relative)
+
+
+@pytest.mark.parametrize("name", ["score", "cache_k_user"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_bounds_of_half_precisions_are_their_roundoff_apart(name: str, layers: int):
+    bounds = [tolerance_of(name, layers, p).absolute for p in PRECISIONS]
+    assert PRECISIONS == ("fp32", "fp16", "bf16")
+    assert bounds[0] < bounds[1] / 100
+    assert bounds[2] == pytest.approx(8 * bounds[1]), "3 bits less"
+    half = np.finfo(np.float16).eps / 2
+    assert half < bounds[1] / 2 < 50 * half, "several roundings, not hundreds"
+
+
+def test_router_of_one_layer_is_judged_alike_at_every_precision():
+    """Its input and its logits are fp32 whatever the rest is."""
+    assert {routing_of(1, p).margin for p in PRECISIONS} == {EXPLAINED_MARGIN}
+    assert routing_of(2, "fp32").margin == EXPLAINED_MARGIN
+    layered = [routing_of(2, p) for p in ("fp16", "bf16")]
+    assert EXPLAINED_MARGIN < layered[0].margin < layered[1].margin < 0.1
+    assert all(r.most < 0.2 for r in layered), "or a wrong router would pass"
+
+
+def test_near_ties_of_the_selection_excuse_scores_but_not_nan():
+    near = np.array([[True, True, False]])
+    result = compare_values("c", "score", np.array([[9.0, 0.0, 0.0]]), np.zeros((1, 3)), BOUND,
+                            excusable=near)  # fmt: skip
+    assert result.passed
+    assert result.explained == 1
+    for bad in ([[0.0, 0.0, 9.0]], [[np.nan, 0.0, 0.0]], [[0.0, np.inf, 0.0]]):
+        result = compare_values(
+            "c", "score", np.array(bad), np.zeros((1, 3)), BOUND, excusable=near
+        )
+        assert not result.passed
+
+
+def test_rows_that_are_not_counted_do_not_count():
+    counted = np.array([[True, False]])
+    arrays = (np.array([[1, 2]]), np.array([[1, 1]]), np.ones((1, 2)))
+    assert not compare_rows("c", "k_index", *arrays).passed
+    assert compare_rows("c", "k_index", *arrays, counted=counted).passed
