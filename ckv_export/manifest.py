@@ -28,7 +28,7 @@ from ckv_export.errors import BundleError, SpecError
 
 FILE_NAME = "manifest.json"
 ITEM_TABLE_FILE = "item_table.safetensors"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _CHUNK = 2**20
 
 
@@ -76,7 +76,8 @@ class EngineEntry:
 class Manifest:
     """The contents of a bundle.
 
-    `files`: every file but the manifest, by path relative to the bundle. `parity`: outcome of the
+    `precision`: what the graphs' large products are in, one of `contract.PRECISIONS`. `files`:
+    every file but the manifest, by path relative to the bundle. `parity`: outcome of the
     gate, None if it was switched off. `timings`: seconds of each stage that made the bundle.
     """
 
@@ -94,6 +95,7 @@ class Manifest:
     parity: Mapping[str, Any] | None
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
+    precision: str = "fp32"
 
     def graph(self, name: str) -> GraphSpec:
         """Inputs and outputs of one of `graph_names`."""
@@ -159,7 +161,7 @@ class Manifest:
 
 
 _KINDS = {
-    **dict.fromkeys(("name", "fingerprint"), str),
+    **dict.fromkeys(("name", "fingerprint", "precision"), str),
     **dict.fromkeys(("model", "profile", "source", "versions", "operators", "timings"), dict),
     **dict.fromkeys(("parity", "files"), dict),
     **dict.fromkeys(("notes", "engines"), list),

@@ -16,6 +16,7 @@ from ckv_export.cli.show import (
     print_lines,
     table,
 )
+from ckv_export.contract import PRECISIONS
 from ckv_export.deploy.bundle import Exported, ExportRequest, export_bundle
 from ckv_export.deploy.prepare import FormRequest
 from ckv_export.manifest import Manifest
@@ -34,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-parity", action="store_true", help="skip the parity gate")
     parser.add_argument("--seed", type=options.count, default=0, help="of the parity cases")
     parser.add_argument("--build", action="store_true", help="build TensorRT engines too")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of attention and scoring network; what routes, selects or is cached stays fp32",
+    )
     _add_form(parser)
     options.add_model(parser)
     options.add_shapes(parser)
@@ -84,6 +91,7 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
         seed=args.seed,
         axes=options.axes(args),
         form=FormRequest(args.embeddings, args.item_features, args.item_key, args.item_table),
+        precision=args.precision,
         engines=options.engine_options(args) if args.build else None,
     )
 
@@ -131,6 +139,7 @@ def _summary(exported: Exported) -> list[tuple[str, str]]:
     full = sum(row.bytes_per_event * row.layers for row in sizes.full if row.dtype == "fp32")
     rows = [
         ("model", f"{spec.kind}, d {spec.attention.d}, fingerprint {manifest.fingerprint[:16]}"),
+        ("precision", manifest.precision),
         ("graphs", _sizes(manifest, ".onnx", ".bin", ".safetensors")),
         ("engines", _sizes(manifest, ".engine") or "none"),
         ("cache per event", f"{cached:g} B, {cached / full:.2%} of {full:g} B of fp32 K and V"),
@@ -160,6 +169,7 @@ def _again(exported: Exported, request: ExportRequest) -> list[str]:
     export = ["export", str(request.model), f"--out={request.out}", "--force"]
     export += [f"--{n}={v}" for n in ("name", "weights", "params") if (v := getattr(request, n))]
     export += _form_arguments(request.form) + options.shape_arguments(request.axes)
+    export += [] if request.precision == "fp32" else [f"--precision={request.precision}"]
     export += [f"--seed={request.seed}"] if request.parity else ["--no-parity"]
     engines = options.engine_arguments(request.engines) if request.engines else []
     lines = [

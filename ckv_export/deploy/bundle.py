@@ -37,8 +37,8 @@ class ExportRequest:
     """What the user asked for.
 
     `name`: the bundle's, None for the checkpoint's; `axes`: ranges that replace the default
-    profile's; `form`: how the graphs take events; `engines`: None to build none; `weights`,
-    `params`: see `load_checkpoint`.
+    profile's; `form`: how the graphs take events; `precision`: of their large products; `engines`:
+    None to build none; `weights`, `params`: see `load_checkpoint`.
     """
 
     model: Path
@@ -51,6 +51,7 @@ class ExportRequest:
     seed: int = 0
     axes: tuple[tuple[str, Range], ...] = ()
     form: FormRequest = FEATURES_INLINE
+    precision: str = "fp32"
     engines: EngineOptions | None = None
 
 
@@ -99,7 +100,7 @@ def _fill(
 ) -> tuple[Manifest, ParityReport | None]:
     """Put everything but the manifest into `folder`."""
     with stages.stage("split") as stage:
-        prepared = prepare(checkpoint, request.form)
+        prepared = prepare(checkpoint, request.form, request.precision)
         identity = fingerprint(checkpoint.spec, checkpoint.state)
         stage.remark = f"fingerprint {identity[:16]}"
     table = _item_table(folder, prepared, stages) if request.form.item_table else None
@@ -156,6 +157,7 @@ def _manifest(request: ExportRequest, prepared: Prepared, name: str, identity: s
         fingerprint=identity,
         model=checkpoint.spec,
         form=prepared.form,
+        precision=request.precision,
         item_table=_table_layout(prepared),
         profile=_profile(request, prepared),
         source={"kind": checkpoint.source, "files": files},

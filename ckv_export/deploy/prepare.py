@@ -50,7 +50,7 @@ class Prepared:
     graphs: Sequence[Graph]
 
 
-def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
+def prepare(checkpoint: Checkpoint, wishes: FormRequest, precision: str = "fp32") -> Prepared:
     """Split the model; raises `SpecError` or `EventsError` for wishes that it can't fulfil."""
     spec, state = checkpoint.spec, checkpoint.state
     if wishes.item_table:
@@ -59,7 +59,8 @@ def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
     form = EventForm(wishes.embeddings, catalogue.key if catalogue else None)
     features = catalogue.features if catalogue else {}
     looked_up = {name: torch.from_numpy(values) for name, values in features.items()}
-    model = build_model(spec, state, EventEmbedding(spec, state, form, looked_up))
+    events = EventEmbedding(spec, state, form, looked_up)
+    model = build_model(spec, state, events, precision)
     graphs: list[Graph] = [PrefillGraph(model), DecodeGraph(model)]
     if wishes.item_table:
         graphs.append(DecodeItemsGraph(item_table.require_item_model(model)))

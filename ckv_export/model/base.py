@@ -33,6 +33,7 @@ class CollectiveModel(nn.Module, abc.ABC):
         self.spec = spec
         self.cache = CacheSpec.of(spec)
         self.events = events or EventEmbedding(spec, state)
+        self.precision = "fp32"
 
     @classmethod
     @abc.abstractmethod

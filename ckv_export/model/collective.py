@@ -17,12 +17,13 @@ from torch.nn import functional as F
 
 from ckv_export.contract import AttentionSpec, CacheSpec
 from ckv_export.model import ops
-from ckv_export.model.embedding import Projection, frozen
+from ckv_export.model.embedding import Projection, ReducibleProjection, frozen
 from ckv_export.model.pooled import (
     pool_gather_concat,
     pooled_attention,
     pooled_pointwise_attention,
 )
+from ckv_export.model.precision import Reducible, reduced
 
 SIDES = ("k", "v")
 
@@ -93,7 +94,7 @@ class Router(nn.Module):
         return ops.first_argmax(self.logits(x), self.groups).clamp(max=self.rows - 1)
 
 
-class CollectiveSide(nn.Module):
+class CollectiveSide(nn.Module, Reducible):
     """Keys or values of one layer."""
 
     def __init__(
@@ -109,6 +110,11 @@ class CollectiveSide(nn.Module):
             )
             self.pool = frozen(self._activate(state[f"{prefix}.pool"]))
 
+    def reduce(self, dtype: torch.dtype) -> None:
+        """Keep the pool in `dtype`; what is cached stays as it is."""
+        if self.shared:
+            self.pool = reduced(self.pool, dtype)
+
     def encode(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Events [B, N, d_e] -> (index int32 [B, N] or None, user part [B, N, d_u])."""
         user = self._activate(self.user(x))
@@ -117,10 +123,10 @@ class CollectiveSide(nn.Module):
         return self.router(x), self._activate(user)
 
     def assemble(self, index: Tensor | None, user: Tensor) -> Tensor:
-        """Cached parts -> keys or values [B, N, d]."""
+        """Cached parts -> keys or values [B, N, d], of the pool's dtype if there is one."""
         if index is None:
             return user
-        vectors: Tensor = pool_gather_concat(self.pool, index, user)
+        vectors: Tensor = pool_gather_concat(self.pool, index, user.to(self.pool.dtype))
         return vectors
 
     def _activate(self, x: Tensor) -> Tensor:
@@ -135,7 +141,7 @@ class CollectiveAttention(nn.Module):
         prefix = f"attention.{layer}"
         self.spec = spec
         self.scale = ops.attention_scale(spec.d, spec.num_heads, spec.use_scale)
-        self.query = Projection(state[f"{prefix}.q.weight"], state.get(f"{prefix}.q.bias"))
+        self.query = ReducibleProjection(state[f"{prefix}.q.weight"], state.get(f"{prefix}.q.bias"))
         self.k = CollectiveSide("k", spec, f"{prefix}.k", state)
         self.v = CollectiveSide("v", spec, f"{prefix}.v", state)
 
@@ -155,10 +161,10 @@ class CollectiveAttention(nn.Module):
         query = F.silu(query) if self.spec.use_silu else query
         heads, scale = self.spec.num_heads, self.scale
         if self.pooled:
-            rows = self._pool_inputs(entries)
+            rows = self._pool_inputs(entries, query.dtype)
             attended: Tensor = pooled_attention(query, *rows, mask.int(), heads, scale)
             return attended
-        key, value = self._keys_values(entries)
+        key, value = self._keys_values(entries, query.dtype)
         logits = ops.attention_logits(query * scale, key, heads)
         logits = torch.where(mask[:, None, None, :], logits, ops.MASKED)
         return ops.weighted_values(logits, value, heads)
@@ -169,23 +175,24 @@ class CollectiveAttention(nn.Module):
         """HSTU's form: query [B, C, d], bias and bool visible [B, C, N], count [B, C]."""
         heads, scale = self.spec.num_heads, self.scale
         if self.pooled:
-            rows = self._pool_inputs(entries)
+            rows = self._pool_inputs(entries, query.dtype)
             attended: Tensor = pooled_pointwise_attention(
-                query, *rows, bias, visible.int(), count, heads, scale
+                query, *rows, bias.to(query.dtype), visible.int(), count, heads, scale
             )
             return attended
-        key, value = self._keys_values(entries)
+        key, value = self._keys_values(entries, query.dtype)
         logits = ops.attention_logits(query * scale, key, heads)
         return ops.pointwise_values(logits, value, bias, visible, count, heads)
 
-    def _pool_inputs(self, entries: CacheEntries) -> tuple[Tensor, ...]:
+    def _pool_inputs(self, entries: CacheEntries, dtype: torch.dtype) -> tuple[Tensor, ...]:
         k_index, v_index = entries.k_index, entries.v_index
         assert k_index is not None
         assert v_index is not None
         return (
-            *(self.k.pool, k_index, entries.k_user),
-            *(self.v.pool, v_index, entries.v_user),
+            *(self.k.pool, k_index, entries.k_user.to(dtype)),
+            *(self.v.pool, v_index, entries.v_user.to(dtype)),
         )
 
-    def _keys_values(self, entries: CacheEntries) -> tuple[Tensor, Tensor]:
-        return self.k.assemble(*entries.side("k")), self.v.assemble(*entries.side("v"))
+    def _keys_values(self, entries: CacheEntries, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        key, value = (s.assemble(*entries.side(n)) for n, s in (("k", self.k), ("v", self.v)))
+        return key.to(dtype), value.to(dtype)

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckv_export.contract import ModelSpec, require
+from ckv_export.model import ops
 from ckv_export.model.base import CollectiveModel
 from ckv_export.model.collective import CacheEntries, CollectiveAttention
 from ckv_export.model.dnn import Block, FoldedDnn
-from ckv_export.model.embedding import Projection, frozen
+from ckv_export.model.embedding import Projection, ReducibleProjection, frozen
 from ckv_export.model.events import EventEmbedding, Inputs
 from ckv_export.model.shapes import FREE, Shapes, collective_shapes, dnn_shapes
 
@@ -54,8 +55,8 @@ class HstuLayer(nn.Module):
         super().__init__()
         prefix = f"attention.{layer}"
         self.attention = CollectiveAttention(spec.attention, layer, state)
-        self.gate = Projection(state[f"{prefix}.u.weight"])
-        self.output = Projection(state[f"{prefix}.o.weight"])
+        self.gate = ReducibleProjection(state[f"{prefix}.u.weight"])
+        self.output = ReducibleProjection(state[f"{prefix}.o.weight"])
         self.norm = _norm(state, f"{prefix}.norm")
         self.output_norm = _norm(state, f"{prefix}.output_norm")
         self.position_bias = frozen(state[f"{prefix}.position_bias"].unsqueeze(1))
@@ -70,7 +71,8 @@ class HstuLayer(nn.Module):
         attended = self.attention.attend_pointwise(
             query, past.then(new), self._bias(links), links.visible, links.count
         )
-        return x + self.output(self.output_norm(attended) * F.silu(self.gate(z))), new
+        gated = self.output_norm(ops.widened(attended)) * F.silu(self.gate(z))
+        return x + self.output(gated), new
 
     def _bias(self, links: Links) -> Tensor:
         """Relative bias, the same for all heads: [B, Q, N]."""

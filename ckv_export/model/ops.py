@@ -56,9 +56,17 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def widened(x: Tensor) -> Tensor:
+    """`x` in fp32 if it is in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def attention_logits(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """The products q k^T of each head of query [B, C, d] and key [B, N, d]: [B, H, C, N]."""
-    return split_heads(query, heads) @ split_heads(key, heads).transpose(-1, -2)
+    """The products q k^T of each head of query [B, C, d] and key [B, N, d]: [B, H, C, N].
+
+    In fp32 at least, though the product may be in half precision.
+    """
+    return widened(split_heads(query, heads) @ split_heads(key, heads).transpose(-1, -2))
 
 
 def attention_scale(width: int, heads: int, scaled: bool) -> float:
@@ -67,8 +75,12 @@ def attention_scale(width: int, heads: int, scaled: bool) -> float:
 
 
 def weighted_values(logits: Tensor, value: Tensor, heads: int) -> Tensor:
-    """softmax(logits [B, H, C, N]) times value [B, N, d]: [B, C, d], zeros where N is 0."""
-    return merge_heads(torch.softmax(logits, dim=-1) @ split_heads(value, heads))
+    """softmax(logits [B, H, C, N]) times value [B, N, d]: [B, C, d], zeros where N is 0.
+
+    The product is in the dtype of `value`.
+    """
+    weights = torch.softmax(logits, dim=-1).to(value.dtype)
+    return merge_heads(weights @ split_heads(value, heads))
 
 
 def pointwise_values(
@@ -76,11 +88,13 @@ def pointwise_values(
 ) -> Tensor:
     """silu(logits + bias) where visible, times value [B, N, d], over count: [B, C, d].
 
-    logits [B, H, C, N]; bias and bool visible [B, C, N]; count [B, C].
+    logits [B, H, C, N]; bias and bool visible [B, C, N]; count [B, C]. The product is in the dtype
+    of `value`, as is the result.
     """
-    weights = F.silu(logits + bias.unsqueeze(1))
-    weights = torch.where(visible.unsqueeze(1), weights, 0.0)
-    return merge_heads(weights @ split_heads(value, heads)) / count.unsqueeze(-1)
+    weights = F.silu(logits + widened(bias).unsqueeze(1))
+    weights = torch.where(visible.unsqueeze(1), weights, 0.0).to(value.dtype)
+    total = widened(merge_heads(weights @ split_heads(value, heads)))
+    return (total / count.unsqueeze(-1)).to(value.dtype)
 
 
 def select_largest(scores: Tensor, count: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
-from ckv_export.model.embedding import Projection
+from ckv_export.model.embedding import ReducibleProjection
 from ckv_export.model.shapes import Shape, Shapes
 
 
@@ -30,7 +30,9 @@ class SelectedAttention(nn.Module):
     def __init__(self, heads: int, scaled: bool, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.heads, self.scaled = heads, scaled
-        self.query, self.key, self.value = (Projection(state[f"long.{n}.weight"]) for n in "qkv")
+        self.query, self.key, self.value = (
+            ReducibleProjection(state[f"long.{n}.weight"]) for n in "qkv"
+        )
 
     def forward(self, target: Tensor, events: Tensor, mask: Tensor, selected: Tensor) -> Tensor:
         """target [B, C, d_e], events [B, N, d_e], mask [B, N], selected [B, C, N] -> [B, C, d]."""

@@ -80,7 +80,7 @@ def export_graph(graph: Graph) -> ir.Model:
     name_axes.run(model, graph.io)
     name_nodes.run(model)
     strip_metadata.run(model)
-    attach_functions.run(model, spec.attention)
+    attach_functions.run(model, spec.attention, graph.model.precision)
     model.producer_name, model.producer_version = "ckv-export", __version__
     model.graph.name = graph.io.name
     return model

@@ -6,6 +6,7 @@ takes our plugin instead where one is registered under the node's ``plugin_names
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,17 @@ INPUTS = {
 }
 """Operator -> its inputs. The attention operators also have ``num_heads`` and ``scale``."""
 
-_WHOLE_NUMBERS = ("index", "index_k", "index_v", "mask", "visible")
+_INPUT_TYPES = {
+    **dict.fromkeys(("index", "index_k", "index_v", "mask", "visible"), "tensor(int32)"),
+    "count": "tensor(float)",
+}
+"""Inputs that are not of the element type T; a count above 2048 is not exact in 16 bits."""
+
+ELEMENT_TYPES = {
+    "fp32": onnx.TensorProto.FLOAT,
+    "fp16": onnx.TensorProto.FLOAT16,
+    "bf16": onnx.TensorProto.BFLOAT16,
+}
 
 _PLUGIN = 'plugin_namespace = "ckv", plugin_version = "1"'
 
@@ -42,6 +53,7 @@ PoolGatherConcat <plugin_namespace, plugin_version> (ckv_pool, ckv_index, ckv_us
 """
 
 # The head split is written into the body: a size of -1 can't be inferred where N is 0.
+# Narrow and Wide stand for casts to T and to fp32: see `_with_casts`.
 _ATTENTION = """
 <domain: "{domain}", opset_import: ["" : {opset}, "{domain}" : {version}]>
 {name} <plugin_namespace, plugin_version, num_heads, scale> ({inputs}) => (ckv_out)
@@ -52,16 +64,19 @@ _ATTENTION = """
     ckv_merge = Constant <value_ints = [0, 0, {total}]> ()
     ckv_head_axis = Constant <value_ints = [1]> ()
     ckv_factor = Constant <value_float = {scale}> ()
-    ckv_scaled = Mul (ckv_query, ckv_factor)
+    ckv_factor_narrow = Narrow (ckv_factor)
+    ckv_scaled = Mul (ckv_query, ckv_factor_narrow)
     ckv_query_split = Reshape (ckv_scaled, ckv_split)
     ckv_query_heads = Transpose <perm = [0, 2, 1, 3]> (ckv_query_split)
     ckv_key_split = Reshape (ckv_key, ckv_split)
     ckv_key_heads = Transpose <perm = [0, 2, 3, 1]> (ckv_key_split)
     ckv_value_split = Reshape (ckv_value, ckv_split)
     ckv_value_heads = Transpose <perm = [0, 2, 1, 3]> (ckv_value_split)
-    ckv_logits = MatMul (ckv_query_heads, ckv_key_heads)
+    ckv_products = MatMul (ckv_query_heads, ckv_key_heads)
+    ckv_logits = Wide (ckv_products)
     {weights}
-    ckv_heads = MatMul (ckv_weights, ckv_value_heads)
+    ckv_weights_narrow = Narrow (ckv_weights)
+    ckv_heads = MatMul (ckv_weights_narrow, ckv_value_heads)
     ckv_turned = Transpose <perm = [0, 2, 1, 3]> (ckv_heads)
     {merged}
 }}
@@ -83,7 +98,8 @@ _WEIGHTS = {
         """
     ckv_none = Constant <value_float = 0.0> ()
     ckv_last_axis = Constant <value_ints = [2]> ()
-    ckv_bias_heads = Unsqueeze (ckv_bias, ckv_head_axis)
+    ckv_bias_wide = Wide (ckv_bias)
+    ckv_bias_heads = Unsqueeze (ckv_bias_wide, ckv_head_axis)
     ckv_biased = Add (ckv_logits, ckv_bias_heads)
     ckv_gate = Sigmoid (ckv_biased)
     ckv_silu = Mul (ckv_biased, ckv_gate)
@@ -92,8 +108,10 @@ _WEIGHTS = {
     ckv_weights = Where (ckv_seen, ckv_silu, ckv_none)
     """,
         """ckv_merged = Reshape (ckv_turned, ckv_merge)
+    ckv_total = Wide (ckv_merged)
     ckv_divisor = Unsqueeze (ckv_count, ckv_last_axis)
-    ckv_out = Div (ckv_merged, ckv_divisor)""",
+    ckv_mean = Div (ckv_total, ckv_divisor)
+    ckv_out = Narrow (ckv_mean)""",
     ),
 }
 
@@ -103,8 +121,13 @@ def gather_body() -> ir.Function:
     return ir.serde.deserialize_function(onnx.parser.parse_function(_POOL_GATHER_CONCAT))
 
 
-def attention_body(name: str, heads: int, width: int, scale: float) -> ir.Function:
-    """An attention operator for that many heads of `width` each, around two gathers."""
+def attention_body(
+    name: str, heads: int, width: int, scale: float, precision: str = "fp32"
+) -> ir.Function:
+    """An attention operator for that many heads of `width` each, around two gathers.
+
+    T is the element type of `precision`; between the two products it computes in fp32.
+    """
     weights, merged = _WEIGHTS[name]
     text = _ATTENTION.format(
         domain=DOMAIN,
@@ -120,7 +143,21 @@ def attention_body(name: str, heads: int, width: int, scale: float) -> ir.Functi
         weights=weights.strip(),
         merged=merged,
     )
-    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+    return ir.serde.deserialize_function(onnx.parser.parse_function(_with_casts(text, precision)))
+
+
+_CAST_LINE = re.compile(r"^ *(\w+) = (Narrow|Wide) \((\w+)\)\n", re.MULTILINE)
+
+
+def _with_casts(text: str, precision: str) -> str:
+    """`text` with its Narrow and Wide as casts; in fp32 they vanish, and what they would give."""
+    if precision != "fp32":
+        narrow = f"Cast <to = {ELEMENT_TYPES[precision]}> ("
+        return text.replace("Narrow (", narrow).replace("Wide (", "Cast <to = 1> (")
+    while line := _CAST_LINE.search(text):
+        given, _, source = line.groups()
+        text = re.sub(rf"\b{given}\b", source, text[: line.start()] + text[line.end() :])
+    return text
 
 
 def _schema(name: str) -> onnx.defs.OpSchema:
@@ -133,10 +170,7 @@ def _schema(name: str) -> onnx.defs.OpSchema:
         name,
         DOMAIN,
         DOMAIN_VERSION,
-        inputs=[
-            schema.FormalParameter(i, "tensor(int32)" if i in _WHOLE_NUMBERS else "T")
-            for i in INPUTS[name]
-        ],
+        inputs=[schema.FormalParameter(i, _INPUT_TYPES.get(i, "T")) for i in INPUTS[name]],
         outputs=[schema.FormalParameter("out", "T")],
         type_constraints=[("T", floats, "")],
         attributes=[schema.Attribute(attribute, kind, "") for attribute, kind in kinds.items()],
