@@ -52,9 +52,10 @@ def load_requests(
     arrays, sizes = read_arrays(path), dict[str, int]()
     events = _taken(path, arrays, spec, event_tensors(spec, form), sizes)
     groups = (form.item_tensors(spec, "candidate", "B", "C"), form.user_tensors(spec))
+    given = [any(t.name in arrays for t in tensors) for tensors in groups]
     candidates, users = (
-        _taken(path, arrays, spec, tensors, sizes) if any(t.name in arrays for t in tensors) else None
-        for tensors in groups
+        _taken(path, arrays, spec, tensors, sizes) if some else None
+        for tensors, some in zip(groups, given, strict=True)
     )
     if labels is not None:
         path, arrays = labels, read_arrays(labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,12 +114,13 @@ def compare_rows(
     got: Array,
     expected: Array,
     margin: Array,
-    needed: float = EXPLAINED_MARGIN,
+    needed: Sequence[float] = (EXPLAINED_MARGIN,),
     counted: NDArray[np.bool_] | None = None,
 ) -> TensorResult:
     """Compare pool row numbers for equality; a router margin below `needed` excuses a flip.
 
-    `counted`, bool of the tensor's shape, leaves rows out.
+    `needed`: one for all, or one of each layer of tensors [B, L, N]. `counted`, bool of the
+    tensor's shape, leaves rows out.
     """
     if got.shape != expected.shape:
         return _other_shape(case, tensor, got)
@@ -127,8 +129,9 @@ def compare_rows(
         flipped &= counted
     count = int(flipped.sum())
     if count == 0:
-        return TensorResult(case, tensor, got.size, 0.0, 0.0, None, 0, None, True, needed)
-    wrong = flipped & ~(margin.astype(np.float64) < needed)
+        return TensorResult(case, tensor, got.size, 0.0, 0.0, None, 0, None, True)
+    bound = np.array(needed) if len(needed) == 1 else np.array(needed)[None, :, None]
+    wrong = flipped & ~(margin.astype(np.float64) < bound)
     first = tuple(int(i) for i in np.argwhere(wrong if wrong.any() else flipped)[0])
     return TensorResult(
         case,
@@ -140,5 +143,5 @@ def compare_rows(
         count - int(wrong.sum()),
         float(margin[flipped].max()),
         not wrong.any(),
-        needed,
+        float(needed[first[1]] if len(needed) > 1 else needed[0]),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckv_export.manifest import Manifest
@@ -19,20 +20,30 @@ from ckv_export.parity.replay import (
 )
 from ckv_export.runtimes.base import Array, Arrays
 
-UNOPTIMISED = "the same file run without graph optimisations"
+
+@dataclass(frozen=True)
+class Believed:
+    """Graphs that are taken to be right: where they lie, and what they are, for a sentence."""
+
+    folder: Path
+    title: str
+    optimised: bool = True
+
+
+def unoptimised(folder: Path) -> Believed:
+    """A bundle's own graphs, for want of others."""
+    return Believed(folder, "the same file run without graph optimisations", optimised=False)
 
 
 def localize(
     folder: Path,
     manifest: Manifest,
     outcome: RuntimeResult,
-    truth: Path | None,
+    believed: Believed,
     table: Mapping[str, Array] | None,
-    precision: str,
 ) -> Divergence | str:
     """The first node that differs in the case that failed first, or the one nearest to failing.
 
-    `truth`: a folder with graphs that are believed; None for the bundle's own, not optimised.
     A sentence where no node differs.
     """
     result = outcome.first_failure or _worst(outcome)
@@ -40,27 +51,29 @@ def localize(
     if result is None or run is None:
         return "nothing was compared: there is no case to look into"
     graph, feeds = _feeds(manifest, run, result, table)
-    against = UNOPTIMISED if truth is None else f"the graph of {truth}"
     probes = (
         GraphProbe(folder / f"{graph}.onnx"),
-        GraphProbe((truth or folder) / f"{graph}.onnx", optimised=truth is not None),
+        GraphProbe(believed.folder / f"{graph}.onnx", believed.optimised),
     )
-    found = Localizer(*probes, precision).first(feeds)
+    found = Localizer(*probes, manifest.precision).first(feeds)
     if found is None:
         return (
-            f"{graph}: in case {run.case.case.name!r} no tensor differs from {against}"
-            f"{_hint(outcome, truth)}"
+            f"{graph}: in case {run.case.case.name!r} no tensor differs from {believed.title}"
+            f"{_hint(outcome, believed)}"
         )
     step, tensor, off = found
     where = (graph, run.case.case.name, step.title, step.op, tensor)
-    return Divergence(*where, off.error, off.allowed, against)
+    return Divergence(*where, off.error, off.allowed, believed.title)
 
 
-def _hint(outcome: RuntimeResult, truth: Path | None) -> str:
+def _hint(outcome: RuntimeResult, believed: Believed) -> str:
     if outcome.passed:
         return ""
-    if truth is None:
-        return ": the weights or the structure are wrong; give --checkpoint or --against to find out where"
+    if not believed.optimised:
+        return (
+            ": its weights or its structure are wrong; give --checkpoint or --against to find out "
+            "where"
+        )
     return f": the file is right, and {outcome.name or outcome.runtime.runtime} runs it wrongly"
 
 
@@ -71,7 +84,9 @@ def _worst(outcome: RuntimeResult) -> TensorResult | None:
 
 def _is_of(result: TensorResult, run: CaseRun) -> bool:
     name = run.case.case.name
-    return result.case == name or result.case.startswith((f"{name}, prefill in", f"{name}, by item"))
+    return result.case == name or result.case.startswith(
+        (f"{name}, prefill in", f"{name}, by item")
+    )
 
 
 def _feeds(

@@ -144,7 +144,7 @@ def _compare_entries(
     for tensor, array in got.items():
         expected = case.outputs[tensor]
         if tensor in case.margins:
-            needed = routing_of(layers, precision).margin
+            needed = [routing_of(layer, precision).margin for layer in range(layers)]
             yield compare_rows(name, tensor, array, expected, case.margins[tensor], needed, same)
         else:
             bound = tolerance_of(tensor, layers, precision)
@@ -159,7 +159,9 @@ def _compare_score(
     layers: int,
     precision: str,
 ) -> TensorResult:
-    near = None if case.selection is None else case.selection < EXPLAINED_SELECTION
+    near = (
+        None if case.selection is None else case.selection.astype(np.float64) < EXPLAINED_SELECTION
+    )
     bound = tolerance_of("score", layers, precision)
     return compare_values(name, "score", score, case.outputs["score"], bound, counted, near)
 
@@ -180,7 +182,7 @@ def _overall(
     for tensor in dict.fromkeys(r.tensor for r in results if r.explained):
         same = [r for r in results if r.tensor == tensor]
         excused, elements = (sum(getattr(r, n) for r in same) for n in ("explained", "elements"))
-        most = MOST_EXCUSED_SCORES if tensor == "score" else routing_of(layers, precision).most
+        most = MOST_EXCUSED_SCORES if tensor == "score" else routing_of(layers - 1, precision).most
         if excused > max(1, most * elements):
             yield TensorResult(
                 EVERY_CASE, tensor, elements, excused / elements, most, (), excused, None, False

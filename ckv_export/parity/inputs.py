@@ -124,9 +124,7 @@ def generate_case(
     return Case(size.name, {name: np.ascontiguousarray(a) for name, a in inputs.items()})
 
 
-def generate_user(
-    spec: ModelSpec, form: EventForm, users: int, rng: np.random.Generator
-) -> Arrays:
+def generate_user(spec: ModelSpec, form: EventForm, users: int, rng: np.random.Generator) -> Arrays:
     """User inputs of graphs of that form, drawn as those of a generated case."""
     if form.embeddings == "external":
         tensors = form.user_tensors(spec)

@@ -1,9 +1,9 @@
 """The first node of a graph whose result differs from that of a graph which is believed.
 
-Bisection over cuts of the graph: at a cut behind node n, the tensors that are made by then and still
-needed are all that later results can depend on. If one of them differs, the first difference that
-matters lies before the cut, else behind it. Few tensors are marked as outputs at a time, because
-marking one keeps ONNX Runtime from fusing it away.
+Bisection over cuts of the graph: at a cut behind node n, the tensors that are made by then and
+still needed are all that later results can depend on. If one of them differs, the first difference
+that matters lies before the cut, else behind it. Few tensors are marked as outputs at a time,
+because marking one keeps ONNX Runtime from fusing it away.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Divergence:
         """Where the graph goes wrong."""
         return (
             f"{self.graph}: the first result to differ from {self.against} is that of node "
-            f"{self.node}, tensor {self.tensor!r}: off by {self.error:.3g} where {self.allowed:.3g} "
-            f"is rounding (case {self.case!r})"
+            f"{self.node}, tensor {self.tensor!r}: off by {self.error:.3g} where "
+            f"{self.allowed:.3g} is rounding (case {self.case!r})"
         )
 
 
@@ -118,9 +118,9 @@ def paired(tested: Sequence[Step], truth: Sequence[Step]) -> list[Pair]:
     ours, theirs = ([s for s in steps if s.op != "Cast"] for steps in (tested, truth))
     if [s.op for s in ours] == [s.op for s in theirs]:
         return list(zip(ours, theirs, strict=True))
-    keys = [[(s.op, s.name or s.outputs[0]) for s in steps] for steps in (ours, theirs)]
-    blocks = difflib.SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks()
-    return [(ours[b.a + n], theirs[b.b + n]) for b in blocks for n in range(b.size)]
+    a, b = ([f"{s.op} {s.name or s.outputs[0]}" for s in steps] for steps in (ours, theirs))
+    blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
+    return [(ours[m.a + n], theirs[m.b + n]) for m in blocks for n in range(m.size)]
 
 
 def last_uses(graph: GraphProbe, steps: Sequence[Step]) -> dict[str, int]:

@@ -96,7 +96,7 @@ def forced_entries(spec: ModelSpec, case: ExpectedCase, cache: Arrays) -> Arrays
 
 
 def comparable(case: ExpectedCase, group: str, got: Arrays) -> NDArray[np.bool_]:
-    """Which entries [B, L, N] of ``<group>_*`` no flip of a lower layer, up to there, has touched."""
+    """Which entries [B, L, N] of ``<group>_*`` no flip of a lower layer has touched."""
     flipped = np.zeros(next(iter(got.values())).shape[:3], bool)
     for name in case.margins:
         if name.startswith(group) and name in got and got[name].shape == flipped.shape:

@@ -134,7 +134,11 @@ def margins(values: Floats) -> Margins:
 
 def score_errors(pairs: Sequence[tuple[Array, Array]]) -> ScoreErrors:
     """Errors over all (got, expected) of equal shape."""
-    parts = [np.abs(g.astype(np.float64) - e).ravel() for g, e in pairs if g.shape == e.shape]
+    parts = [
+        np.abs(g.astype(np.float64) - e.astype(np.float64)).ravel()
+        for g, e in pairs
+        if g.shape == e.shape
+    ]
     errors = np.concatenate([np.zeros(0), *parts])
     if errors.size == 0 or not np.isfinite(errors).all():
         return ScoreErrors(errors.size, None, None, None, None)

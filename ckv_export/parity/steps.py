@@ -14,7 +14,7 @@ from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.inputs import Case
 from ckv_export.parity.replay import decode_feeds, kept, prefill_feeds
 from ckv_export.parity.routing import ScoreErrors, score_errors
-from ckv_export.parity.truth import Truth, cut
+from ckv_export.parity.truth import cut
 from ckv_export.runtimes.base import Arrays, Runner
 
 
@@ -112,7 +112,7 @@ def _compared(step: ExpectedCase, got: Arrays) -> StepResult:
         if name.endswith("_index"):
             flips += int((array != expected).sum())
         elif name.endswith("_user"):
-            difference = np.abs(array.astype(np.float64) - expected)
+            difference = np.abs(array.astype(np.float64) - expected.astype(np.float64))
             error = max(error, float(difference.max(initial=0.0)))
     events = step.case.cached + step.case.appended
     scores = score_errors([(got["score"], step.outputs["score"])])

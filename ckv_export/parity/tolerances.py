@@ -5,12 +5,15 @@ difference is excused only by a router margin below that of `routing_of`. Likewi
 off is excused only by a selection margin below `EXPLAINED_SELECTION`.
 
 A bundle's precision (its manifest says) chooses the rows. Half precisions are bounded by their unit
-roundoff u: 2^-11 = 4.9e-4 for fp16, 2^-8 = 3.9e-3 for bf16.
+roundoff u: 2^-11 = 4.9e-4 for fp16, 2^-8 = 3.9e-3 for bf16. What is cached of the first layer, and
+which events a search selects, is computed in fp32 whatever the precision, and judged as such.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from ckv_export.contract import PRECISIONS
 
 EXPLAINED_MARGIN = 1e-5
 """A flip between rows whose logits differ by less is rounding: sums of a few hundred fp32
@@ -25,12 +28,12 @@ MOST_EXCUSED_SCORES = 0.1
 """Largest share of all scores that near-ties of the selection may excuse. A near-tie is an
 accident of one pair of events; a broken search meets them no more often than a sound one."""
 
-ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+ROUNDOFF = dict(zip(PRECISIONS, (2.0**-24, 2.0**-11, 2.0**-8), strict=True))
 """Precision of the graphs -> largest relative error of rounding one number."""
 
-PRECISIONS = tuple(ROUNDOFF)
+HALVES = PRECISIONS[1:]
 
-INSIDE = {"fp32": 1e-5, **{p: 16 * ROUNDOFF[p] for p in ("fp16", "bf16")}}
+INSIDE = {"fp32": 1e-5, **{p: 16 * ROUNDOFF[p] for p in HALVES}}
 """What the localizer takes for rounding of a tensor inside a graph, as a share of its largest
 number: 16u of a half precision as above; in fp32 what a sum of some thousand terms may lose."""
 
@@ -60,19 +63,18 @@ class Routing:
     reason: str
 
 
-def _half(name: str, stages: int, slope: float, reason: str) -> Tolerance:
-    u = ROUNDOFF[name]
-    return Tolerance(stages * slope * u, stages * slope * u, f"{reason}, u = {u:.1e}")
+def _half(precision: str, roundings: int, reason: str) -> Tolerance:
+    bound = roundings * ROUNDOFF[precision]
+    return Tolerance(bound, bound, f"{roundings}u, u = {ROUNDOFF[precision]:.1e}: {reason}")
 
 
-_SCORE_STAGES = (
-    "8u: about eight roundings one behind the other (embedding, projections, weights, values and "
-    "each layer of the scoring network) of terms of size 4, times the sigmoid's slope of 1/4"
+_SCORE = (
+    "eight roundings one behind the other (projections, weights, values, each layer of the scoring "
+    "network) of terms of size 4, times the sigmoid's slope of 1/4"
 )
-_USER_STAGES = "4u: the embedding and the weights rounded, the dot product, two silus"
-_LAYERED_STAGES = (
-    "16u: the same behind a LayerNorm of a residual sum and of attention outputs, which divide "
-    "by a spread that may be small"
+_LAYERED = (
+    "the roundings of a half-precision layer below, behind a LayerNorm of its attention outputs, "
+    "which multiplies them where those are small"
 )
 
 TOLERANCES = {
@@ -89,9 +91,8 @@ TOLERANCES = {
         "the same behind a LayerNorm of attention outputs: where they are smaller than the root of "
         "its eps (1e-3), it multiplies their rounding by up to a thousand",
     ),
-    **{f"score, {p}": _half(p, 8, 1.0, _SCORE_STAGES) for p in ("fp16", "bf16")},
-    **{f"user, {p}": _half(p, 4, 1.0, _USER_STAGES) for p in ("fp16", "bf16")},
-    **{f"user, layered, {p}": _half(p, 16, 1.0, _LAYERED_STAGES) for p in ("fp16", "bf16")},
+    **{f"score, {p}": _half(p, 8, _SCORE) for p in HALVES},
+    **{f"user, layered, {p}": _half(p, 16, _LAYERED) for p in HALVES},
 }
 
 ROUTINGS = {
@@ -105,10 +106,10 @@ ROUTINGS = {
         f"router, layered, {p}": Routing(
             16 * ROUNDOFF[p],
             most,
-            "fp32 logits of what half-precision layers below computed: 16u of their size, as a "
-            "user part there",
+            "16u: fp32 logits of what half-precision layers below computed, as a user part there; "
+            "the share is what a router that is itself in half precision has been seen to flip",
         )
-        for p, most in (("fp16", 0.02), ("bf16", 0.15))
+        for p, most in zip(HALVES, (0.01, 0.15), strict=True)
     },
 }
 
@@ -119,11 +120,10 @@ def tolerance_of(tensor: str, layers: int = 1, precision: str = "fp32") -> Toler
     Rounding adds up from layer to layer, so the bounds grow with their number.
     """
     name = "score" if tensor == "score" else "user" if layers == 1 else "user, layered"
-    row = TOLERANCES[name if precision == "fp32" else f"{name}, {precision}"]
+    row = TOLERANCES.get(f"{name}, {precision}", TOLERANCES[name])
     return Tolerance(row.absolute * layers, row.relative * layers, row.reason)
 
 
-def routing_of(layers: int = 1, precision: str = "fp32") -> Routing:
-    """What excuses a flipped row number of a model with so many layers."""
-    layered = precision != "fp32" and layers > 1
-    return ROUTINGS[f"router, layered, {precision}" if layered else "router"]
+def routing_of(layer: int = 0, precision: str = "fp32") -> Routing:
+    """What excuses a flipped row number of a layer, counted from 0."""
+    return ROUTINGS.get(f"router, layered, {precision}" if layer else "router", ROUTINGS["router"])
