@@ -21,7 +21,9 @@ class TensorResult:
     `error`: largest absolute difference (for row numbers: how many differ); `allowed`: what the
     element with that difference was allowed; `where`: its position; `explained`: differing row
     numbers excused by their router margin, or scores by their selection margin; `worst_margin`:
-    largest margin of a differing row number; `needed`: below what it would have been excused.
+    largest margin of a differing row number; `needed`: below what it would have been excused;
+    `mean`: of the absolute differences, divided by the tensor's scale; `told`: the sentence, where
+    a result is about all cases.
     """
 
     case: str
@@ -34,11 +36,13 @@ class TensorResult:
     worst_margin: float | None
     passed: bool
     needed: float = EXPLAINED_MARGIN
+    mean: float = 0.0
+    told: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; a number that isn't finite is null."""
         fields = asdict(self)
-        del fields["needed"]
+        del fields["needed"], fields["told"]
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in fields.items()
@@ -46,13 +50,10 @@ class TensorResult:
 
     def sentence(self) -> str:
         """What differs, where and by how much."""
+        if self.told:
+            return self.told
         if not self.passed and self.where is None:
             return f"{self.tensor} of case {self.case!r} has another shape than the reference's"
-        if not self.passed and self.explained and not self.where:
-            return (
-                f"{self.explained} of {self.elements} elements of {self.tensor} were excused as "
-                f"near-ties, where {self.allowed:.0%} at most can be rounding"
-            )
         place = "" if self.where is None else f" at {list(self.where)}"
         if self.worst_margin is not None:
             return (
@@ -101,7 +102,18 @@ def compare_values(
     passed = bool(difference[worst] <= allowed[worst])
     where = tuple(int(i) for i in worst)
     error, bound = float(difference[worst]), float(allowed[worst])
-    return TensorResult(case, tensor, difference.size, error, bound, where, explained, None, passed)
+    return TensorResult(
+        case,
+        tensor,
+        difference.size,
+        error,
+        bound,
+        where,
+        explained,
+        None,
+        passed,
+        mean=float(difference.mean()) / scale,
+    )
 
 
 def _other_shape(case: str, tensor: str, got: Array) -> TensorResult:

@@ -163,11 +163,12 @@ def test_results_are_plain_data():
     data = rows([1], [2], [LARGE]).to_dict()
     assert data["tensor"] == "k_index"
     assert set(data) == {"case", "tensor", "elements", "error", "allowed", "where", "explained",
-                         "worst_margin", "passed"}  # fmt: skip
+                         "worst_margin", "passed", "mean"}  # fmt: skip
 
 
 def test_every_tensor_has_its_row_in_the_table():
-    halves = {f"{n}, {p}" for n in ("score", "user, layered") for p in ("fp16", "bf16")}
+    reduced = ("score", "score, layered", "user, layered")
+    halves = {f"{n}, {p}" for n in reduced for p in ("fp16", "bf16")}
     assert set(TOLERANCES) == {"score", "user", "user, layered"} | halves
     assert tolerance_of("score") == TOLERANCES["score"]
     for name in ("cache_k_user", "append_v_user"):
@@ -189,7 +190,8 @@ def test_bounds_of_half_precisions_are_their_roundoff_apart(name: str, layers: i
     assert bounds[0] < bounds[1] / 100
     assert bounds[2] == pytest.approx(8 * bounds[1]), "3 bits less"
     half = np.finfo(np.float16).eps / 2
-    assert half < bounds[1] / 2 / layers < 10 * half, "several roundings, not hundreds"
+    assert half < bounds[1] / layers < 100 * half, "several roundings, not hundreds"
+    assert tolerance_of(name, layers, "fp16").typical == pytest.approx(layers * half)
 
 
 def test_what_is_computed_in_fp32_anyway_is_judged_so():
@@ -199,8 +201,8 @@ def test_what_is_computed_in_fp32_anyway_is_judged_so():
         assert routing_of(0, precision).margin == EXPLAINED_MARGIN
     assert routing_of(1, "fp32").margin == EXPLAINED_MARGIN
     layered = [routing_of(2, p) for p in ("fp16", "bf16")]
-    assert EXPLAINED_MARGIN < layered[0].margin < layered[1].margin < 0.1
-    assert all(r.most < 0.2 for r in layered), "or a wrong router would pass"
+    assert EXPLAINED_MARGIN < layered[0].margin < layered[1].margin
+    assert all(r.most < 0.05 for r in layered), "or a wrong router would pass"
 
 
 def test_each_layer_has_a_margin_of_its_own():
