@@ -27,8 +27,11 @@ from ckv_export.contract import (
 from ckv_export.errors import BundleError, SpecError
 
 FILE_NAME = "manifest.json"
+POOLS_FILE = "pools.safetensors"
 ITEM_TABLE_FILE = "item_table.safetensors"
 SCHEMA_VERSION = 2
+POOLS = ("constant", "refit", "input")
+"""Where pools are: constants of the graphs, constants that engines can exchange, or inputs."""
 _CHUNK = 2**20
 
 
@@ -76,9 +79,12 @@ class EngineEntry:
 class Manifest:
     """The contents of a bundle.
 
-    `precision`: what the graphs' large products are in, one of `contract.PRECISIONS`. `files`:
-    every file but the manifest, by path relative to the bundle. `parity`: outcome of the
-    gate, None if it was switched off. `timings`: seconds of each stage that made the bundle.
+    `fingerprint`: of the model; `fingerprints`: of what its cache entries depend on ("entries"), of
+    all but its pools ("all but pools"), of item features in the graphs ("looked up"). `pool`: how a
+    retrained pool gets in, one of `POOLS`. `precision`: what the graphs' large products are in, one
+    of `contract.PRECISIONS`. `files`: every file but the manifest, by path relative to the bundle.
+    `parity`: outcome of the gate, None if it was switched off. `timings`: seconds of each stage
+    that made the bundle.
     """
 
     name: str
@@ -96,6 +102,8 @@ class Manifest:
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
     precision: str = "fp32"
+    pool: str = "constant"
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def graph(self, name: str) -> GraphSpec:
         """Inputs and outputs of one of `graph_names`."""
@@ -161,9 +169,9 @@ class Manifest:
 
 
 _KINDS = {
-    **dict.fromkeys(("name", "fingerprint", "precision"), str),
+    **dict.fromkeys(("name", "fingerprint", "precision", "pool"), str),
     **dict.fromkeys(("model", "profile", "source", "versions", "operators", "timings"), dict),
-    **dict.fromkeys(("parity", "files"), dict),
+    **dict.fromkeys(("parity", "files", "fingerprints"), dict),
     **dict.fromkeys(("notes", "engines"), list),
 }
 _ENGINE_KINDS = dict.fromkeys(("graph", "file", "backend", "backend_version"), str)
@@ -228,6 +236,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
     needed = [f"{name}.onnx" for name in manifest.graph_names]
     needed += [engine.file for engine in manifest.engines]
     needed += [ITEM_TABLE_FILE] if manifest.item_table else []
+    needed += [POOLS_FILE] if manifest.form.pools else []
     for name in needed:
         if name not in manifest.files:
             raise BundleError(f"{folder / FILE_NAME} has no hash of {name}: export it again")

@@ -19,7 +19,7 @@ from ckv_export.cli.show import (
 from ckv_export.contract import PRECISIONS
 from ckv_export.deploy.bundle import Exported, ExportRequest, export_bundle
 from ckv_export.deploy.prepare import FormRequest
-from ckv_export.manifest import Manifest
+from ckv_export.manifest import POOLS, Manifest
 
 HELP = "split a trained model into prefill and decode ONNX graphs, prove parity, build engines"
 
@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         default="fp32",
         help="of attention and scoring network; what routes, selects or is cached stays fp32",
+    )
+    parser.add_argument(
+        "--pool",
+        choices=POOLS,
+        default="constant",
+        help="input: the graphs take the pools, so that a retrained one goes live by binding it; "
+        "refit: engines can exchange them; default: constants",
     )
     _add_form(parser)
     options.add_model(parser)
@@ -90,8 +97,14 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
         parity=not args.no_parity,
         seed=args.seed,
         axes=options.axes(args),
-        form=FormRequest(args.embeddings, args.item_features, args.item_key, args.item_table),
-        precision=args.precision,
+        form=FormRequest(
+            args.embeddings,
+            args.item_features,
+            args.item_key,
+            args.item_table,
+            args.precision,
+            args.pool,
+        ),
         engines=options.engine_options(args) if args.build else None,
     )
 
@@ -126,8 +139,10 @@ def _form_arguments(form: FormRequest) -> list[str]:
     """The options that describe `form`."""
     given = {"item-features": form.item_features, "item-key": form.item_key}
     arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    if form.embeddings != "inline":
-        arguments.append(f"--embeddings={form.embeddings}")
+    plain = FormRequest()
+    for name in ("embeddings", "precision", "pool"):
+        if getattr(form, name) != getattr(plain, name):
+            arguments.append(f"--{name}={getattr(form, name)}")
     return arguments + (["--item-table"] if form.item_table else [])
 
 
@@ -140,6 +155,7 @@ def _summary(exported: Exported) -> list[tuple[str, str]]:
     rows = [
         ("model", f"{spec.kind}, d {spec.attention.d}, fingerprint {manifest.fingerprint[:16]}"),
         ("precision", manifest.precision),
+        ("pools", manifest.pool),
         ("graphs", _sizes(manifest, ".onnx", ".bin", ".safetensors")),
         ("engines", _sizes(manifest, ".engine") or "none"),
         ("cache per event", f"{cached:g} B, {cached / full:.2%} of {full:g} B of fp32 K and V"),
@@ -169,7 +185,6 @@ def _again(exported: Exported, request: ExportRequest) -> list[str]:
     export = ["export", str(request.model), f"--out={request.out}", "--force"]
     export += [f"--{n}={v}" for n in ("name", "weights", "params") if (v := getattr(request, n))]
     export += _form_arguments(request.form) + options.shape_arguments(request.axes)
-    export += [] if request.precision == "fp32" else [f"--precision={request.precision}"]
     export += [f"--seed={request.seed}"] if request.parity else ["--no-parity"]
     engines = options.engine_arguments(request.engines) if request.engines else []
     lines = [

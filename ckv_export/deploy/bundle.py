@@ -10,17 +10,24 @@ from pathlib import Path
 
 from ckv_export import __version__
 from ckv_export.cache.item_table import row_bytes, save_item_table
+from ckv_export.cache.pool_file import save_pools
 from ckv_export.checkpoint.load import Checkpoint, load_checkpoint
 from ckv_export.contract import Profile, Range
 from ckv_export.deploy import item_table
 from ckv_export.deploy.engines import Display, EngineOptions, build_engines
 from ckv_export.deploy.judge import run_gate
+from ckv_export.deploy.pools import pool_arrays
 from ckv_export.deploy.prepare import FEATURES_INLINE, FormRequest, Graph, Prepared, prepare
 from ckv_export.deploy.publish import check_target, staged
 from ckv_export.graphs.decode_items import DecodeItemsGraph
 from ckv_export.graphs.prefill import PrefillGraph
-from ckv_export.manifest import FileEntry, ItemTable, Manifest
-from ckv_export.model.fingerprint import fingerprint
+from ckv_export.manifest import POOLS_FILE, FileEntry, ItemTable, Manifest
+from ckv_export.model.fingerprint import (
+    entries_fingerprint,
+    fingerprint,
+    fingerprint_but_pools,
+    lookup_fingerprint,
+)
 from ckv_export.onnx_export import functions
 from ckv_export.onnx_export.check import check_file
 from ckv_export.onnx_export.export import export_graph
@@ -37,8 +44,8 @@ class ExportRequest:
     """What the user asked for.
 
     `name`: the bundle's, None for the checkpoint's; `axes`: ranges that replace the default
-    profile's; `form`: how the graphs take events; `precision`: of their large products; `engines`:
-    None to build none; `weights`, `params`: see `load_checkpoint`.
+    profile's; `form`: which graphs there shall be; `engines`: None to build none; `weights`,
+    `params`: see `load_checkpoint`.
     """
 
     model: Path
@@ -51,7 +58,6 @@ class ExportRequest:
     seed: int = 0
     axes: tuple[tuple[str, Range], ...] = ()
     form: FormRequest = FEATURES_INLINE
-    precision: str = "fp32"
     engines: EngineOptions | None = None
 
 
@@ -100,11 +106,13 @@ def _fill(
 ) -> tuple[Manifest, ParityReport | None]:
     """Put everything but the manifest into `folder`."""
     with stages.stage("split") as stage:
-        prepared = prepare(checkpoint, request.form, request.precision)
+        prepared = prepare(checkpoint, request.form)
         identity = fingerprint(checkpoint.spec, checkpoint.state)
         stage.remark = f"fingerprint {identity[:16]}"
     table = _item_table(folder, prepared, stages) if request.form.item_table else None
     _export(folder, prepared.graphs, stages)
+    if prepared.form.pools is not None:
+        _save_pools(folder, prepared, identity)
     manifest = _manifest(request, prepared, name, identity)
     report = None
     if request.parity:
@@ -113,6 +121,11 @@ def _fill(
     if request.engines is not None:
         manifest = build_engines(folder, manifest, request.engines, stages, display)
     return manifest, report
+
+
+def _save_pools(folder: Path, prepared: Prepared, identity: str) -> None:
+    entries = _fingerprints(prepared)["entries"]
+    save_pools(folder / POOLS_FILE, pool_arrays(prepared.model), identity, entries)
 
 
 def _item_table(folder: Path, prepared: Prepared, stages: Stages) -> Arrays:
@@ -157,7 +170,6 @@ def _manifest(request: ExportRequest, prepared: Prepared, name: str, identity: s
         fingerprint=identity,
         model=checkpoint.spec,
         form=prepared.form,
-        precision=request.precision,
         item_table=_table_layout(prepared),
         profile=_profile(request, prepared),
         source={"kind": checkpoint.source, "files": files},
@@ -166,7 +178,20 @@ def _manifest(request: ExportRequest, prepared: Prepared, name: str, identity: s
         notes=checkpoint.notes,
         timings={},
         parity=None,
+        precision=request.form.precision,
+        pool=request.form.pool,
+        fingerprints=_fingerprints(prepared),
     )
+
+
+def _fingerprints(prepared: Prepared) -> dict[str, str]:
+    spec, state = prepared.checkpoint.spec, prepared.checkpoint.state
+    looked_up = lookup_fingerprint(prepared.looked_up)
+    return {
+        "entries": entries_fingerprint(spec, state, looked_up),
+        "all but pools": fingerprint_but_pools(spec, state),
+        "looked up": looked_up,
+    }
 
 
 def _table_layout(prepared: Prepared) -> ItemTable | None:

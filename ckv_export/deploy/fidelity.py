@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckv_export.cache.item_table import load_item_table
+from ckv_export.cache.pool_file import load_pools
 from ckv_export.checkpoint.load import Checkpoint, load_checkpoint
 from ckv_export.contract import FEATURES
-from ckv_export.deploy.prepare import FormRequest, Graph, prepare
+from ckv_export.deploy.judge import given_pools
+from ckv_export.deploy.prepare import FormRequest, Prepared, prepare
 from ckv_export.errors import BundleError, CheckpointError, InputError
 from ckv_export.events import load_requests
 from ckv_export.manifest import Manifest, open_bundle
@@ -32,6 +34,8 @@ from ckv_export.parity.real import draw_cases
 from ckv_export.parity.report import TOP, ParityReport
 from ckv_export.parity.steps import StepsReport, many_steps, plan
 from ckv_export.parity.truth import RECORDED, GraphTruth, ReferenceTruth, Truth
+from ckv_export.runtimes.base import Runner
+from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.torch import TorchRunner
 from ckv_export.stages import Stages
 
@@ -138,10 +142,11 @@ def _checkpoint(request: FidelityRequest, manifest: Manifest) -> Checkpoint:
 
 def _twin(folder: Path, manifest: Manifest) -> GraphTruth:
     other = open_bundle(folder)
-    same = {"model": "fingerprint", "form of events": "form"}
-    for what, name in same.items():
-        if getattr(other, name) != getattr(manifest, name):
-            raise BundleError(f"{folder} has another {what} than the bundle under test")
+    if other.fingerprint != manifest.fingerprint:
+        raise BundleError(f"{folder} is of another model than the bundle under test")
+    forms = [(m.form.embeddings, m.form.item_key) for m in (manifest, other)]
+    if forms[0] != forms[1]:
+        raise BundleError(f"the graphs of {folder} take other inputs than those under test")
     if other.precision != "fp32":
         raise BundleError(f"--against takes an fp32 bundle, {folder} is {other.precision}")
     return GraphTruth(folder, other)
@@ -183,25 +188,33 @@ def _seed(subject: _Subject) -> int:
 
 def _lineup(subject: _Subject) -> Lineup:
     request, manifest = subject.request, subject.manifest
-    graphs = None if subject.checkpoint is None else _graphs(subject, manifest.precision)
-    pytorch = None
-    if graphs is not None:
-        pytorch = Contender(PYTORCH, lambda: [TorchRunner(graph, graph.io) for graph in graphs])
+    prepared = _prepared(subject, manifest.precision)
+    pytorch = None if prepared is None else _in_pytorch(prepared)
     lineup = line_up(request.bundle, manifest, pytorch)
-    if subject.checkpoint is not None and graphs is None:
+    if subject.checkpoint is not None and prepared is None:
         why = "its graphs look item features up from a file that the checkpoint doesn't hold"
         lineup = dataclasses.replace(lineup, not_run={**lineup.not_run, PYTORCH: why})
     return restricted(lineup, request.runtimes) if request.runtimes else lineup
 
 
-def _graphs(subject: _Subject, precision: str) -> Sequence[Graph] | None:
+def _in_pytorch(prepared: Prepared) -> Contender:
+    def runners() -> list[Runner]:
+        pools = given_pools(prepared)
+        return [BoundRunner(TorchRunner(graph, graph.io), pools) for graph in prepared.graphs]
+
+    return Contender(PYTORCH, runners)
+
+
+def _prepared(subject: _Subject, precision: str) -> Prepared | None:
     """The split model as it was exported, or None where the checkpoint isn't all it needs."""
-    form, spec = subject.manifest.form, subject.manifest.model
+    manifest = subject.manifest
+    form, spec = manifest.form, manifest.model
     alone = [f.name for f in spec.embedded_item_features] == [form.item_key]
     if subject.checkpoint is None or (form.item_key is not None and not alone):
         return None
-    wishes = FormRequest(form.embeddings, None, form.item_key, bool(subject.manifest.item_table))
-    return prepare(subject.checkpoint, wishes, precision).graphs
+    table = bool(manifest.item_table)
+    asked = (form.embeddings, None, form.item_key, table, precision, manifest.pool)
+    return prepare(subject.checkpoint, FormRequest(*asked))
 
 
 # -- beyond the gate
@@ -251,12 +264,14 @@ def _believed(subject: _Subject) -> Iterator[Believed]:
     """The twin's graphs, or those of the checkpoint exported anew, or the bundle's, unoptimised."""
     request = subject.request
     if request.against is not None:
-        yield Believed(request.against, f"the graph of {request.against}")
+        pools = load_pools(request.against, open_bundle(request.against))
+        yield Believed(request.against, f"the graph of {request.against}", pools)
         return
-    graphs = _graphs(subject, "fp32")
-    if graphs is None:
-        yield unoptimised(request.bundle)
+    prepared = _prepared(subject, "fp32")
+    if prepared is None:
+        yield unoptimised(request.bundle, subject.manifest)
         return
     with tempfile.TemporaryDirectory(prefix="ckv-export-") as folder:
-        save_models({g.io.name: export_graph(g) for g in graphs}, Path(folder))
-        yield Believed(Path(folder), f"the fp32 graph of {request.checkpoint}, exported anew")
+        save_models({g.io.name: export_graph(g) for g in prepared.graphs}, Path(folder))
+        title = f"the fp32 graph of {request.checkpoint}, exported anew"
+        yield Believed(Path(folder), title, given_pools(prepared))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ckv_export.deploy.pools import pool_arrays
 from ckv_export.deploy.prepare import Prepared
 from ckv_export.errors import ExportError
 from ckv_export.manifest import Manifest
@@ -16,6 +17,7 @@ from ckv_export.parity.gate import RuntimeResult, judge_all, require_pass
 from ckv_export.parity.page import write_report
 from ckv_export.parity.report import ParityReport
 from ckv_export.runtimes.base import Arrays
+from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.torch import TorchRunner
 from ckv_export.stages import Stages
 
@@ -64,6 +66,11 @@ def run_gate(
 def _judge_split(
     prepared: Prepared, table: Arrays | None, cases: Sequence[ExpectedCase]
 ) -> RuntimeResult:
-    runners = (TorchRunner(graph, graph.io) for graph in prepared.graphs)
-    spec = prepared.checkpoint.spec
+    spec, pools = prepared.checkpoint.spec, given_pools(prepared)
+    runners = (BoundRunner(TorchRunner(graph, graph.io), pools) for graph in prepared.graphs)
     return judge_all(spec, runners, cases, table, prepared.model.precision)
+
+
+def given_pools(prepared: Prepared) -> Arrays:
+    """The pools that the graphs take as inputs, none where they hold them."""
+    return pool_arrays(prepared.model) if prepared.form.pools is not None else {}

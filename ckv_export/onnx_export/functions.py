@@ -58,7 +58,8 @@ _ATTENTION = """
 <domain: "{domain}", opset_import: ["" : {opset}, "{domain}" : {version}]>
 {name} <plugin_namespace, plugin_version, num_heads, scale> ({inputs}) => (ckv_out)
 {{
-    ckv_key = {domain}.PoolGatherConcat <{plugin}> (ckv_pool_k, ckv_index_k, ckv_user_k)
+    ckv_whole_key = {domain}.PoolGatherConcat <{plugin}> (ckv_pool_k, ckv_index_k, ckv_user_k)
+    {key}
     ckv_value = {domain}.PoolGatherConcat <{plugin}> (ckv_pool_v, ckv_index_v, ckv_user_v)
     ckv_split = Constant <value_ints = [0, 0, {heads}, {width}]> ()
     ckv_merge = Constant <value_ints = [0, 0, {total}]> ()
@@ -82,19 +83,32 @@ _ATTENTION = """
 }}
 """
 
+# A masked key is made zero, so that adding -1e9 gives exactly that logit. An addition passes over
+# the logits of all heads in a third of the time that ONNX Runtime takes for a broadcast Where.
+_MASKED_KEY = """ckv_last_axis = Constant <value_ints = [2]> ()
+    ckv_bool = Cast <to = 9> (ckv_mask)
+    ckv_real = Cast <to = 1> (ckv_bool)
+    ckv_real_narrow = Narrow (ckv_real)
+    ckv_real_column = Unsqueeze (ckv_real_narrow, ckv_last_axis)
+    ckv_key = Mul (ckv_whole_key, ckv_real_column)"""
+
 _WEIGHTS = {
     "PooledAttention": (
+        _MASKED_KEY,
         """
     ckv_query_axes = Constant <value_ints = [1, 2]> ()
+    ckv_one = Constant <value_float = 1.0> ()
     ckv_masked_logit = Constant <value_float = -1000000000.0> ()
-    ckv_bool = Cast <to = 9> (ckv_mask)
-    ckv_real = Unsqueeze (ckv_bool, ckv_query_axes)
-    ckv_masked = Where (ckv_real, ckv_logits, ckv_masked_logit)
+    ckv_unreal = Sub (ckv_one, ckv_real)
+    ckv_added = Mul (ckv_unreal, ckv_masked_logit)
+    ckv_added_row = Unsqueeze (ckv_added, ckv_query_axes)
+    ckv_masked = Add (ckv_logits, ckv_added_row)
     ckv_weights = Softmax <axis = -1> (ckv_masked)
     """,
         "ckv_out = Reshape (ckv_turned, ckv_merge)",
     ),
     "PooledPointwiseAttention": (
+        "ckv_key = Identity (ckv_whole_key)",
         """
     ckv_none = Constant <value_float = 0.0> ()
     ckv_last_axis = Constant <value_ints = [2]> ()
@@ -128,7 +142,7 @@ def attention_body(
 
     T is the element type of `precision`; between the two products it computes in fp32.
     """
-    weights, merged = _WEIGHTS[name]
+    key, weights, merged = _WEIGHTS[name]
     text = _ATTENTION.format(
         domain=DOMAIN,
         opset=OPSET,
@@ -140,6 +154,7 @@ def attention_body(
         width=width,
         total=heads * width,
         scale=repr(float(scale)),
+        key=key,
         weights=weights.strip(),
         merged=merged,
     )

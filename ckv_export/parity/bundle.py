@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckv_export.cache.item_table import load_item_table
+from ckv_export.cache.pool_file import load_pools
 from ckv_export.errors import BundleError, EngineError, ExportError, InputError, MissingDependency
 from ckv_export.manifest import Manifest
 from ckv_export.parity import expected
@@ -14,6 +15,7 @@ from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.gate import RuntimeResult, judge_all
 from ckv_export.parity.lineup import Contender, Lineup
 from ckv_export.runtimes.base import Arrays
+from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.stages import Stages
 
@@ -33,8 +35,9 @@ def judge_onnxruntime(
     folder: Path, manifest: Manifest, cases: Sequence[ExpectedCase], table: Arrays | None
 ) -> RuntimeResult:
     """All ONNX files of `folder` on ONNX Runtime's CPU provider."""
+    pools = load_pools(folder, manifest)
     runners = (
-        OnnxRuntimeRunner(folder / f"{name}.onnx", manifest.graph(name))
+        BoundRunner(OnnxRuntimeRunner(folder / f"{name}.onnx", manifest.graph(name)), pools)
         for name in manifest.graph_names
     )
     return judge_all(manifest.model, runners, cases, table, manifest.precision)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckv_export.cache.pool_file import load_pools
+from ckv_export.contract import GraphSpec
 from ckv_export.manifest import Manifest
 from ckv_export.parity.compare import TensorResult
 from ckv_export.parity.gate import RuntimeResult
@@ -19,20 +21,26 @@ from ckv_export.parity.replay import (
     prefill_feeds,
 )
 from ckv_export.runtimes.base import Array, Arrays
+from ckv_export.runtimes.bound import without
 
 
 @dataclass(frozen=True)
 class Believed:
-    """Graphs that are taken to be right: where they lie, and what they are, for a sentence."""
+    """Graphs that are taken to be right: where they lie, and what they are, for a sentence.
+
+    `pools`: those that they take as inputs.
+    """
 
     folder: Path
     title: str
+    pools: Mapping[str, Array]
     optimised: bool = True
 
 
-def unoptimised(folder: Path) -> Believed:
+def unoptimised(folder: Path, manifest: Manifest) -> Believed:
     """A bundle's own graphs, for want of others."""
-    return Believed(folder, "the same file run without graph optimisations", optimised=False)
+    title = "the same file run without graph optimisations"
+    return Believed(folder, title, load_pools(folder, manifest), optimised=False)
 
 
 def localize(
@@ -55,7 +63,9 @@ def localize(
         GraphProbe(folder / f"{graph}.onnx"),
         GraphProbe(believed.folder / f"{graph}.onnx", believed.optimised),
     )
-    found = Localizer(*probes, manifest.precision).first(feeds)
+    own = load_pools(folder, manifest)
+    localizer = Localizer(*probes, manifest.precision)
+    found = localizer.first(feeds | own, feeds | dict(believed.pools))
     if found is None:
         return (
             f"{graph}: in case {run.case.case.name!r} no tensor differs from {believed.title}"
@@ -95,12 +105,19 @@ def _feeds(
     """The graph that made a result, and what it was fed."""
     case, spec = run.case, manifest.model
     if result.case.endswith("by item table") and table is not None:
-        graph = manifest.graph("decode_items")
+        graph = _fed(manifest, "decode_items")
         given = case.case.inputs | dict(table)
         return graph.name, {t.name: given[t.name] for t in graph.inputs}
     if result.tensor.startswith("cache_"):
         chunked = result.case != case.case.name
         part = chunks(case)[1] if chunked else slice(0, case.case.cached)
-        return "prefill", prefill_feeds(manifest.graph("prefill"), case, part)
+        return "prefill", prefill_feeds(_fed(manifest, "prefill"), case, part)
     cache = forced_entries(spec, case, run.chunked or run.cache)
-    return "decode", decode_feeds(manifest.graph("decode"), case, cache)
+    return "decode", decode_feeds(_fed(manifest, "decode"), case, cache)
+
+
+def _fed(manifest: Manifest, graph: str) -> GraphSpec:
+    """A graph without the pools that are bound to it."""
+    spec = manifest.model
+    pools = {t.name for t in manifest.form.pool_tensors(spec, spec.num_layers)}
+    return without(manifest.graph(graph), pools)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckv_export.cache.pool_file import load_pools
 from ckv_export.contract import Profile
 from ckv_export.engine.backends import load
 from ckv_export.errors import CkvError, InputError, nearest
@@ -13,6 +14,7 @@ from ckv_export.manifest import EngineEntry, Manifest
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.runtimes import onnxruntime as ort
 from ckv_export.runtimes.base import Runner
+from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.tensorrt import TensorRtRunner
 
 PROVIDERS = {
@@ -103,10 +105,12 @@ def _provider_problem(provider: str) -> str | None:
 
 def _on_onnxruntime(name: str, provider: str, folder: Path, manifest: Manifest) -> Contender:
     def runners() -> list[Runner]:
-        return [
+        pools = load_pools(folder, manifest)
+        plain = [
             ort.OnnxRuntimeRunner(folder / f"{graph}.onnx", manifest.graph(graph), provider)
             for graph in manifest.graph_names
         ]
+        return [BoundRunner(runner, pools) for runner in plain]
 
     return Contender(name, runners)
 
@@ -144,10 +148,12 @@ def _on_engine(entries: Sequence[EngineEntry], folder: Path, manifest: Manifest)
     backend = entries[0].backend
 
     def runners() -> list[Runner]:
-        return [
-            TensorRtRunner(folder / entry.file, manifest.graph(entry.graph), load(backend))
+        pools, module = load_pools(folder, manifest), load(backend)
+        plain = [
+            TensorRtRunner(folder / entry.file, manifest.graph(entry.graph), module)
             for entry in entries
         ]
+        return [BoundRunner(runner, pools) for runner in plain]
 
     ranges = {a: r for e in entries for a, r in Profile.from_dict(e.profile).axes.items()}
     name = f"{backend} {'-'.join(entries[0].targets)}"

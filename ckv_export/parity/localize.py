@@ -76,25 +76,32 @@ class Localizer:
     def __init__(self, tested: GraphProbe, truth: GraphProbe, precision: str = "fp32") -> None:
         self.tested, self.truth, self.precision = tested, truth, precision
         self.pairs = paired(tested.steps, truth.steps)
+        self._feeds: tuple[Mapping[str, Array], Mapping[str, Array]] = ({}, {})
         self._last_use = last_uses(tested, [step for step, _ in self.pairs])
 
-    def first(self, feeds: Mapping[str, Array]) -> tuple[Step, str, Difference] | None:
-        """The first node, its tensor and the difference; None where no output is touched."""
+    def first(
+        self, feeds: Mapping[str, Array], truth_feeds: Mapping[str, Array] | None = None
+    ) -> tuple[Step, str, Difference] | None:
+        """The first node, its tensor and the difference; None where no output is touched.
+
+        `truth_feeds`: where the graph that is believed takes others.
+        """
+        self._feeds = feeds, feeds if truth_feeds is None else truth_feeds
         low, high = -1, len(self.pairs) - 1
-        if high < 0 or not self._differing(high, feeds):
+        if high < 0 or not self._differing(high):
             return None
         while high - low > 1:
             middle = (low + high) // 2
-            if self._differing(middle, feeds):
+            if self._differing(middle):
                 high = middle
             else:
                 low = middle
         step = self.pairs[high][0]
-        found = self._differing(high, feeds)
+        found = self._differing(high)
         tensor = next((name for name in step.outputs if name in found), next(iter(found)))
         return step, tensor, found[tensor]
 
-    def _differing(self, cut: int, feeds: Mapping[str, Array]) -> dict[str, Difference]:
+    def _differing(self, cut: int) -> dict[str, Difference]:
         """The live tensors behind pair number `cut` that differ by more than rounding."""
         live = [
             names
@@ -102,8 +109,8 @@ class Localizer:
             for names in zip(tested.outputs, truth.outputs, strict=False)
             if self._last_use.get(names[0], _NEVER) > cut
         ]
-        got = self.tested.run(feeds, [tested for tested, _ in live])
-        expected = self.truth.run(feeds, [truth for _, truth in live])
+        got = self.tested.run(self._feeds[0], [tested for tested, _ in live])
+        expected = self.truth.run(self._feeds[1], [truth for _, truth in live])
         differences = {
             name: difference(got[name], expected[other], self.precision) for name, other in live
         }

@@ -46,8 +46,8 @@ class Tolerance:
     """``|got - expected| <= absolute * scale + relative * |expected|`` in every element.
 
     `scale` is the largest ``|expected|`` of the tensor, at least 1: a small result of large terms
-    that cancel carries the rounding of the terms. `typical`: what the mean of ``|got - expected| /
-    scale`` over all cases may be, where the bound of a single element must leave room for rare ones.
+    that cancel carries the rounding of the terms. `typical`: what the mean of the difference over
+    `scale`, over all cases, may be, where the bound of an element must leave room for rare ones.
     """
 
     absolute: float

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ckv_export.cache.pool_file import load_pools
 from ckv_export.contract import CacheSpec, EventForm
 from ckv_export.manifest import Manifest
 from ckv_export.model.reference import Reference
@@ -17,6 +18,7 @@ from ckv_export.parity.inputs import Case
 from ckv_export.parity.probe import GraphProbe, stacked_margins
 from ckv_export.parity.replay import decode_feeds, kept, prefill_feeds
 from ckv_export.runtimes.base import Array, Arrays
+from ckv_export.runtimes.bound import BoundRunner, without
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 
 RECORDED = "the unsplit PyTorch reference, as recorded in the bundle"
@@ -53,9 +55,10 @@ class GraphTruth:
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.manifest = manifest
+        self.manifest, self.pools = manifest, load_pools(folder, manifest)
         self.probe = GraphProbe(folder / "prefill.onnx")
-        self.decode = OnnxRuntimeRunner(folder / "decode.onnx", manifest.graph("decode"))
+        runner = OnnxRuntimeRunner(folder / "decode.onnx", manifest.graph("decode"))
+        self.decode = BoundRunner(runner, self.pools)
         self.name = f"full recomputation by the fp32 graphs of {folder} on ONNX Runtime"
 
     def record(self, cases: Sequence[Case]) -> list[ExpectedCase]:
@@ -66,7 +69,8 @@ class GraphTruth:
     def _record_one(self, case: Case) -> ExpectedCase:
         spec = self.manifest.model
         whole = ExpectedCase(all_cached(case), self._no_past(case), {})
-        feeds = prefill_feeds(self.manifest.graph("prefill"), whole, slice(0, None))
+        graph = without(self.manifest.graph("prefill"), self.pools)
+        feeds = prefill_feeds(graph, whole, slice(0, None)) | self.pools
         cache, margins = self._prefill(feeds)
         given = decode_feeds(self.decode.io, whole, kept(spec, cache))
         outputs: Arrays = {"score": self.decode.infer(given)["score"]}
