@@ -1,8 +1,8 @@
-"""How Polygraphy shall compare outputs of the bundle's graphs.
+r"""How Polygraphy shall compare outputs of the bundle's graphs.
 
 ::
 
-    polygraphy run decode.onnx --onnxrt --trt --compare-func-script polygraphy/compare.py \\
+    polygraphy run decode.onnx --onnxrt --trt --compare-func-script polygraphy/compare.py \
         --data-loader-script polygraphy/data_loader.py:load_decode
 
 Row numbers are compared for equality: to Polygraphy's default, which fails an element only where
