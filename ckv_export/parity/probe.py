@@ -87,7 +87,10 @@ class GraphProbe:
             raise ExportError(f"ONNX Runtime can't load {self.path.name}: {error}") from error
 
     def router_logits(self, side: str) -> list[str]:
-        """The tensors of the router logits of side "k" or "v", a layer each."""
+        """The tensors of the router logits of side "k" or "v", a layer each: [B, N, >= M].
+
+        A router may be padded to more rows than its pool has.
+        """
         found: dict[str, str] = {}
         for step in self.steps:
             match = _LOGITS.match(step.name)
@@ -122,6 +125,6 @@ def top_margin(logits: Array) -> Array:
     return top[..., 1] - top[..., 0]
 
 
-def stacked_margins(found: Mapping[str, Array], names: Iterable[str]) -> Array:
-    """`top_margin` of each layer's logits [B, N, M]: [B, L, N]."""
-    return np.stack([top_margin(found[name]) for name in names], axis=1)
+def stacked_margins(found: Mapping[str, Array], names: Iterable[str], rows: int) -> Array:
+    """`top_margin` of each layer's logits [B, N, >= M] over the pool's M `rows`: [B, L, N]."""
+    return np.stack([top_margin(found[name][..., :rows]) for name in names], axis=1)

@@ -97,7 +97,7 @@ class GraphTruth:
             # Without the logits of every layer nothing is known, and nothing is excused.
             margins[index] = np.full(found[index].shape, np.inf, np.float32)
             if len(names) == spec.num_layers:
-                margins[index] = stacked_margins(found, names)
+                margins[index] = stacked_margins(found, names, spec.attention.pool_rows(side))
         return {name: found[name] for name in outputs}, margins
 
 

@@ -93,7 +93,7 @@ def test_recorded_margins_are_those_of_loops(kind: str, seed: int, rng: np.rando
 
 
 def test_exact_ties_are_no_near_ties(seed: int, rng: np.random.Generator):
-    """Which event wins them is part of the model: margins of drawn models, full of ties, are > 0."""
+    """Which event wins them is part of the model: drawn models are full of them."""
     spec = make_spec("eta")
     cases = record(Reference(spec, draw_state(spec, rng)), draw_cases(spec, seed))
     assert min(case.selection.min() for case in cases) > 1e-3
