@@ -166,15 +166,25 @@ def _cases(subject: _Subject) -> tuple[list[Case], list[ExpectedCase], str]:
         asked = [case.case for case in recorded]
         twin = isinstance(truth, GraphTruth)
         return asked, truth.record(asked) if truth and twin else recorded, "generated"
-    if manifest.form != FEATURES:
+    if not _takes_features(manifest):
         raise InputError("--seed is for graphs that take a tensor per feature: leave it out")
     asked = inputs.generate(manifest.model, request.seed)
     return asked, truth.record(asked), "generated"
 
 
+def _takes_features(manifest: Manifest) -> bool:
+    """Whether the graphs are given what the reference is."""
+    return manifest.form.embeddings == "inline" and manifest.form.item_key is None
+
+
 def _real_cases(subject: _Subject) -> list[Case]:
     request, manifest = subject.request, subject.manifest
     assert request.events is not None
+    if subject.checkpoint is not None and manifest.form.item_key is not None:
+        raise InputError(
+            "graphs that look item features up can be judged on real events by --against alone: "
+            "the checkpoint doesn't hold the features they look up"
+        )
     # The reference embeds features itself; graphs are given what they take.
     form = FEATURES if subject.checkpoint is not None else manifest.form
     found = load_requests(request.events, manifest.model, form, request.labels)
@@ -231,7 +241,9 @@ def _steps(
     if not planned:
         return {}
     manifest, truth = subject.manifest, subject.truth
-    if truth is None:
+    # Recorded cases of another form don't hold the features that the reference reads.
+    readable = _takes_features(manifest) or subject.request.events is not None
+    if truth is None or (isinstance(truth, ReferenceTruth) and not readable):
         truth = GraphTruth(subject.request.bundle, manifest)
     with stages.stage("many steps: the truth"):
         expected = truth.record(planned)

@@ -59,7 +59,9 @@ class GraphTruth:
         self.probe = GraphProbe(folder / "prefill.onnx")
         runner = OnnxRuntimeRunner(folder / "decode.onnx", manifest.graph("decode"))
         self.decode = BoundRunner(runner, self.pools)
-        self.name = f"full recomputation by the fp32 graphs of {folder} on ONNX Runtime"
+        self.name = (
+            f"full recomputation by the {manifest.precision} graphs of {folder} on ONNX Runtime"
+        )
 
     def record(self, cases: Sequence[Case]) -> list[ExpectedCase]:
         """Prefill history and appended events together, and score with nothing appended."""
