@@ -125,7 +125,7 @@ def _print_summary(exported: Exported, request: ExportRequest) -> None:
         console.print(f"\n[bold yellow]note[/]: {note}")
     if exported.parity is not None:
         console.print()
-        for each in parity_tables(exported.parity):
+        for each in parity_tables(exported.parity, brief=True):
             console.print(each)
     console.print(table(f"Bundle {exported.folder}", ("what", "value"), _summary(exported)))
     if manifest.engines:
