@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from ckv_export.contract import AttentionSpec, CacheSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection, ReducibleProjection, frozen
-from ckv_export.model.pooled import (
-    pool_gather_concat,
-    pooled_attention,
-    pooled_pointwise_attention,
-)
+from ckv_export.model.pooled import attend, attend_pointwise, gather_concat, in_place
 from ckv_export.model.precision import Reducible, reduced
 
 SIDES = ("k", "v")
+
+_gather_concat, _attend, _attend_pointwise = (
+    in_place(computation) for computation in (gather_concat, attend, attend_pointwise)
+)
 
 Pools = tuple[Tensor | None, Tensor | None]
 """The pools of K and V that a layer reads, [M, d - d_u] each; None where a side has none."""
@@ -135,7 +135,7 @@ def assembled(
     """Cached parts -> keys or values [B, N, d] of `dtype`; `user` alone where there is no pool."""
     if pool is None or index is None:
         return user.to(dtype)
-    vectors: Tensor = pool_gather_concat(pool, index, user.to(dtype))
+    vectors: Tensor = _gather_concat(pool, index, user.to(dtype))
     return vectors
 
 
@@ -174,7 +174,7 @@ class CollectiveAttention(nn.Module):
         heads, scale = self.spec.num_heads, self.scale
         if self.pooled:
             rows = self._pool_inputs(entries, pools, query.dtype)
-            attended: Tensor = pooled_attention(query, *rows, mask.int(), heads, scale)
+            attended: Tensor = _attend(query, *rows, mask.int(), heads, scale)
             return attended
         key, value = self._keys_values(entries, pools, query.dtype)
         logits = ops.masked_logits(query * scale, key, mask, heads)
@@ -193,7 +193,7 @@ class CollectiveAttention(nn.Module):
         heads, scale = self.spec.num_heads, self.scale
         if self.pooled:
             rows = self._pool_inputs(entries, pools, query.dtype)
-            attended: Tensor = pooled_pointwise_attention(
+            attended: Tensor = _attend_pointwise(
                 query, *rows, bias.to(query.dtype), visible.int(), count, heads, scale
             )
             return attended
