@@ -18,7 +18,10 @@ from ckv_export.cache.record import encode
 from ckv_export.manifest import EngineEntry
 
 CPP = ROOT / "engines" / "cpp"
-HEADERS = {"buckets.h", "engine.h", "error.h", "manifest.h", "record.h", "tensor.h"}
+HEADERS = {
+    f"{name}.h"
+    for name in ("buckets", "engine", "error", "item_table", "manifest", "record", "tensor")
+}
 FUZZED = ("every kind of feature, int8", "HSTU with time, float16", "item table, float16")
 
 
