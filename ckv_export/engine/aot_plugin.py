@@ -129,6 +129,9 @@ def _implementation(trtp: Any, operator: str) -> Callable[..., Any]:
         except CkvError as error:
             _failures.append(error)
             raise
+        except OSError as error:
+            _failures.append(EngineError(f"can't make the kernel of {operator}: {error}"))
+            raise
 
     return implement
 

@@ -61,30 +61,50 @@ def trt() -> Iterator[ModuleType]:
         fake_tensorrt.forget()
 
 
-def shapes(operator: str, case: Case) -> list[tuple[int | str, ...]]:
-    """Static sizes where an exported graph has them, names elsewhere."""
-    width = case.query.shape[-1]
+Axes = tuple[int | str, ...]
 
-    def side(part: Part) -> list[tuple[int | str, ...]]:
-        return [part.pool.shape, ("B", "N"), ("B", "N", part.user.shape[-1])]
+
+def shapes(operator: str, static: bool, sizes: Mapping[str, int]) -> list[Axes]:
+    """Axes of every input; `static`: numbers where an exported graph has them, else all names."""
+
+    def side(name: str) -> list[Axes]:
+        return [(f"M{name}", f"G{name}"), ("B", "N"), ("B", "N", f"U{name}")]
 
     if operator == "PoolGatherConcat":
-        return side(case.key)
-    own = [("B", "N")] if operator == "PooledAttention" else [*[("B", "C", "N")] * 2, ("B", "C")]
-    return [("B", "C", width), *side(case.key), *side(case.value), *own]
+        named = side("k")
+    else:
+        links: list[Axes] = [("B", "C", "N"), ("B", "C", "N"), ("B", "C")]
+        own = [("B", "N")] if operator == "PooledAttention" else links
+        named = [("B", "C", "D"), *side("k"), *side("v"), *own]
+    if not static:
+        return named
+    return [tuple(a if a in "BCN" else sizes[a] for a in axes) for axes in named]
+
+
+def sizes_of(case: Case) -> dict[str, int]:
+    batch, queries, width = case.query.shape
+    sizes = {"B": batch, "C": queries, "D": width, "N": case.key.index.shape[1]}
+    for name, part in (("k", case.key), ("v", case.value)):
+        rows, pool = part.pool.shape
+        sizes |= {f"M{name}": rows, f"G{name}": pool, f"U{name}": part.user.shape[-1]}
+    return sizes
 
 
 def built(
-    trt: ModuleType, operator: str, case: Case, dtype: str, float_count: bool = True
+    trt: ModuleType,
+    operator: str,
+    case: Case,
+    dtype: str,
+    float_count: bool = True,
+    static: bool = True,
 ) -> Iterator[tuple[int, Built, Mapping[str, int]]]:
     """Every tactic of a node of `case`, with the sizes of the call."""
     kinds = {name: DataType.INT32 if name in WHOLE else TYPES[dtype] for name in INPUTS[operator]}
     if float_count and "count" in kinds:
         kinds["count"] = DataType.FLOAT
     attributes = {"num_heads": case.heads, "scale": float(np.float32(case.scale))}
-    node = Node(operator, attributes, shapes(operator, case), list(kinds.values()))
-    batch, queries, _ = case.query.shape
-    sizes = {"B": batch, "C": queries, "N": case.key.index.shape[1]}
+    sizes = sizes_of(case)
+    node = Node(operator, attributes, shapes(operator, static, sizes), list(kinds.values()))
     for tactic, answer in fake_tensorrt.build(trt, node, sizes):
         yield tactic, answer, sizes
 
@@ -145,23 +165,25 @@ def emulated(cpu: Cpu) -> Emulated:
     return Emulated(cpu)
 
 
-@given(case=cases(), run=runs())
+@given(case=cases(), run=runs(), static=st.booleans())
 @many
-def test_gather_concat_moves_bits(trt: ModuleType, emulated: Emulated, case: Case, run: Run):
+def test_gather_concat_moves_bits(
+    trt: ModuleType, emulated: Emulated, case: Case, run: Run, static: bool
+):
     case = rounded(emulated.cpu, case, run.dtype)
     want, _ = emulated.cpu.pool_gather_concat(case.key)
-    for _, answer, sizes in built(trt, "PoolGatherConcat", case, run.dtype):
+    for _, answer, sizes in built(trt, "PoolGatherConcat", case, run.dtype, static=static):
         got = emulated.gather(case, run, launch_of(answer, sizes))
         np.testing.assert_array_equal(got, want)
 
 
-@given(case=cases(most_events=120), run=runs())
+@given(case=cases(most_events=120), run=runs(), static=st.booleans())
 @many
-def test_softmax_attention(trt: ModuleType, emulated: Emulated, case: Case, run: Run):
+def test_softmax_attention(trt: ModuleType, emulated: Emulated, case: Case, run: Run, static: bool):
     case = rounded(emulated.cpu, case, run.dtype)
     want, _ = emulated.cpu.attention(*case.softmax)
     tactics = []
-    for tactic, answer, sizes in built(trt, "PooledAttention", case, run.dtype):
+    for tactic, answer, sizes in built(trt, "PooledAttention", case, run.dtype, static=static):
         close(emulated.softmax(case, run, launch_of(answer, sizes)), want, TOLERANCES[run.dtype])
         tactics.append(tactic)
     assert sorted(tactics) == sorted(TILES)
@@ -224,6 +246,21 @@ def test_other_element_types_are_refused_and_remembered(trt: ModuleType):
     with pytest.raises(EngineError, match="take FLOAT, HALF, BF16 elements, got INT8"):
         list(fake_tensorrt.build(trt, node, {"B": 1, "N": 1}))
     assert "got INT8" in str(aot_plugin.failure())
+    aot_plugin._failures.clear()
+
+
+def test_a_cache_that_cannot_be_written_is_remembered(
+    trt: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(self: Named, kernel: Kernel) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Named, "ptx", refuse)
+    types = [DataType.HALF, DataType.INT32, DataType.HALF]
+    node = Node("PoolGatherConcat", {}, [(9, 62), ("B", "N"), ("B", "N", 2)], types)
+    with pytest.raises(OSError, match="No space left"):
+        list(fake_tensorrt.build(trt, node, {"B": 1, "N": 1}))
+    assert "can't make the kernel of PoolGatherConcat" in str(aot_plugin.failure())
     aot_plugin._failures.clear()
 
 

@@ -175,6 +175,7 @@ class FakeTensorRt:
     configs: list[Config] = field(default_factory=list)
     networks: list[Network] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
+    plugins: dict[str, Any] = field(default_factory=dict)
 
 
 class Parser:
@@ -194,7 +195,9 @@ class Parser:
         self.network.outputs = [_tensor(v) for v in model.graph.output]
         for node in model.graph.node:
             outputs = [Tensor(o, kinds.get(o, DataType.FLOAT)) for o in node.output]
-            if self._creator(node) is not None and not self.fake.faults.parser:
+            creator = self._creator(node)
+            if creator is not None and not self.fake.faults.parser:
+                self._instantiate(creator, node)
                 self._add(node.name, LayerType.PLUGIN_V3, node.name, outputs)
             elif (node.domain, node.op_type) in bodies:
                 for inner in bodies[(node.domain, node.op_type)].node:
@@ -206,6 +209,14 @@ class Parser:
 
     def _add(self, name: str, kind: Any, where: str, outputs: list[Tensor]) -> None:
         self.network.layers.append(Layer(name, kind, f"[ONNX Layer: {where}]", outputs))
+
+    def _instantiate(self, creator: Any, node: onnx.NodeProto) -> None:
+        if not hasattr(creator, "create_plugin"):
+            return
+        values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        numbers = {n: v for n, v in values.items() if isinstance(v, int | float)}
+        made = fake_tensorrt.Node(node.op_type, numbers, (), ())
+        self.fake.plugins[node.name] = fake_tensorrt.create(self.fake.module, made)
 
     def _creator(self, node: onnx.NodeProto) -> Any:
         named = {a.name: a.s.decode() for a in node.attribute if a.type == a.STRING}

@@ -247,15 +247,20 @@ class Node:
     types: Sequence[DataType]
 
 
+def create(module: ModuleType, node: Node) -> Any:
+    """The plugin of a node, as the parser asks for it."""
+    creator = module.get_plugin_registry().get_creator(node.operator, "1", "ckv")
+    return creator.create_plugin(
+        node.operator, "ckv", _fields(module, node), module.TensorRTPhase.BUILD, Request.UNKNOWN
+    )
+
+
 def build(module: ModuleType, node: Node, sizes: Mapping[str, int]) -> Iterator[tuple[int, Built]]:
     """Do with a plugin what TensorRT does while it builds: yields each tactic with its answer.
 
     `sizes`: those for which the autotuner would time it.
     """
-    creator = module.get_plugin_registry().get_creator(node.operator, "1", "ckv")
-    plugin = creator.create_plugin(
-        node.operator, "ckv", _fields(module, node), module.TensorRTPhase.BUILD, Request.UNKNOWN
-    )
+    plugin = create(module, node)
     builder = ExpressionBuilder()
     out_types = plugin.get_output_data_types(list(node.types), [len(s) for s in node.shapes])
     dims = [_dims(shape) for shape in node.shapes]
@@ -283,10 +288,7 @@ def output_shape(
     module: ModuleType, node: Node, sizes: Mapping[str, int]
 ) -> tuple[tuple[int, ...], DataType]:
     """Shape and type of a node's output."""
-    creator = module.get_plugin_registry().get_creator(node.operator, "1", "ckv")
-    plugin = creator.create_plugin(
-        node.operator, "ckv", _fields(module, node), module.TensorRTPhase.BUILD, Request.UNKNOWN
-    )
+    plugin = create(module, node)
     (kind,) = plugin.get_output_data_types(list(node.types), [len(s) for s in node.shapes])
     (dims,) = plugin.get_output_shapes(
         [_dims(shape) for shape in node.shapes], [], ExpressionBuilder()
