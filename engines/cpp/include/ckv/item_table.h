@@ -10,8 +10,8 @@
 
 namespace ckv {
 
-// A safetensors file with a tensor [I, ..] for each item_* input of decode_items. Read them into the
-// caller's memory once, upload them once, and bind them at every call, with I among the sizes.
+// A safetensors file with a tensor [I, ..] for each item_* input of decode_items. Read them into
+// the caller's memory once, upload them once, and bind them at every call, with I in the sizes.
 class ItemTable {
 public:
     // Reads the header and checks it against the graph. Throws kBundle.
@@ -20,8 +20,8 @@ public:
     // I, the ids that the table has rows for.
     std::int64_t items() const { return items_; }
 
-    // Write the tensor into `out`, which has TensorSpec::bytes({{"I", items()}}). Throws kBundle for
-    // another name or a file that has become shorter.
+    // Write the tensor into `out`, which has TensorSpec::bytes({{"I", items()}}). Throws kBundle
+    // for another name or a file that has become shorter.
     void read(std::string const& name, void* out) const;
 
 private:

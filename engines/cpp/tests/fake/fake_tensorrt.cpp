@@ -165,7 +165,11 @@ class Runtime : public IRuntime, public RuntimeStubs {
 public:
     explicit Runtime(ILogger& logger) : logger_(logger) { mImpl = this; }
     IRuntime* getPImpl() noexcept override { return this; }
+    void setEngineHostCodeAllowed(bool allowed) noexcept override { allowed_ = allowed; }
     ICudaEngine* deserializeCudaEngine(void const* plan, std::size_t size) noexcept override {
+        if (std::string(static_cast<char const*>(plan), size) == "plan with code" && allowed_) {
+            return new FakeEngine;
+        }
         if (std::string(static_cast<char const*>(plan), size) == "plan") {
             return new FakeEngine;
         }
@@ -177,6 +181,7 @@ public:
 
 private:
     ILogger& logger_;
+    bool allowed_ = false;
 };
 
 class Registry : public PluginRegistryStubs {

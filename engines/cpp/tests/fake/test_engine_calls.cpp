@@ -149,6 +149,14 @@ void plugins(fs::path const& folder) {
     }
 }
 
+void code_inside_an_engine(fs::path const& folder) {
+    ckv::Bundle const bundle = make_bundle(folder / "code", "plan with code");
+    refuses(ErrorCode::kEngine, "can't load the engine", [&] { ckv::Engine(bundle, "decode"); });
+    ckv::EngineOptions options;
+    options.allow_host_code = true;
+    ckv::Engine const engine(bundle, "decode", options);
+}
+
 void sizes_outside_every_profile(ckv::Bundle const& bundle) {
     ckv::Engine engine(bundle, "decode");
     int const before = fake::calls;
@@ -292,6 +300,7 @@ int main(int argc, char** argv) {
     fs::path const folder = argv[1];
     bad_engines(folder);
     plugins(folder);
+    code_inside_an_engine(folder);
     ckv::Bundle const bundle = make_bundle(folder / "good", "plan");
     sizes_outside_every_profile(bundle);
     many_workers(bundle);
