@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ckv_testing.writers import add, write_for_ever
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
@@ -174,21 +175,6 @@ def test_prefixes_are_apart(url: str, opened: Open):
 # -- races
 
 
-def add(url: str, name: str, users: list[str], times: int) -> None:
-    """Append a byte to a user's record, again and again, as a server would."""
-    with open_store(url) as store:
-        for i in range(times):
-            user = users[i % len(users)]
-            while True:
-                before = store.read([user])[0]
-                old = before or Entry(b"")
-                record = old.record + name.encode()
-                entry = old.followed_by(record, 1, token_of(name, str(i)))
-                kept = Kept(0, 0, len(old.record))
-                if store.write([Change(user, entry, before, kept=kept)])[0]:
-                    break
-
-
 def test_no_append_is_lost_or_doubled_between_processes_and_threads(url: str, opened: Open):
     users = ["u", "v"]
     context = multiprocessing.get_context("fork" if url.startswith("sqlite") else "spawn")
@@ -228,18 +214,6 @@ def test_one_store_is_shared_by_threads_and_crosses_a_fork(url: str, opened: Ope
 
 
 # -- crashes
-
-
-def write_for_ever(url: str, ready: threading.Event) -> None:
-    """Rewrite two users together, whose records must stay the same."""
-    with open_store(url) as store:
-        i = 0
-        while True:
-            record = str(i).encode() * 3000
-            store.write([Change(user, Entry(record, i), force=True) for user in ("u", "v")])
-            i += 1
-            if i == 5:
-                ready.set()
 
 
 def test_a_writer_killed_at_any_moment_leaves_whole_records(
