@@ -32,6 +32,7 @@ ROOMS = (
     ("catalogue", "events", "cache"),
     ("parity",),
     ("deploy",),
+    ("bench",),
     ("cli",),
     ("__main__",),
 )
