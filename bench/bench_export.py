@@ -21,13 +21,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import record
 import torch
 
+from ckv_export.bench.environment import environment
 from ckv_export.checkpoint.native import save_native
 from ckv_export.contract import AttentionSpec, DnnSpec, FeatureSpec, ModelSpec
 from ckv_export.model.parameters import expected_shapes
 
+SCHEMA_VERSION = 1
 WIDTH = 64
 
 
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_700_000, help="rows of the item table")
     parser.add_argument("--json", type=Path, help="write the result here")
     args = parser.parse_args()
-    result = record.environment() | {"result": measure(args.items)}
+    result = {"schema_version": SCHEMA_VERSION} | environment() | {"result": measure(args.items)}
     text = json.dumps(result, indent=1)
     print(text)
     if args.json:

@@ -34,6 +34,7 @@ ROOMS = (
     ("triton", "bulk"),
     ("parity",),
     ("deploy",),
+    ("bench",),
     ("cli",),
     ("__main__",),
 )

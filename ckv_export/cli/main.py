@@ -19,7 +19,7 @@ from ckv_export.cli import interrupts
 from ckv_export.errors import CkvError, InputError, Interrupted
 
 VERBS = (
-    *("export", "inspect", "parity", "build", "plugin", "pool"),
+    *("export", "inspect", "parity", "build", "bench", "plan", "plugin", "pool"),
     *("triton", "prefill", "doctor", "demo"),
 )
 """Each is a module beside this one: `HELP`, `add_arguments(parser)`, `run(args) -> exit code`."""

@@ -41,6 +41,11 @@ class Runner(abc.ABC):
         self.io = io
         self._active = False
 
+    @property
+    def active(self) -> bool:
+        """Whether `infer` may be called."""
+        return self._active
+
     def activate(self) -> None:
         """Load the graph; raises `CkvError` where this machine can't run it."""
         if self._active:

@@ -1,0 +1,32 @@
+"""Models with random weights at the paper's sizes, for benchmarks that need no training."""
+
+from __future__ import annotations
+
+import torch
+
+from ckv_export.contract import AttentionSpec, DnnSpec, FeatureSpec, ModelSpec
+from ckv_export.training.initial import initial_state
+
+WIDTH = 64
+
+
+def sim_spec(d: int, heads: int, d_u: int, rows: int, history: int) -> ModelSpec:
+    """SIM with three item features of 64 and a CollectiveKV branch over the whole history."""
+    return ModelSpec(
+        kind="sim",
+        features=(
+            FeatureSpec("item_id", "item", "categorical", WIDTH, vocab_size=24323),
+            FeatureSpec("cate_id", "item", "categorical", WIDTH, vocab_size=514),
+            FeatureSpec("image", "item", "vector", WIDTH, length=WIDTH),
+        ),
+        attention=AttentionSpec(d, heads, d_u, d_u, rows, rows),
+        dnn=DnnSpec((1024, 512, 256), ("relu",) * 3, batch_norm=True),
+        max_len=history,
+        window=history + 1,
+        options={"topk": 50},
+    )
+
+
+def weights(spec: ModelSpec, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Where a training run would start."""
+    return initial_state(spec, seed)

@@ -1,0 +1,1 @@
+"""What a bundle costs to serve on this machine, and against what."""

@@ -1,0 +1,135 @@
+"""Two results side by side: what became slower by more than the noise of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckv_export.bench.statistics import RatioInterval, ratio_of_medians
+from ckv_export.errors import InputError
+
+SCHEMA_VERSION = 1
+LEAST_WINDOWS = 3
+"""Of a timing that is compared: fewer tell nothing of the noise."""
+_SAME = (("bundle", "fingerprint"), ("bundle", "precision"))
+_SAME_SETTINGS = ("sizes", "threads", "stored", "source")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One phase of one way in both results."""
+
+    way: str
+    phase: str
+    old_ms: float
+    new_ms: float
+    interval: RatioInterval
+    verdict: str
+
+    def row(self) -> tuple[str, ...]:
+        """Cells of a table."""
+        ends = f"{self.interval.low:.3f} to {self.interval.high:.3f}"
+        numbers = (f"{self.old_ms:.3f}", f"{self.new_ms:.3f}", f"{self.interval.ratio:.3f}")
+        return (self.way, self.phase, *numbers, ends, self.verdict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All phases that both results have, and what differs between their machines."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def regressed(self) -> bool:
+        """Whether anything became slower."""
+        return any(row.verdict == "slower" for row in self.rows)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a result; raises `InputError` for anything else."""
+    try:
+        result = json.loads(path.read_text())
+        version, ways = result["schema_version"], result["ways"]
+    except OSError as error:
+        raise InputError(f"can't read the result {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no result of ckv-export bench: {error}") from error
+    if version != SCHEMA_VERSION or not isinstance(ways, list):
+        raise InputError(
+            f"{path} is a result of schema version {version}, this ckv-export reads "
+            f"{SCHEMA_VERSION}: measure again"
+        )
+    return dict(result)
+
+
+def compare(
+    old: Mapping[str, Any], new: Mapping[str, Any], margin: float, *, any_machine: bool = False
+) -> Comparison:
+    """Judge each phase by a bootstrap of its windows; slower by `margin` (a share) regresses.
+
+    Raises `InputError` where the results aren't of the same model, sizes and settings, and, unless
+    `any_machine`, where they aren't of the same processor, cores and GPUs.
+    """
+    differing = [f"{a}: {b}" for a, b in _differences(old, new)]
+    if differing:
+        raise InputError(
+            f"the results can't be compared, they differ in {'; '.join(differing)}: measure with "
+            "the same bundle and options"
+        )
+    machines = list(_machine_differences(old, new))
+    if machines and not any_machine:
+        raise InputError(
+            f"the results are of different machines ({'; '.join(machines)}): a ratio would say "
+            "nothing of the code; give --any-machine to compare all the same"
+        )
+    rows = tuple(_rows(old, new, margin))
+    if not rows:
+        raise InputError(
+            f"the results have no way and phase in common with {LEAST_WINDOWS} windows in each"
+        )
+    return Comparison(rows, (*machines, *_version_notes(old, new)))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for part, name in _SAME:
+        if old[part][name] != new[part][name]:
+            yield name, f"{old[part][name]} and {new[part][name]}"
+    for name in _SAME_SETTINGS:
+        if old["settings"][name] != new["settings"][name]:
+            yield name, f"{old['settings'][name]} and {new['settings'][name]}"
+
+
+def _machine_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    before, after = (result["environment"]["machine"] for result in (old, new))
+    for name in ("cpu", "cores"):
+        if before[name] != after[name]:
+            yield f"{name}: {before[name]} and {after[name]}"
+    gpus = [[gpu["name"] for gpu in result["environment"]["gpus"]] for result in (old, new)]
+    if gpus[0] != gpus[1]:
+        yield f"GPUs: {gpus[0]} and {gpus[1]}"
+
+
+def _version_notes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    before, after = (result["environment"]["versions"] for result in (old, new))
+    for name in sorted(before.keys() & after.keys()):
+        if before[name] != after[name]:
+            yield f"{name} {before[name]} and {after[name]}"
+
+
+def _rows(old: Mapping[str, Any], new: Mapping[str, Any], margin: float) -> Iterator[Row]:
+    before = {way["name"]: way["phases"] for way in old["ways"]}
+    for way in new["ways"]:
+        for phase, timing in way["phases"].items():
+            earlier = before.get(way["name"], {}).get(phase)
+            if earlier is None:
+                continue
+            windows = earlier["windows_ms"], timing["windows_ms"]
+            if min(map(len, windows)) < LEAST_WINDOWS:
+                continue
+            interval = ratio_of_medians(*windows)
+            medians = earlier["p50_ms"], timing["p50_ms"]
+            yield Row(way["name"], phase, *medians, interval, interval.verdict(margin))

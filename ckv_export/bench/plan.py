@@ -1,0 +1,205 @@
+"""What a user base needs: memory, bandwidth, cores or GPUs, with the arithmetic shown.
+
+Whole numbers throughout, so that a billion users are counted exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from ckv_export.cache import CacheSizes, cache_sizes
+from ckv_export.cache.units import bytes_text, count_text
+from ckv_export.contract import ModelSpec
+from ckv_export.errors import InputError
+
+MOST_USERS = 10**9
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is to be served.
+
+    `requests`: a second, at the peak; `memory`: bytes of a server for caches; `link`: bytes a
+    second between store and server; `utilisation`: percent of a core or GPU that is planned with,
+    the rest is for bursts.
+    """
+
+    users: int
+    history: int
+    requests: int
+    user_dtype: str = "fp16"
+    memory: int = 512 * 10**9
+    link: int = 12_500_000_000
+    utilisation: int = 60
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("users", 1, MOST_USERS),
+            ("history", 0, 10**7),
+            ("requests", 1, 10**12),
+            ("memory", 1, 10**18),
+            ("link", 1, 10**15),
+            ("utilisation", 1, 100),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise InputError(f"{name} must lie in {least} to {most:,}, got {value:,}")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step of the arithmetic: what, how it was computed, and the number it gives."""
+
+    what: str
+    how: str
+    value: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All lines for one kind of cache."""
+
+    cache: str
+    lines: tuple[Line, ...]
+
+    def value(self, what: str) -> int:
+        """The number of a line."""
+        return next(line.value for line in self.lines if line.what == what)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {"cache": self.cache, "lines": [vars(line) for line in self.lines]}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A way of a result of ``ckv-export bench``: whole microseconds of a request for one user."""
+
+    name: str
+    device: str
+    cache: str
+    microseconds: int
+
+
+def whole_number(text: str) -> int:
+    """Read ``1000000`` or ``1e9`` exactly; raises `InputError` for what is no whole number."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if not number.is_finite() or number != number.to_integral_value() or abs(number) > 10**18:
+        raise InputError(f"a whole number is written like 1000000 or 1e9, got {text!r}")
+    return int(number)
+
+
+def measured_ways(result: Mapping[str, Any], history: int) -> list[Measured]:
+    """The ways of a result whose whole request was timed.
+
+    Raises `InputError` where it was timed for another history length: costs don't scale.
+    """
+    sizes = result["settings"]["sizes"]
+    if sizes["history"] != history:
+        raise InputError(
+            f"the result was measured with histories of {sizes['history']} events, the plan is "
+            f"for {history}: measure with --history {history}"
+        )
+    return [
+        Measured(
+            way["name"],
+            way["device"],
+            way["cache"],
+            round(1000 * way["phases"]["request"]["mean_ms"] / sizes["batch"]),
+        )
+        for way in result["ways"]
+        if "request" in way["phases"]
+    ]
+
+
+def plans(spec: ModelSpec, demand: Demand, measured: list[Measured] | None = None) -> list[Plan]:
+    """A plan for the compact cache, then for K and V in fp16 and in fp32.
+
+    Cores or GPUs are planned with those of `measured` that serve from such a cache.
+    """
+    sizes = cache_sizes(spec, demand.user_dtype, history=demand.history, users=demand.users)
+    full = zip(("full KV, fp16", "full KV, fp32"), sizes.full, strict=True)
+    kinds = [("compact", _compact_events(sizes), sizes.pool_bytes, "compact")]
+    kinds += [(name, _how(row.bytes_per_event, row), 0, "full, fetched") for name, row in full]
+    return [
+        Plan(name, tuple(_lines(sizes, demand, event, pool, cache, measured or [])))
+        for name, event, pool, cache in kinds
+    ]
+
+
+Event = tuple[str, int]
+
+
+def _compact_events(sizes: CacheSizes) -> Event:
+    parts = [f"{row.bytes_per_event} {row.what} {row.dtype}" for row in sizes.compact]
+    layers = sizes.full[0].layers
+    each = layers * sum(row.bytes_per_event for row in sizes.compact)
+    times = f"{layers} layers x " if layers > 1 else ""
+    return f"{times}({' + '.join(parts)})", each
+
+
+def _how(each: int, row: Any) -> Event:
+    return f"{row.layers} layers x {each} {row.what} {row.dtype}", row.layers * each
+
+
+def _lines(
+    sizes: CacheSizes,
+    demand: Demand,
+    event: Event,
+    pool: int,
+    cache: str,
+    measured: list[Measured],
+) -> Iterator[Line]:
+    how, each = event
+    kept = sizes.cached_events
+    yield _count("cached events per user", f"of {demand.history:,} events of history", kept)
+    yield _bytes("bytes per event", how, each)
+    user = kept * each
+    yield _bytes("bytes per user", f"{kept:,} events x {each:,}", user)
+    total = demand.users * user
+    yield _bytes("all users", f"{demand.users:,} users x {user:,}", total)
+    room = demand.memory - pool
+    if room < max(user, 1):
+        raise InputError(
+            f"a server of {bytes_text(demand.memory)} holds no user beside pools of "
+            f"{bytes_text(pool)}: give more --memory"
+        )
+    pools = f" less {pool:,} of pools" if pool else ""
+    how = f"{total:,} / ({demand.memory:,}{pools}), rounded up"
+    yield _count("servers for memory", how, _up(total, room))
+    moved = demand.requests * user
+    yield _bytes("fetched per second", f"{demand.requests:,} requests x {user:,}", moved, "/s")
+    how = f"{moved:,} / {demand.link:,} a second, rounded up"
+    yield _count("links", how, _up(moved, demand.link))
+    for way in measured:
+        if way.cache == cache or (way.cache == "none" and cache == "compact"):
+            yield _processors(way, demand)
+
+
+def _processors(way: Measured, demand: Demand) -> Line:
+    unit = "cores" if way.device == "cpu" else "GPUs"
+    busy = demand.requests * way.microseconds
+    how = (
+        f"{demand.requests:,} requests x {way.microseconds:,} us / (1,000,000 us x "
+        f"{demand.utilisation}%), rounded up"
+    )
+    return _count(f"{unit}: {way.name}", how, _up(100 * busy, demand.utilisation * 10**6))
+
+
+def _up(dividend: int, divisor: int) -> int:
+    return -(-dividend // divisor)
+
+
+def _count(what: str, how: str, value: int) -> Line:
+    return Line(what, how, value, count_text(value))
+
+
+def _bytes(what: str, how: str, value: int, per: str = "") -> Line:
+    return Line(what, how, value, bytes_text(value) + per)

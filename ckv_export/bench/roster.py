@@ -1,0 +1,203 @@
+"""Which ways there are to serve a bundle: from its files, and with its checkpoint's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
+from ckv_export.bench.stored import Layout, full_cache_spec
+from ckv_export.bench.ways import LeftOut, Way
+from ckv_export.cache.pool_file import load_pools
+from ckv_export.checkpoint.load import load_checkpoint
+from ckv_export.contract import CacheSpec, GraphSpec
+from ckv_export.engine import backends
+from ckv_export.errors import CheckpointError, CkvError, ExportError
+from ckv_export.graphs.decode import DecodeGraph
+from ckv_export.graphs.prefill import PrefillGraph
+from ckv_export.manifest import Manifest
+from ckv_export.model.base import CollectiveModel
+from ckv_export.model.fingerprint import fingerprint
+from ckv_export.model.reference import Reference
+from ckv_export.model.registry import build_model, build_reference
+from ckv_export.onnx_export.export import export_graph
+from ckv_export.onnx_export.save import save_models
+from ckv_export.runtimes.base import Array, Arrays, Runner
+from ckv_export.runtimes.bound import BoundRunner
+from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner, load_module
+from ckv_export.runtimes.tensorrt import TensorRtRunner
+from ckv_export.runtimes.torch import TorchRunner
+
+FIRST = "ONNX Runtime, compact cache"
+"""What all other ways are compared with."""
+NO_CACHE = "ONNX Runtime, no cache"
+_NEED_WEIGHTS = (
+    *("PyTorch eager, compact cache", "torch.compile, compact cache", "PyTorch eager, no cache"),
+    *("ONNX Runtime, full KV held", "ONNX Runtime, full KV fetched"),
+)
+
+
+class CompiledRunner(TorchRunner):
+    """A split module under torch.compile, a program for each shape; `ExportError` if it fails."""
+
+    def __init__(self, module: nn.Module, io: GraphSpec) -> None:
+        compiled: Any = torch.compile(module, dynamic=False)
+        super().__init__(compiled, io)
+
+    def _infer(self, feeds: Mapping[str, Array]) -> Arrays:
+        try:
+            return super()._infer(feeds)
+        except Exception as error:  # a missing C++ compiler is several classes of error
+            raise ExportError(f"torch.compile failed: {str(error).splitlines()[0]}") from error
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The model of a bundle with its weights, split and as the reference."""
+
+    model: CollectiveModel
+    reference: Reference
+
+
+def load_weights(
+    path: Path, manifest: Manifest, weights: str | None = None, params: str | None = None
+) -> Weights:
+    """Read the checkpoint a bundle was made from; raises `CheckpointError` for any other."""
+    checkpoint = load_checkpoint(path, weights=weights, params=params)
+    identity = fingerprint(checkpoint.spec, checkpoint.state)
+    if identity != manifest.fingerprint:
+        raise CheckpointError(
+            f"{path} has the fingerprint {identity[:16]}, the bundle was exported from "
+            f"{manifest.fingerprint[:16]}: give the checkpoint it was exported from"
+        )
+    if manifest.form.item_key is not None or manifest.form.embeddings != "inline":
+        raise CheckpointError(
+            "baselines need a bundle whose graphs take all features: this one was exported with "
+            "--embeddings external or --item-features"
+        )
+    spec, state = checkpoint.spec, checkpoint.state
+    return Weights(build_model(spec, state), build_reference(spec, state))
+
+
+def bundle_ways(
+    folder: Path, manifest: Manifest, threads: int, floats: str
+) -> tuple[list[Way], list[LeftOut]]:
+    """What the bundle's own files allow: ONNX Runtime on the CPU and GPU, and engines."""
+    layout = Layout(manifest.model, CacheSpec.of(manifest.model), floats)
+    pools = load_pools(folder, manifest)
+
+    def onnx(graph: str, provider: str) -> Runner:
+        path, io = folder / f"{graph}.onnx", manifest.graph(graph)
+        return BoundRunner(OnnxRuntimeRunner(path, io, provider, threads), pools)
+
+    prefill, decode = (onnx(graph, "CPUExecutionProvider") for graph in ("prefill", "decode"))
+    ways = [
+        Way(FIRST, "compact", prefill, decode, layout),
+        Way(NO_CACHE, "none", prefill, decode, layout),
+    ]
+    left_out = []
+    if "CUDAExecutionProvider" in load_module().get_available_providers():
+        prefill, decode = (onnx(graph, "CUDAExecutionProvider") for graph in ("prefill", "decode"))
+        ways.append(Way("ONNX Runtime CUDA, compact cache", "compact", prefill, decode, layout))
+    else:
+        reason = "this ONNX Runtime has no CUDA provider: install onnxruntime-gpu"
+        left_out.append(LeftOut("ONNX Runtime CUDA, compact cache", reason))
+    engines, without = _engine_ways(folder, manifest, layout, pools)
+    return ways + engines, left_out + without
+
+
+def _engine_ways(
+    folder: Path, manifest: Manifest, layout: Layout, pools: Mapping[str, Array]
+) -> tuple[list[Way], list[LeftOut]]:
+    by_backend: dict[str, dict[str, str]] = {}
+    for engine in manifest.engines:
+        by_backend.setdefault(engine.backend, {})[engine.graph] = engine.file
+    ways, left_out = [], []
+    for name in ("tensorrt", "tensorrt_rtx"):
+        title, files = f"{name} engines, compact cache", by_backend.get(name, {})
+        if not {"prefill", "decode"} <= set(files):
+            reason = f"the bundle has no {name} engines: ckv-export build makes them"
+            left_out.append(LeftOut(title, reason))
+            continue
+        try:
+            backend = backends.load(name)
+        except CkvError as error:
+            left_out.append(LeftOut(title, str(error)))
+            continue
+        prefill, decode = (
+            BoundRunner(TensorRtRunner(folder / files[g], manifest.graph(g), backend), pools)
+            for g in ("prefill", "decode")
+        )
+        ways.append(Way(title, "compact", prefill, decode, layout))
+    reason = "the runners bind new buffers at every call, which a captured graph can't follow"
+    left_out.append(LeftOut("CUDA graphs", reason))
+    return ways, left_out
+
+
+def without_weights() -> list[LeftOut]:
+    """The ways that `weighted_ways` would add."""
+    reason = "its weights are in no bundle: give --checkpoint MODEL"
+    return [LeftOut(name, reason) for name in _NEED_WEIGHTS]
+
+
+def weighted_ways(
+    weights: Weights, first: Way, scratch: Path, threads: int, floats: str
+) -> list[Way]:
+    """PyTorch and uncompressed caches, with the weights of the bundle's checkpoint.
+
+    `first`: the bundle's own way, whose prefill serves the full cache too. Exports a decode graph
+    for that into `scratch`.
+    """
+    model, spec = weights.model, weights.model.spec
+    torch.set_num_threads(threads)
+    prefill, decode = PrefillGraph(model), DecodeGraph(model)
+    eager = TorchRunner(prefill, prefill.io), TorchRunner(decode, decode.io)
+    compiled = CompiledRunner(prefill, prefill.io), CompiledRunner(decode, decode.io)
+    full = _full_decode(model, scratch, threads)
+    whole = Layout(spec, full_cache_spec(spec), floats)
+
+    def expand(cache: Mapping[str, Array]) -> Arrays:
+        return whole_cache(model, cache)
+
+    return [
+        Way(_NEED_WEIGHTS[0], "compact", *eager, first.layout),
+        Way(_NEED_WEIGHTS[1], "compact", *compiled, first.layout),
+        Way(_NEED_WEIGHTS[2], "none", *eager, first.layout),
+        Way(_NEED_WEIGHTS[3], "full, held", first.prefill, full, whole, expand),
+        Way(_NEED_WEIGHTS[4], "full, fetched", first.prefill, full, whole, expand),
+    ]
+
+
+def _full_decode(model: CollectiveModel, scratch: Path, threads: int) -> Runner:
+    graph = FullDecodeGraph(model)
+    save_models({"decode_full": export_graph(graph)}, scratch)
+    return OnnxRuntimeRunner(scratch / "decode_full.onnx", graph.io, threads=threads)
+
+
+def reference_scores(reference: Reference, inputs: Mapping[str, Array]) -> Array:
+    """Scores [B, C] of the unsplit model for a request's inputs."""
+    given = {name: torch.from_numpy(np.asarray(array)) for name, array in inputs.items()}
+    spec = reference.spec
+    history = {
+        f.name: torch.cat(
+            [
+                given.get(f"history_{f.name}", given.get(f"event_{f.name}")),  # type: ignore[list-item]
+                given[f"append_{f.name}"],
+            ],
+            dim=1,
+        )
+        for f in spec.item_features
+    }
+    mask = torch.cat([given["history_mask"], given["append_mask"]], dim=1)
+    groups = [
+        {n.removeprefix(p): t for n, t in given.items() if n.startswith(p)}
+        for p in ("candidate_", "user_")
+    ]
+    with torch.inference_mode():
+        return reference.score(history, mask, *groups).numpy()

@@ -1,0 +1,253 @@
+"""One benchmark from start to result: open the ways, check their scores, measure, search rates."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ckv_export.bench import roster
+from ckv_export.bench.describe import (
+    bundle_dict,
+    cycling,
+    fetched_bytes,
+    settings_dict,
+    way_dict,
+)
+from ckv_export.bench.environment import environment
+from ckv_export.bench.measure import Settings, in_turn
+from ckv_export.bench.rate import highest_rate
+from ckv_export.bench.request import BenchRequest
+from ckv_export.bench.stored import Store
+from ckv_export.bench.traffic import bucket_of, buckets, history_lengths, padding_waste
+from ckv_export.bench.ways import LeftOut, Prepared, Way, last_entries, open_all
+from ckv_export.bench.workload import Request, Sizes, draw_request
+from ckv_export.errors import ParityFailure
+from ckv_export.manifest import Manifest, open_bundle
+from ckv_export.parity.tolerances import tolerance_of
+from ckv_export.runtimes.base import Arrays
+from ckv_export.stages import Stages
+
+SCHEMA_VERSION = 1
+LEAST_AGREEING = 0.99
+"""Share of the scores that must lie within the gate's bound. A near-tie at the edge of a long
+branch's top-k may select another event in another runtime (README): one such candidate is no
+fault of a way, one in a hundred is."""
+
+
+def run_bench(request: BenchRequest, stages: Stages) -> dict[str, Any]:
+    """Measure; returns what `result.schema.json` describes.
+
+    Raises `ParityFailure` where a way's scores are not the model's, before anything is timed.
+    """
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as opened:
+        bench = _Bench(request, Path(scratch), stages)
+        opened.callback(bench.close)
+        bench.open()
+        return bench.measure()
+
+
+class _Bench:
+    """The state of one run."""
+
+    def __init__(self, request: BenchRequest, scratch: Path, stages: Stages) -> None:
+        self.request, self.scratch, self.stages = request, scratch, stages
+        self.environment = environment()
+        with stages.stage("verify hashes"):
+            self.manifest: Manifest = open_bundle(request.bundle)
+        self.spec = self.manifest.model
+        self.rng = np.random.default_rng(request.seed)
+        self.graphs = {name: self.manifest.graph(name) for name in ("prefill", "decode")}
+        self.weights: roster.Weights | None = None
+        self.ways: list[Way] = []
+        self.left_out: list[LeftOut] = []
+        self.stores: list[Store] = []
+
+    def open(self) -> None:
+        """Find and load the ways."""
+        request = self.request
+        if request.checkpoint is not None:
+            with self.stages.stage("load checkpoint"):
+                self.weights = roster.load_weights(
+                    request.checkpoint, self.manifest, request.weights, request.params
+                )
+        with self.stages.stage("load runtimes") as stage:
+            given, self.left_out = roster.bundle_ways(
+                request.bundle, self.manifest, request.threads, request.floats
+            )
+            if self.weights is None:
+                self.left_out += roster.without_weights()
+            else:
+                more = (self.weights, given[0], self.scratch, request.threads, request.floats)
+                given += roster.weighted_ways(*more)
+            wanted = [w for w in given if w is given[0] or request.only in w.name]
+            self.ways, failed = open_all(wanted)
+            self.left_out += failed
+            stage.remark = f"{len(self.ways)} ways, {len(self.left_out)} left out"
+
+    def close(self) -> None:
+        """Free everything."""
+        for store in self.stores:
+            store.close()
+        for way in self.ways:
+            way.close()
+
+    def measure(self) -> dict[str, Any]:
+        """All parts of the result."""
+        request = self.request
+        prepared = self._prepared(self._draw(request.sizes))
+        with self.stages.stage("check scores") as stage:
+            errors = self._checked(prepared)
+            stage.remark = f"worst difference {max(errors.values(), default=0.0):.1e}"
+        phases = self._phases(prepared, request.settings, "measure")
+        rates = self._rates(prepared)
+        ways = [way_dict(p, errors[p.way.name]) | {"phases": phases[p.way.name]} for p in prepared]
+        for way in ways:
+            way["rate"] = rates.get(way["name"])
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "environment": self.environment,
+            "bundle": bundle_dict(self.manifest),
+            "settings": settings_dict(request),
+            "ways": ways,
+            "left_out": [{"name": w.name, "reason": w.reason} for w in self.left_out],
+            "sweep": self._sweep(),
+            "traffic": self._traffic(),
+        }
+
+    # -- preparing
+
+    def _draw(self, sizes: Sizes, lengths: tuple[int, ...] | None = None) -> Request:
+        return draw_request(self.spec, self.manifest.form, self.graphs, sizes, self.rng, lengths)
+
+    def _prepared(self, request: Request) -> list[Prepared]:
+        """The request for every way, its cache made once by the first way's prefill."""
+        prefill = self.ways[0].prefill
+        assert prefill is not None
+        made = prefill.infer(request.prefill_feeds(prefill.io, self.spec))
+        compact = last_entries(self.spec, made)
+        return [self._prepared_one(way, request, compact) for way in self.ways]
+
+    def _prepared_one(self, way: Way, request: Request, compact: Arrays) -> Prepared:
+        store = None
+        if way.cache in ("compact", "full, fetched"):
+            store = way.store_of(compact, request.real, self._store)
+        return Prepared(way, self.spec, request, way.kept(compact), store)
+
+    def _store(self, way: Way, blobs: Sequence[bytes]) -> Store:
+        in_file = self.request.source == "file"
+        file = self.scratch / f"store{len(self.stores)}.bin" if in_file else None
+        self.stores.append(Store(blobs, file))
+        return self.stores[-1]
+
+    def _checked(self, prepared: Sequence[Prepared]) -> dict[str, float]:
+        """Each way's worst error, timing its first call; raises `ParityFailure`."""
+        inputs = prepared[0].request.inputs
+        expected = None
+        if self.weights is not None:
+            scores = roster.reference_scores(self.weights.reference, inputs)
+            expected = np.asarray(scores, np.float64)
+        errors = {}
+        for one in prepared:
+            start = time.perf_counter()
+            score = np.asarray(one.score(), np.float64)
+            one.way.first_call_seconds = time.perf_counter() - start
+            expected = score if expected is None else expected
+            errors[one.way.name] = self._error(one.way.name, np.abs(score - expected))
+        return errors
+
+    def _error(self, name: str, differences: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+        bound = tolerance_of("score", self.spec.num_layers).absolute
+        if self.request.floats == "fp16" or self.manifest.precision != "fp32":
+            bound = 0.02  # stored or computed in half precision: a check for mistakes alone
+        agreeing = float((differences <= bound).mean()) if differences.size else 1.0
+        worst = float(differences.max(initial=0.0))
+        if not agreeing >= LEAST_AGREEING:
+            raise ParityFailure(
+                f"{name}: {1 - agreeing:.1%} of the scores differ by more than {bound:.1e} from "
+                f"the model's, the worst by {worst:.1e}: what is wrong is not timed"
+            )
+        return worst
+
+    # -- measuring
+
+    def _phases(
+        self, prepared: Sequence[Prepared], settings: Settings, title: str
+    ) -> dict[str, dict[str, Any]]:
+        """Way -> phase -> timing; the ways of a phase take turns."""
+        by_phase: dict[str, dict[str, Callable[[], object]]] = {}
+        for one in prepared:
+            for phase, call in one.calls():
+                if phase in self.request.phases:
+                    by_phase.setdefault(phase, {})[one.way.name] = call
+        timings: dict[str, dict[str, Any]] = {one.way.name: {} for one in prepared}
+        users = prepared[0].request.sizes.batch
+        for phase, calls in by_phase.items():
+            with self.stages.stage(f"{title}: {phase}") as stage:
+                for name, timing in in_turn(calls, settings).items():
+                    timings[name][phase] = timing.to_dict(users)
+                first = timings[next(iter(calls))][phase]
+                stage.remark = f"{len(calls)} ways; first p50 {first['p50_ms']:.2f} ms"
+        return timings
+
+    def _rates(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
+        bound = self.request.bound
+        if bound is None:
+            return {}
+        found = {}
+        for one in prepared:
+            with self.stages.stage(f"rate: {one.way.name}") as stage:
+                rate = highest_rate(one.score, bound, self.request.rate_seconds, self.request.seed)
+                found[one.way.name] = rate.to_dict()
+                stage.remark = f"{rate.rate:.1f} requests/s within {1000 * bound:g} ms"
+        return found
+
+    def _sweep(self) -> list[dict[str, Any]]:
+        points = []
+        for axis, values in self.request.sweep.items():
+            for value in values:
+                sizes = self.request.sizes.replaced(**{axis: value})
+                title = f"{axis} {value}"
+                prepared = self._prepared(self._draw(sizes))
+                self._checked(prepared)
+                timings = self._phases(prepared, self.request.settings, title)
+                points.append(
+                    {"axis": axis, "value": value, "ways": self._points(prepared, timings)}
+                )
+        return points
+
+    @staticmethod
+    def _points(prepared: Sequence[Prepared], timings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {"name": p.way.name, "fetched_bytes": fetched_bytes(p), "phases": timings[p.way.name]}
+            for p in prepared
+        ]
+
+    def _traffic(self) -> dict[str, Any] | None:
+        """Requests of drawn lengths, one user each, in the shapes of their buckets."""
+        if not self.request.traffic:
+            return None
+        sizes = buckets(self.request.sizes.history)
+        lengths = history_lengths(self.request.traffic, self.request.sizes.history, self.rng)
+        # A compiled program serves one shape: torch.compile would compile within the measurement.
+        fixed = [way for way in self.ways if "torch.compile" not in way.name]
+        prepared: dict[str, list[Prepared]] = {way.name: [] for way in fixed}
+        for length in lengths:
+            shape = self.request.sizes.replaced(batch=1, history=bucket_of(length, sizes))
+            for one in self._prepared(self._draw(shape, (length,))):
+                if one.way.name in prepared:
+                    prepared[one.way.name].append(one)
+        with self.stages.stage(f"traffic: {len(lengths)} requests"):
+            calls = {name: cycling(ones) for name, ones in prepared.items()}
+            timings = in_turn(calls, self.request.settings)
+        return {
+            "lengths": lengths,
+            "buckets": list(sizes),
+            "waste": padding_waste(lengths, sizes).to_dict(),
+            "ways": [{"name": n, "request": t.to_dict(1)} for n, t in timings.items()],
+        }

@@ -1,0 +1,154 @@
+"""Ways to serve a request: a runtime, what it keeps of a user, and calls for each phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ckv_export.bench.environment import resident_bytes
+from ckv_export.bench.stored import Layout, Store
+from ckv_export.bench.workload import Request
+from ckv_export.contract import ModelSpec
+from ckv_export.errors import CkvError
+from ckv_export.runtimes.base import Array, Arrays, Runner
+
+PHASES = ("prefill", "append", "decode", "request")
+"""Events to entries; the newest events in, one candidate; all candidates, inputs ready as arrays;
+the whole request: stored bytes to scores."""
+
+CACHES = ("compact", "full, held", "full, fetched", "none")
+"""What is kept of a user: the compact cache, fetched; whole K and V that lie ready as arrays; whole
+K and V, fetched; nothing, so that every request runs prefill."""
+
+
+@dataclass
+class Way:
+    """A runtime's graphs with what they keep of a user.
+
+    `decode` takes the cache tensors of `layout`; `full`: turns compact entries into them, None
+    where they are the compact ones.
+    """
+
+    name: str
+    cache: str
+    prefill: Runner | None
+    decode: Runner
+    layout: Layout
+    full: Callable[[Mapping[str, Array]], Arrays] | None = None
+    load_seconds: float = 0.0
+    first_call_seconds: float = 0.0
+    host_bytes: int | None = None
+    runners: list[Runner] = field(default_factory=list)
+
+    def open(self) -> None:
+        """Load the graphs; raises `CkvError` where this machine can't."""
+        before, start = resident_bytes(), time.perf_counter()
+        for runner in (self.prefill, self.decode):
+            if runner is not None and not runner.active:
+                runner.activate()
+                self.runners.append(runner)
+        self.load_seconds = time.perf_counter() - start
+        after = resident_bytes()
+        if before is not None and after is not None:
+            self.host_bytes = max(after - before, 0)
+
+    def close(self) -> None:
+        """Free the graphs."""
+        while self.runners:
+            self.runners.pop().deactivate()
+
+    def kept(self, compact: Mapping[str, Array]) -> Arrays:
+        """What this way keeps of users whose compact entries are these."""
+        return self.full(compact) if self.full is not None else dict(compact)
+
+    def store_of(
+        self, compact: Mapping[str, Array], real: Sequence[int], store: StoreMaker
+    ) -> Store:
+        """The users' bytes, padding left out."""
+        kept = self.kept(compact)
+        events = next(iter(kept.values())).shape[2]
+        blobs = []
+        for user, count in enumerate(real):
+            part = slice(events - min(count, events), events)
+            one = {name: a[user : user + 1, :, part] for name, a in kept.items()}
+            blobs.append(self.layout.pack(one, 0))
+        return store(self, blobs)
+
+
+StoreMaker = Callable[[Way, Sequence[bytes]], Store]
+
+
+@dataclass
+class Prepared:
+    """One request ready to be served by a way, and the calls of its phases."""
+
+    way: Way
+    spec: ModelSpec
+    request: Request
+    cache: Arrays
+    store: Store | None
+
+    def score(self) -> Array:
+        """The whole request: stored bytes -> arrays -> runtime -> scores [B, C]."""
+        way, request = self.way, self.request
+        cache = self._prefilled() if way.cache == "none" else self._fetched()
+        return way.decode.infer(request.decode_feeds(way.decode.io, cache))["score"]
+
+    def _fetched(self) -> Arrays:
+        if self.way.cache == "full, held" or self.store is None:
+            return self.cache
+        blobs = self.store.fetch(range(self.request.sizes.batch))
+        return self.way.layout.unpack(blobs, self.spec.cached_events(self.request.sizes.history))
+
+    def _prefilled(self) -> Arrays:
+        assert self.way.prefill is not None
+        feeds = self.request.prefill_feeds(self.way.prefill.io, self.spec)
+        return last_entries(self.spec, self.way.prefill.infer(feeds))
+
+    def calls(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Each phase that is this way's own."""
+        way, decode = self.way, self.way.decode
+        if way.prefill is not None and way.cache in ("compact", "none"):
+            feeds = self.request.prefill_feeds(way.prefill.io, self.spec)
+            prefill = way.prefill
+            if way.cache == "compact":
+                yield "prefill", lambda: prefill.infer(feeds)
+        if way.cache in ("compact", "full, held"):
+            alone = self.request.without_scoring()
+            appended = alone.decode_feeds(decode.io, self.cache)
+            scored = self.request.decode_feeds(decode.io, self.cache)
+            yield "append", lambda: decode.infer(appended)
+            yield "decode", lambda: decode.infer(scored)
+        yield "request", self.score
+
+
+def last_entries(spec: ModelSpec, cache: Mapping[str, Array]) -> Arrays:
+    """Of entries ``cache_*`` [B, L, S, ...], those of the last K events, which decode takes."""
+    events = next(iter(cache.values())).shape[2]
+    first = events - spec.cached_events(events)
+    return {name: np.ascontiguousarray(array[:, :, first:]) for name, array in cache.items()}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A way that can't run here, and why."""
+
+    name: str
+    reason: str
+
+
+def open_all(ways: Sequence[Way]) -> tuple[list[Way], list[LeftOut]]:
+    """Load every way; those that fail are closed again and said why."""
+    opened, left_out = [], []
+    for way in ways:
+        try:
+            way.open()
+        except CkvError as error:
+            way.close()
+            left_out.append(LeftOut(way.name, str(error)))
+        else:
+            opened.append(way)
+    return opened, left_out

@@ -1,0 +1,156 @@
+"""``ckv-export bench BUNDLE``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ckv_export.bench import compare, report
+from ckv_export.bench.measure import Settings
+from ckv_export.bench.request import BenchRequest, parse_sweep
+from ckv_export.bench.run import run_bench
+from ckv_export.bench.ways import PHASES
+from ckv_export.bench.workload import Sizes
+from ckv_export.cli import options
+from ckv_export.cli.show import ShownStages, console, print_lines, table
+from ckv_export.errors import InputError
+from ckv_export.manifest import read_manifest
+
+HELP = "measure what serving a bundle costs here, beside no cache, full KV caches and PyTorch"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the verb's options."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument(
+        "--checkpoint", metavar="MODEL", type=Path, help="what the bundle was exported from"
+    )
+    options.add_model(parser)
+    for flag, default, what in (
+        ("batch", 1, "users in one call"),
+        ("history", None, "events of a history; the model's longest unless given"),
+        ("appended", 1, "new events in one call"),
+        ("candidates", 100, "candidates of each user"),
+        ("threads", 1, "threads of each runtime"),
+    ):
+        kind = options.positive if flag in ("batch", "candidates", "threads") else options.count
+        parser.add_argument(f"--{flag}", type=kind, metavar="N", default=default, help=what)
+    parser.add_argument("--phases", default=",".join(PHASES), help=f"of {', '.join(PHASES)}")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only ways of such a name")
+    parser.add_argument("--seed", type=options.count, default=0, help="of generated requests")
+    _add_measuring(parser)
+    _add_outputs(parser)
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seconds", type=_seconds, default=20.0, help="most time for each phase, all ways together"
+    )
+    parser.add_argument(
+        "--stable", type=_seconds, default=3.0, metavar="PERCENT", help="when to stop earlier"
+    )
+    parser.add_argument(
+        "--latency-bound", type=_seconds, metavar="MS", help="search the highest rate within it"
+    )
+    parser.add_argument(
+        "--rate-seconds", type=_seconds, default=5.0, metavar="S", help="of each rate tried"
+    )
+    parser.add_argument(
+        "--traffic", type=options.count, default=0, metavar="N", help="requests of drawn lengths"
+    )
+    parser.add_argument(
+        "--sweep", action="append", default=[], metavar="AXIS=N,N", help="vary one size at a time"
+    )
+    parser.add_argument("--source", choices=("memory", "file"), default="memory")
+    parser.add_argument("--stored", choices=("fp32", "fp16"), default="fp32")
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    for flag, what in (
+        ("json", "write the result"),
+        ("html", "write a page with plots"),
+        ("markdown", "write a table for a README"),
+    ):
+        parser.add_argument(f"--{flag}", metavar="FILE", type=Path, help=what)
+    parser.add_argument(
+        "--compare", metavar="OLD", type=Path, help="an earlier --json: exit with 1 if slower"
+    )
+    parser.add_argument(
+        "--margin", type=_seconds, default=5.0, metavar="PERCENT", help="slower by less is the same"
+    )
+    parser.add_argument(
+        "--any-machine", action="store_true", help="compare with a result from another machine"
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, write, compare."""
+    old = None if args.compare is None else compare.load(args.compare)
+    for path in (args.json, args.html, args.markdown):
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"the folder {str(path.parent)!r} of {path.name} is not there")
+    result = run_bench(_request(args), ShownStages())
+    _print(result)
+    _write(args, result)
+    return 0 if old is None else _compare(args, old, result)
+
+
+def _request(args: argparse.Namespace) -> BenchRequest:
+    phases = args.phases.split(",")
+    if not set(phases) <= set(PHASES):
+        raise InputError(f"--phases must be of {', '.join(PHASES)}, got {args.phases!r}")
+    longest = read_manifest(args.bundle).model.max_len
+    history = longest if args.history is None else args.history
+    return BenchRequest(
+        bundle=args.bundle,
+        sizes=Sizes(args.batch, history, args.appended, args.candidates),
+        checkpoint=args.checkpoint,
+        weights=args.weights,
+        params=args.params,
+        threads=args.threads,
+        settings=Settings(seconds=args.seconds, tolerance=args.stable / 100),
+        phases=phases,
+        bound=None if args.latency_bound is None else args.latency_bound / 1000,
+        rate_seconds=args.rate_seconds,
+        traffic=args.traffic,
+        sweep=parse_sweep(args.sweep),
+        source=args.source,
+        floats=args.stored,
+        seed=args.seed,
+        only=args.only,
+    )
+
+
+def _print(result: dict[str, Any]) -> None:
+    for title, heads, rows in report.tables(result):
+        console.print(table(title, heads, rows))
+    print_lines([f"left out: {w['name']}: {w['reason']}" for w in result["left_out"]])
+
+
+def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.html is not None:
+        args.html.write_text(report.page(result))
+    if args.markdown is not None:
+        args.markdown.write_text(report.markdown(result))
+
+
+def _compare(args: argparse.Namespace, old: dict[str, Any], new: dict[str, Any]) -> int:
+    found = compare.compare(old, new, args.margin / 100, any_machine=args.any_machine)
+    heads = ("way", "phase", "old p50 ms", "new p50 ms", "new / old", "99% interval", "")
+    console.print(table(f"Against {args.compare}", heads, [r.row() for r in found.rows]))
+    print_lines([f"differs: {note}" for note in found.notes])
+    return 1 if found.regressed else 0

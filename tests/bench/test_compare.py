@@ -1,0 +1,76 @@
+"""Verdicts on results made up for the purpose."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ckv_testing.results import result, timing, way
+
+from ckv_export.bench.compare import compare, load
+from ckv_export.errors import InputError
+
+
+def pair(rng: np.random.Generator, factor: float) -> tuple[dict, dict]:
+    return tuple(
+        result(way("a", decode=timing(rng, 10 * f), request=timing(rng, 20))) for f in (1, factor)
+    )
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.2, "slower"), (1.0, "same"), (0.8, "faster")])
+def test_each_phase_is_judged(factor: float, verdict: str, rng: np.random.Generator):
+    found = compare(*pair(rng, factor), 0.05)
+    assert {r.phase: r.verdict for r in found.rows} == {"decode": verdict, "request": "same"}
+    assert found.regressed == (verdict == "slower")
+    (decode,) = (r for r in found.rows if r.phase == "decode")
+    assert decode.interval.low <= decode.interval.ratio <= decode.interval.high
+    assert decode.interval.ratio == pytest.approx(factor, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        (("bundle", "fingerprint"), "fingerprint"),
+        (("settings", "threads"), "threads: 1 and other"),
+        (("settings", "sizes"), "sizes"),
+    ],
+)
+def test_what_measures_something_else_is_refused(
+    place: tuple[str, str], says: str, rng: np.random.Generator
+):
+    old, new = pair(rng, 1.0)
+    new[place[0]][place[1]] = "other"
+    with pytest.raises(InputError, match=says):
+        compare(old, new, 0.05, any_machine=True)
+
+
+def test_another_machine_is_refused_unless_asked_for(rng: np.random.Generator):
+    old, new = pair(rng, 1.0)
+    new["environment"]["machine"]["cpu"] = "other"
+    with pytest.raises(InputError, match="cpu: c and other"):
+        compare(old, new, 0.05)
+    assert compare(old, new, 0.05, any_machine=True).notes == ("cpu: c and other",)
+    new = copy.deepcopy(old)
+    new["environment"]["versions"]["torch"] = "3"
+    assert compare(old, new, 0.05).notes == ("torch 2 and 3",)
+
+
+def test_too_few_windows_tell_nothing(rng: np.random.Generator):
+    old, new = (result(way("a", decode=timing(rng, 10, windows=n))) for n in (2, 10))
+    with pytest.raises(InputError, match="no way and phase in common"):
+        compare(old, new, 0.05)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2, "ways": []}', "nul"])
+def test_other_files_are_refused(text: str, tmp_path: Path):
+    file = tmp_path / "old.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"old\.json is"):
+        load(file)
+    with pytest.raises(InputError, match="can't read the result"):
+        load(tmp_path / "absent.json")
+    file.write_text(json.dumps(result()))
+    assert load(file)["settings"] == result()["settings"]

@@ -1,0 +1,167 @@
+"""``ckv-export bench`` and ``plan`` on the session's bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from ckv_testing.results import result
+
+import ckv_export.bench
+from ckv_export.cli.main import main
+from ckv_export.errors import ParityFailure
+
+SCHEMA = json.loads((Path(ckv_export.bench.__file__).parent / "result.schema.json").read_text())
+QUICK = ("--seconds", "0.01", "--candidates", "5", "--history", "12", "--stored", "fp32")
+
+
+@pytest.fixture(scope="module")
+def outputs(
+    bundle: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """One run with everything but torch.compile, which takes half a minute."""
+    folder = tmp_path_factory.mktemp("bench")
+    files = {kind: folder / f"result.{kind}" for kind in ("json", "html", "markdown")}
+    code = main(
+        [
+            *("bench", str(bundle), *QUICK, "--checkpoint", str(run_folder), "--only", "full"),
+            *("--traffic", "3", "--sweep", "history=0,3", "--source", "file", "--batch", "2"),
+            *(f"--{kind}={file}" for kind, file in files.items()),
+        ]
+    )
+    assert code == 0
+    return files
+
+
+@pytest.fixture
+def measured(outputs: dict[str, Path]) -> dict[str, Any]:
+    return json.loads(outputs["json"].read_text())
+
+
+def test_the_result_is_what_its_schema_says(measured: dict[str, Any]):
+    jsonschema.validate(measured, SCHEMA)
+    made_up = result()
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(made_up, SCHEMA)  # no ways
+
+
+def test_ways_phases_and_bytes(measured: dict[str, Any]):
+    phases = {w["name"]: set(w["phases"]) for w in measured["ways"]}
+    assert phases == {
+        "ONNX Runtime, compact cache": {"prefill", "append", "decode", "request"},
+        "ONNX Runtime, full KV held": {"append", "decode", "request"},
+        "ONNX Runtime, full KV fetched": {"request"},
+    }
+    attention = measured["bundle"]["model"]["attention"]
+    kept = min(12, measured["bundle"]["model"]["window"] - 1)
+    fetched = {w["name"]: w["fetched_bytes"] for w in measured["ways"]}
+    users = 2
+    assert fetched["ONNX Runtime, full KV fetched"] == users * kept * 2 * attention["d"] * 4
+    compact = 4 + 4 * (attention["user_k"] + attention["user_v"])
+    assert fetched["ONNX Runtime, compact cache"] == users * kept * compact
+    assert all(w["worst_score_error"] < 2e-6 for w in measured["ways"])
+    assert all(w["first_call_seconds"] > 0 for w in measured["ways"])
+
+
+def test_sweep_and_traffic(measured: dict[str, Any]):
+    assert [(p["axis"], p["value"]) for p in measured["sweep"]] == [("history", 0), ("history", 3)]
+    traffic = measured["traffic"]
+    assert len(traffic["lengths"]) == 3
+    assert sum(traffic["waste"]["requests_by_bucket"].values()) == 3
+
+
+def test_pages_are_written(outputs: dict[str, Path]):
+    assert outputs["html"].read_text().startswith("<!doctype html>")
+    assert "| way |" in outputs["markdown"].read_text()
+
+
+def test_without_a_checkpoint_it_says_what_is_left_out(cli: Any, bundle: Path, outputs: Any):
+    ran = cli(
+        "bench",
+        bundle,
+        *QUICK,
+        "--phases",
+        "decode",
+        "--latency-bound",
+        "1000",
+        "--rate-seconds",
+        "0.1",
+    )
+    assert ran.code == 0
+    for text in (
+        "torch.compile, compact cache: its weights are in no bundle",
+        "has no CUDA provider",
+        "the bundle has no tensorrt_rtx engines",
+        "Highest rate",
+    ):
+        assert text in " ".join(ran.out.split())
+
+
+def test_compare_exits_with_1_on_a_regression(
+    cli: Any, bundle: Path, measured: dict[str, Any], tmp_path: Path
+):
+    arguments = ("bench", bundle, *QUICK, "--phases", "decode", "--source", "file", "--batch", "2")
+    arguments = (*arguments, "--only", "compact", "--seconds", "0.5")
+    old = tmp_path / "old.json"
+    assert cli(*arguments, "--json", old).code == 0
+    earlier = json.loads(old.read_text())
+    for factor, code in ((1e-3, 1), (1e3, 0)):
+        changed = json.loads(json.dumps(earlier))
+        timing = changed["ways"][0]["phases"]["decode"]
+        timing["windows_ms"] = [[factor * s for s in w] for w in timing["windows_ms"]]
+        old.write_text(json.dumps(changed))
+        ran = cli(*arguments, "--compare", old)
+        assert ran.code == code, ran.err
+        assert ("slower" in ran.out) == (code == 1)
+
+
+def test_wrong_scores_are_not_timed(
+    bundle: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+):
+    from ckv_export.bench import roster
+
+    truth = roster.reference_scores
+    monkeypatch.setattr(roster, "reference_scores", lambda *a: truth(*a) + 1e-4)
+    monkeypatch.setattr(roster, "weighted_ways", lambda *a: [])
+    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder)
+    assert ran.code == ParityFailure.exit_code
+    assert "what is wrong is not timed" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--sweep", "depth=1"), "a sweep is written AXIS=N,N"),
+        (("--sweep", "history=a"), "a sweep is written AXIS=N,N"),
+        (("--phases", "decode,none"), "--phases must be of prefill"),
+        (("--json", "absent/result.json"), "the folder 'absent' of result.json is not there"),
+        (("--compare", "absent.json"), "can't read the result absent.json"),
+        (("--latency-bound", "0"), "must be a number above 0"),
+    ],
+)
+def test_bad_options(refused: Callable[..., str], bundle: Path, words: tuple, says: str):
+    refused("bench", bundle, *words, watched=bundle, says=(says,))
+
+
+def test_another_checkpoint_is_refused(refused: Any, bundle: Path, samples: Path):
+    folder = samples / "eta_micro"
+    if not folder.is_dir():
+        folder = next(p for p in samples.iterdir() if p.name != "sim_micro")
+    refused("bench", bundle, "--checkpoint", folder, watched=bundle, says=("the fingerprint",))
+
+
+def test_plan(cli: Any, bundle: Path, outputs: dict[str, Path]):
+    words = ("plan", bundle, "--users", "1e9", "--history", "12", "--requests-per-second", "5e4")
+    ran = cli(*words, "--bench", outputs["json"], "--memory", "1e12")
+    assert ran.code == 0
+    assert "1,000,000,000 users x" in ran.out
+    assert "cores: ONNX Runtime, compact cache" in " ".join(ran.out.split())
+    made = json.loads(cli(*words, "--json").out)
+    assert [plan["cache"] for plan in made] == ["compact", "full KV, fp16", "full KV, fp32"]
+    assert "users must lie" in cli(*words[:3], "2e9", *words[4:]).sentence()
+    wrong = ("plan", bundle, "--users", "1", "--history", "13", "--requests-per-second", "1")
+    assert "measure with --history 13" in cli(*wrong, "--bench", outputs["json"]).sentence()
