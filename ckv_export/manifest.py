@@ -133,6 +133,11 @@ class Manifest:
         """Prefill and decode, and with an item table the decode that takes it."""
         return ("prefill", "decode", *(["decode_items"] if self.item_table else []))
 
+    @property
+    def entries_fingerprint(self) -> str:
+        """What cache entries depend on: of bundles that have it in common, caches are one."""
+        return self.fingerprints.get("entries", self.fingerprint)
+
     def with_files(self, folder: Path) -> Manifest:
         """The same manifest listing what `folder` now holds."""
         paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME)

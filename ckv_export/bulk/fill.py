@@ -14,9 +14,11 @@ from pathlib import Path
 
 from ckv_export.bulk.encode import Encoder
 from ckv_export.bulk.histories import HistoryFile, Piece, open_histories
+from ckv_export.cache.pool_file import load_pools
 from ckv_export.cache.record import RecordLayout, count
 from ckv_export.errors import RecordError
 from ckv_export.manifest import open_bundle
+from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.store import Change, Entry, Store, open_store
 
@@ -75,13 +77,17 @@ class Filler:
         self.layout = RecordLayout.of(manifest, options.user_dtype)
         longest = self.layout.pad_to or manifest.profile.axes["S"].max
         self.max_events = min(options.max_events or longest, longest)
-        io = manifest.graph("prefill")
-        runner = OnnxRuntimeRunner(options.bundle / "prefill.onnx", io, threads=options.threads)
+        runner = BoundRunner(
+            OnnxRuntimeRunner(
+                options.bundle / "prefill.onnx", manifest.graph("prefill"), threads=options.threads
+            ),
+            load_pools(options.bundle, manifest),
+        )
         runner.activate()
         batch = manifest.profile.axes["B"].max
-        self.encoder = Encoder(self.layout, io, runner.infer, batch)
+        self.encoder = Encoder(self.layout, runner.io, runner.infer, batch)
         self.store: Store = open_store(options.store)
-        wishes = (self.max_events, options.column, options.replace, manifest.fingerprint)
+        wishes = (self.max_events, options.column, options.replace, manifest.entries_fingerprint)
         named = json.dumps([self.file.identity, self.layout.describe(), *wishes])
         self._job = f"prefill/{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 

@@ -147,14 +147,15 @@ def _refusal(error: CkvError) -> Any:
 
 
 def _decode(folder: Path, manifest: Manifest, settings: Settings) -> Decode:
-    io = manifest.graph(settings.graph)
-    inputs = tuple(t for t in io.inputs if not t.name.startswith("item_"))
-    io = GraphSpec(io.name, inputs, io.outputs)
+    exported = manifest.graph(settings.graph)
+    # What is the same for all users is a constant of the graph here: item table, pools.
+    inputs = tuple(t for t in exported.inputs if t.axes[:1] == ("B",))
+    io = GraphSpec(exported.name, inputs, exported.outputs)
     if settings.decode_model is not None:
         return _of_the_server(settings.decode_model, io)
     path = folder / f"{settings.graph}.onnx"
     wanted = manifest.files.get(path.name)
-    if settings.graph == "decode" and FileEntry.of(path) != wanted:
+    if io == exported and FileEntry.of(path) != wanted:
         raise BundleError(f"{path} is not the file that was exported, its hash differs")
     return in_process(path, io, threads=settings.threads)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckv_export.cache.item_table import load_item_table
+from ckv_export.cache.pool_file import load_pools
 from ckv_export.contract import GraphSpec
 from ckv_export.errors import BundleError, InputError
 from ckv_export.manifest import FILE_NAME as MANIFEST
@@ -16,9 +17,9 @@ from ckv_export.serving import RequestCheck
 from ckv_export.store import check_address
 from ckv_export.triton import config
 from ckv_export.triton.config import GraphModel, ScorerModel
+from ckv_export.triton.constants import bake, without_constants
 from ckv_export.triton.library import library_files
 from ckv_export.triton.settings import BUNDLE, STORE_VARIABLE, Settings
-from ckv_export.triton.table import bake_table, without_table
 
 LAUNCHER = "launch.sh"
 PLATFORMS = ("onnx", "tensorrt", "in-process")
@@ -145,13 +146,15 @@ class _Writer:
 
     def _io(self, graph: str) -> GraphSpec:
         io = self.manifest.graph(graph)
-        items = {t.name: None for t in io.inputs if t.axes[:1] == ("I",)}
-        return without_table(io, items)
+        return without_constants(io)
 
     def _onnx(self, graph: str, out: Path) -> None:
         """The graph at `out`, with what it refers to beside it."""
+        constants = load_pools(self.bundle, self.manifest)
         if graph == "decode_items":
-            bake_table(self.bundle / f"{graph}.onnx", load_item_table(self.bundle), out)
+            constants |= load_item_table(self.bundle)
+        if without_constants(io := self.manifest.graph(graph)) != io:
+            bake(self.bundle / f"{graph}.onnx", constants, out)
         else:
             shutil.copyfile(self.bundle / f"{graph}.onnx", out)
         for name in self.manifest.files:
@@ -160,10 +163,11 @@ class _Writer:
 
     def _plans(self, graph: str, version: Path) -> dict[str, str]:
         """Copy the graph's engines; their files by compute capability."""
-        if graph == "decode_items":
+        if without_constants(io := self.manifest.graph(graph)) != io:
             raise BundleError(
-                "an item table is an input of the engine, and Triton's TensorRT backend batches "
-                "every input: serve a bundle with an item table with --platform onnx"
+                "an item table, or a pool that is no constant, is an input of the engine, and "
+                "Triton's TensorRT backend batches every input: serve such a bundle with "
+                "--platform onnx"
             )
         engines = [e for e in self.manifest.engines if _serves(e, graph)]
         if not engines:

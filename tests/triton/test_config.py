@@ -20,9 +20,9 @@ from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.serving import RequestCheck
 from ckv_export.triton.config import GraphModel, ScorerModel, graph_config, parse_config
 from ckv_export.triton.config import scorer_config as write_scorer_config
+from ckv_export.triton.constants import bake, without_constants
 from ckv_export.triton.library import library_files
 from ckv_export.triton.settings import Settings
-from ckv_export.triton.table import bake_table, without_table
 
 pytest.importorskip("tritonclient.grpc", reason="the package tritonclient is not installed")
 
@@ -152,8 +152,8 @@ def test_a_baked_table_scores_as_a_given_one(
 ):
     shop = shops("items")
     table, io = load_item_table(shop.folder), shop.manifest.graph("decode_items")
-    bake_table(shop.folder / "decode_items.onnx", table, tmp_path / "model.onnx")
-    baked = OnnxRuntimeRunner(tmp_path / "model.onnx", without_table(io, table), threads=1)
+    bake(shop.folder / "decode_items.onnx", table, tmp_path / "model.onnx")
+    baked = OnnxRuntimeRunner(tmp_path / "model.onnx", without_constants(io), threads=1)
     plain = OnnxRuntimeRunner(shop.folder / "decode_items.onnx", io, threads=1)
     sizes = {"B": 3, "S": 7, "T": 2, "C": 4}
     feeds = {}

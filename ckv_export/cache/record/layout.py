@@ -115,7 +115,7 @@ class RecordLayout:
         windowed = spec.window is not None
         cap = 0 if spec.window is None or not entries else spec.window - 1
         return cls(
-            fingerprint=_short(manifest.fingerprint),
+            fingerprint=_short(manifest.entries_fingerprint),
             user_dtype=user_dtype if entries else None,
             cap=cap,
             window=Section(entries if windowed else ()),

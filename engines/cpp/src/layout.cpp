@@ -140,7 +140,7 @@ RecordLayout RecordLayout::of(Manifest const& manifest, UserType user_type,
     }
     Model const& model = manifest.model;
     RecordLayout layout;
-    layout.fingerprint = short_fingerprint(manifest.fingerprint);
+    layout.fingerprint = short_fingerprint(manifest.entries_fingerprint);
     std::vector<Field> entries, history;
     for (TensorSpec const& tensor : manifest.graph(name).inputs) {
         if (starts_with(tensor.name, "cache_")) {

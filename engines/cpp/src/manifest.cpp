@@ -15,7 +15,7 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr int kSchemaVersion = 1;
+constexpr int kSchemaVersion = 2;
 constexpr char kFileName[] = "manifest.json";
 constexpr std::size_t kChunk = 1 << 20;
 
@@ -152,6 +152,8 @@ Manifest parse(json const& data) {
     Manifest manifest;
     manifest.name = data.at("name").get<std::string>();
     manifest.fingerprint = data.at("fingerprint").get<std::string>();
+    manifest.entries_fingerprint =
+        data.at("fingerprints").value("entries", manifest.fingerprint);
     manifest.model = parse_model(data.at("model"));
     manifest.item_table = !data.at("item_table").is_null();
     manifest.profile = parse_profile(data.at("profile"));

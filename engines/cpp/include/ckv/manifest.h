@@ -46,6 +46,7 @@ struct EngineEntry {
 struct Manifest {
     std::string name;
     std::string fingerprint;  // SHA-256 of the model, hex
+    std::string entries_fingerprint;  // SHA-256 of all that cache entries depend on, hex
     Model model;
     bool item_table = false;
     Profile profile;

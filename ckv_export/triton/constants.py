@@ -1,7 +1,7 @@
-"""An item table moved into the graph that takes it.
+"""Item table and pools moved into the graph that takes them.
 
-Triton gives every input of a batching model a batch axis, and a table has none; as constants of
-the graph it is also loaded once, and not sent with every call.
+Triton gives every input of a batching model a batch axis, and these have none; as constants of
+the graph they are also loaded once, and not sent with every call.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from ckv_export.contract import GraphSpec
 
-DATA_FILE = "item_table.bin"
+DATA_FILE = "constants.bin"
 _ALIGNED = 64
 
 
-def without_table(io: GraphSpec, table: Mapping[str, object]) -> GraphSpec:
-    """`io` without the inputs that `table` gives."""
-    return GraphSpec(io.name, tuple(t for t in io.inputs if t.name not in table), io.outputs)
+def without_constants(io: GraphSpec) -> GraphSpec:
+    """`io` without the inputs that are the same for all users."""
+    return GraphSpec(io.name, tuple(t for t in io.inputs if t.axes[:1] == ("B",)), io.outputs)
 
 
-def bake_table(graph: Path, table: Mapping[str, NDArray[np.generic]], out: Path) -> None:
-    """Write `graph` with the inputs of `table` as constants to `out`, their data beside it.
+def bake(graph: Path, given: Mapping[str, NDArray[np.generic]], out: Path) -> None:
+    """Write `graph` with its inputs of `given` as constants to `out`, their data beside it.
 
     Weights that `graph` keeps in another file stay there: it must come to lie beside `out` too.
     """
@@ -32,11 +32,14 @@ def bake_table(graph: Path, table: Mapping[str, NDArray[np.generic]], out: Path)
     from onnx import helper
 
     model = onnx.load(str(graph), load_external_data=False)
-    kept = [value for value in model.graph.input if value.name not in table]
+    taken = {value.name for value in model.graph.input} & set(given)
+    kept = [value for value in model.graph.input if value.name not in taken]
     del model.graph.input[:]
     model.graph.input.extend(kept)
     with (out.parent / DATA_FILE).open("wb") as data:
-        for name, values in table.items():
+        for name, values in given.items():
+            if name not in taken:
+                continue
             data.write(b"\0" * (-data.tell() % _ALIGNED))
             raw = np.ascontiguousarray(values)
             tensor = model.graph.initializer.add(
