@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    results = []
+    results, environment = [], record.environment()
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(name)
@@ -138,7 +138,7 @@ def main() -> None:
                 path = Path(folder) / "demo-hstu.pt"
                 train_demo("hstu", path)
             results.append(measure(path, path.stem, args.users, Path(folder)))
-    text = json.dumps({**record.environment(), "result": results}, indent=1)
+    text = json.dumps({**environment, "result": results}, indent=1)
     print(text)
     if args.json is not None:
         args.json.write_text(text + "\n")

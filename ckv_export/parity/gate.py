@@ -15,9 +15,9 @@ from ckv_export.parity.compare import TensorResult, compare_rows, compare_values
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.replay import CaseRun, comparable, replay
 from ckv_export.parity.tolerances import (
-    EXPLAINED_SELECTION,
     MOST_EXCUSED_SCORES,
     routing_of,
+    selection_of,
     tolerance_of,
 )
 from ckv_export.runtimes.base import Array, Arrays, Runner, RunnerMetadata
@@ -159,9 +159,9 @@ def _compare_score(
     layers: int,
     precision: str,
 ) -> TensorResult:
-    near = (
-        None if case.selection is None else case.selection.astype(np.float64) < EXPLAINED_SELECTION
-    )
+    near = None
+    if case.selection is not None:
+        near = case.selection.astype(np.float64) < selection_of(layers, precision)
     bound = tolerance_of("score", layers, precision)
     return compare_values(name, "score", score, case.outputs["score"], bound, counted, near)
 
