@@ -73,7 +73,7 @@ def judge(
     a flipped row (reported by itself) doesn't hide what else differs.
     """
     runs = tuple(replay(spec, prefill, decode, cases))
-    results = [result for run in runs for result in _compare_run(run, precision)]
+    results = [result for run in runs for result in compare_run(run, precision)]
     results += _overall(results, spec.num_layers, precision)
     return RuntimeResult(decode.metadata(), tuple(results), runs, precision)
 
@@ -122,7 +122,7 @@ def require_pass(outcome: RuntimeResult) -> None:
         )
 
 
-def _compare_run(run: CaseRun, precision: str) -> Iterator[TensorResult]:
+def compare_run(run: CaseRun, precision: str) -> Iterator[TensorResult]:
     """The comparisons of one case, in the order of computation."""
     case, name = run.case, run.case.case.name
     yield from _compare_entries(case, name, "cache", run.cache, precision)
