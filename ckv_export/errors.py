@@ -12,6 +12,7 @@
     |-- MissingDependency       an optional package that is not installed
     |-- ExportError             PyTorch or ONNX refused the graph
     |-- EngineError             TensorRT refused the graph or the settings
+    |-- StoreError              a store of user records can't be reached, or is damaged
     |-- Interrupted             Ctrl-C or SIGTERM
     `-- ParityFailure           exit code 1: the numbers differ
 
@@ -71,6 +72,10 @@ class ExportError(CkvError):
 
 class EngineError(CkvError):
     """TensorRT refused a graph, a profile or a target."""
+
+
+class StoreError(CkvError):
+    """A store of user records can't be reached, is busy, or holds what is no record."""
 
 
 class Interrupted(CkvError):

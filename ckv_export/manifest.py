@@ -27,8 +27,11 @@ from ckv_export.contract import (
 from ckv_export.errors import BundleError, SpecError
 
 FILE_NAME = "manifest.json"
+POOLS_FILE = "pools.safetensors"
 ITEM_TABLE_FILE = "item_table.safetensors"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+POOLS = ("constant", "refit", "input")
+"""Where pools are: constants of the graphs, constants that engines can exchange, or inputs."""
 _CHUNK = 2**20
 
 
@@ -60,7 +63,13 @@ class ItemTable:
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """An engine of the bundle: which graph, built by what, for which GPUs and shapes."""
+    """An engine of the bundle: which graph, built by what, for which GPUs and shapes.
+
+    `pool_step`: who computes it, plugin or native layers; `plugin`: its record, with the path of
+    the library in the bundle under "file", None where the engine needs no library; `settings`: how
+    it was built, beyond that; `report`: path of the file that lists its layers; `profile`: ranges
+    of the first of its `profiles`; `onnx`: SHA-256 of the graph's file that it was built from.
+    """
 
     graph: str
     file: str
@@ -70,14 +79,25 @@ class EngineEntry:
     profile: Mapping[str, str]
     layers: int
     seconds: float
+    # What later versions record; an engine of an earlier one has none of it.
+    pool_step: str = ""
+    plugin: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    report: str = ""
+    profiles: tuple[Mapping[str, str], ...] = ()
+    onnx: str = ""
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The contents of a bundle.
 
-    `files`: every file but the manifest, by path relative to the bundle. `parity`: outcome of the
-    gate, None if it was switched off. `timings`: seconds of each stage that made the bundle.
+    `fingerprint`: of the model; `fingerprints`: of what its cache entries depend on ("entries"), of
+    all but its pools ("all but pools"), of item features in the graphs ("looked up"). `pool`: how a
+    retrained pool gets in, one of `POOLS`. `precision`: what the graphs' large products are in, one
+    of `contract.PRECISIONS`. `files`: every file but the manifest, by path relative to the bundle.
+    `parity`: outcome of the gate, None if it was switched off. `timings`: seconds of each stage
+    that made the bundle.
     """
 
     name: str
@@ -94,6 +114,9 @@ class Manifest:
     parity: Mapping[str, Any] | None
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
+    precision: str = "fp32"
+    pool: str = "constant"
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def graph(self, name: str) -> GraphSpec:
         """Inputs and outputs of one of `graph_names`."""
@@ -137,7 +160,10 @@ class Manifest:
         """Read `to_dict` data; raises KeyError or TypeError where a field is missing or odd."""
         _check_kinds(data)
         known = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-        engines = [e | {"targets": tuple(e["targets"])} for e in data["engines"]]
+        engines = [
+            e | {"targets": tuple(e["targets"]), "profiles": tuple(e.get("profiles", ()))}
+            for e in data["engines"]
+        ]
         return cls(
             **known
             | {
@@ -159,12 +185,20 @@ class Manifest:
 
 
 _KINDS = {
-    **dict.fromkeys(("name", "fingerprint"), str),
+    **dict.fromkeys(("name", "fingerprint", "precision", "pool"), str),
     **dict.fromkeys(("model", "profile", "source", "versions", "operators", "timings"), dict),
-    **dict.fromkeys(("parity", "files"), dict),
+    **dict.fromkeys(("parity", "files", "fingerprints"), dict),
     **dict.fromkeys(("notes", "engines"), list),
 }
 _ENGINE_KINDS = dict.fromkeys(("graph", "file", "backend", "backend_version"), str)
+_LATER_ENGINE_KINDS: dict[str, type] = {
+    "pool_step": str,
+    "report": str,
+    "onnx": str,
+    "plugin": dict,
+    "settings": dict,
+    "profiles": list,
+}
 
 
 def _check_kinds(data: Mapping[str, Any]) -> None:
@@ -173,7 +207,8 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
     if data["parity"] is not None:
         _check_each("parity: ", data["parity"], {"seed": int})
     for engine in data["engines"]:
-        _check_each("engine: ", engine, _ENGINE_KINDS)
+        given = {n: k for n, k in _LATER_ENGINE_KINDS.items() if engine.get(n) is not None}
+        _check_each("engine: ", engine, {**_ENGINE_KINDS, **given})
     if not all(isinstance(note, str) for note in data["notes"]):
         raise TypeError("the notes must be texts")
 
@@ -226,6 +261,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
     needed = [f"{name}.onnx" for name in manifest.graph_names]
     needed += [engine.file for engine in manifest.engines]
     needed += [ITEM_TABLE_FILE] if manifest.item_table else []
+    needed += [POOLS_FILE] if manifest.form.pools else []
     for name in needed:
         if name not in manifest.files:
             raise BundleError(f"{folder / FILE_NAME} has no hash of {name}: export it again")

@@ -188,7 +188,7 @@ def test_other_files_in_the_folder_do_no_harm(folder: Path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "null", "[]", "3", '"manifest"', "{}", '{"schema_version": 1}', "\ufeff{}"]
+    "text", ["", "{", "null", "[]", "3", '"manifest"', "{}", '{"schema_version": 2}', "\ufeff{}"]
 )
 def test_what_is_no_manifest(folder: Path, text: str):
     (folder / FILE_NAME).write_text(text)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ckv_export.cache import cache_sizes
-from ckv_export.cli import options
+from ckv_export.cli import engine_options, options
 from ckv_export.cli.show import (
     ShownStages,
     command,
@@ -16,9 +16,11 @@ from ckv_export.cli.show import (
     print_lines,
     table,
 )
+from ckv_export.contract import PRECISIONS
+from ckv_export.deploy import built
 from ckv_export.deploy.bundle import Exported, ExportRequest, export_bundle
 from ckv_export.deploy.prepare import FormRequest
-from ckv_export.manifest import Manifest
+from ckv_export.manifest import POOLS, Manifest
 
 HELP = "split a trained model into prefill and decode ONNX graphs, prove parity, build engines"
 
@@ -34,10 +36,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-parity", action="store_true", help="skip the parity gate")
     parser.add_argument("--seed", type=options.count, default=0, help="of the parity cases")
     parser.add_argument("--build", action="store_true", help="build TensorRT engines too")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of attention and scoring network; what routes, selects or is cached stays fp32",
+    )
+    parser.add_argument(
+        "--pool",
+        choices=POOLS,
+        default="constant",
+        help="input: the graphs take the pools, so that a retrained one goes live by binding it; "
+        "refit: engines can exchange them; default: constants",
+    )
     _add_form(parser)
     options.add_model(parser)
     options.add_shapes(parser)
-    options.add_engines(parser)
+    engine_options.add_arguments(parser)
 
 
 def _add_form(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 def request_of(args: argparse.Namespace) -> ExportRequest:
     """The request that the options describe; raises `InputError` for options that don't fit."""
     if not args.build:
-        options.refuse_engine_options(args)
+        engine_options.refuse(args)
     return ExportRequest(
         model=args.model,
         out=args.out,
@@ -83,8 +98,15 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
         parity=not args.no_parity,
         seed=args.seed,
         axes=options.axes(args),
-        form=FormRequest(args.embeddings, args.item_features, args.item_key, args.item_table),
-        engines=options.engine_options(args) if args.build else None,
+        form=FormRequest(
+            args.embeddings,
+            args.item_features,
+            args.item_key,
+            args.item_table,
+            args.precision,
+            args.pool,
+        ),
+        engines=engine_options.chosen(args) if args.build else None,
     )
 
 
@@ -103,9 +125,12 @@ def _print_summary(exported: Exported, request: ExportRequest) -> None:
         console.print(f"\n[bold yellow]note[/]: {note}")
     if exported.parity is not None:
         console.print()
-        for each in parity_tables(exported.parity):
+        for each in parity_tables(exported.parity, brief=True):
             console.print(each)
     console.print(table(f"Bundle {exported.folder}", ("what", "value"), _summary(exported)))
+    if manifest.engines:
+        rows = built.rows(exported.folder, manifest.engines)
+        console.print(table("What was built", built.HEADS, rows))
     if request.engines is None:
         console.print("No engines were built: give --build, or build them from the bundle.")
     if exported.parity is None:
@@ -118,8 +143,10 @@ def _form_arguments(form: FormRequest) -> list[str]:
     """The options that describe `form`."""
     given = {"item-features": form.item_features, "item-key": form.item_key}
     arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    if form.embeddings != "inline":
-        arguments.append(f"--embeddings={form.embeddings}")
+    plain = FormRequest()
+    for name in ("embeddings", "precision", "pool"):
+        if getattr(form, name) != getattr(plain, name):
+            arguments.append(f"--{name}={getattr(form, name)}")
     return arguments + (["--item-table"] if form.item_table else [])
 
 
@@ -131,6 +158,8 @@ def _summary(exported: Exported) -> list[tuple[str, str]]:
     full = sum(row.bytes_per_event * row.layers for row in sizes.full if row.dtype == "fp32")
     rows = [
         ("model", f"{spec.kind}, d {spec.attention.d}, fingerprint {manifest.fingerprint[:16]}"),
+        ("precision", manifest.precision),
+        ("pools", manifest.pool),
         ("graphs", _sizes(manifest, ".onnx", ".bin", ".safetensors")),
         ("engines", _sizes(manifest, ".engine") or "none"),
         ("cache per event", f"{cached:g} B, {cached / full:.2%} of {full:g} B of fp32 K and V"),
@@ -161,7 +190,7 @@ def _again(exported: Exported, request: ExportRequest) -> list[str]:
     export += [f"--{n}={v}" for n in ("name", "weights", "params") if (v := getattr(request, n))]
     export += _form_arguments(request.form) + options.shape_arguments(request.axes)
     export += [f"--seed={request.seed}"] if request.parity else ["--no-parity"]
-    engines = options.engine_arguments(request.engines) if request.engines else []
+    engines = engine_options.arguments(request.engines) if request.engines else []
     lines = [
         command(*export),
         command("build", exported.folder, *engines),

@@ -18,7 +18,10 @@ from ckv_export import __version__
 from ckv_export.cli import interrupts
 from ckv_export.errors import CkvError, InputError, Interrupted
 
-VERBS = ("export", "inspect", "parity", "build", "plugin", "doctor", "demo")
+VERBS = (
+    *("export", "inspect", "parity", "build", "plugin", "pool"),
+    *("triton", "prefill", "doctor", "demo"),
+)
 """Each is a module beside this one: `HELP`, `add_arguments(parser)`, `run(args) -> exit code`."""
 
 EXIT_BAD_INPUT = 2

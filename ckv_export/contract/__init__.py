@@ -8,12 +8,14 @@ name is spelled once.
 
 from ckv_export.contract.profile import Profile, Range
 from ckv_export.contract.spec import (
+    PRECISIONS,
     AttentionSpec,
     DnnSpec,
     FeatureSpec,
     ModelSpec,
     Option,
     require,
+    require_choice,
 )
 from ckv_export.contract.tensors import (
     FEATURES,
@@ -31,6 +33,7 @@ from ckv_export.contract.tensors import (
 
 __all__ = [
     "FEATURES",
+    "PRECISIONS",
     "AttentionSpec",
     "Axis",
     "CacheSpec",
@@ -49,4 +52,5 @@ __all__ = [
     "item_table_tensors",
     "prefill_io",
     "require",
+    "require_choice",
 ]

@@ -16,6 +16,8 @@ KINDS_OF_FEATURE = ("categorical", "sequence", "numeric", "vector", "timestamp")
 POOLINGS = ("mean", "sum")
 RESERVED_NAMES = ("mask", "embedding", "k_index", "v_index", "k_user", "v_user")
 MASK_ALIGNMENTS = ("aligned", "fuxictr")
+PRECISIONS = ("fp32", "fp16", "bf16")
+"""What a graph's large products may be computed in; its inputs and outputs are the same in all."""
 
 
 def require(condition: bool, message: str) -> None:

@@ -77,14 +77,18 @@ class EventForm:
 
     By default a tensor per feature. `embeddings` "external": their embeddings, looked up by a
     parameter server. `item_key`: the one item feature that is given; all others are constants of
-    the graph, looked up by it.
+    the graph, looked up by it. `pools`: None where pools are constants of the graph, otherwise the
+    dtype of those that it takes as inputs.
     """
 
     embeddings: str = "inline"
     item_key: str | None = None
+    pools: str | None = None
 
     def __post_init__(self) -> None:
         require_choice("embeddings", self.embeddings, ("inline", "external"))
+        if self.pools is not None:
+            require_choice("the dtype of pools as inputs", self.pools, ("float32", "float16"))
         require(
             self.embeddings == "inline" or self.item_key is None,
             "external embeddings and looked-up item features exclude each other: the graph takes "
@@ -110,6 +114,22 @@ class EventForm:
         if self.embeddings == "external" and spec.user_features:
             return [TensorSpec("user_embedding", "float32", ("B", spec.d_user_features))]
         return [feature_tensor("user", f, "B") for f in spec.user_features]
+
+    def pool_tensors(self, spec: ModelSpec, layers: int) -> list[TensorSpec]:
+        """Pools of the first `layers` as inputs: ``pool_<k|v>_<layer>`` [M, d - d_u]."""
+        if self.pools is None:
+            return []
+        attention = spec.attention
+        return [
+            TensorSpec(
+                f"pool_{side}_{layer}",
+                self.pools,
+                (attention.pool_rows(side), attention.d - attention.user_width(side)),
+            )
+            for layer in range(layers)
+            for side in ("k", "v")
+            if attention.shared(side)
+        ]
 
     def gives(self, feature: FeatureSpec) -> bool:
         """Whether an item feature is an input of the graphs."""
@@ -139,6 +159,8 @@ def prefill_io(spec: ModelSpec, form: EventForm = FEATURES) -> GraphSpec:
     if spec.layers_see_history:
         inputs += [*cache.named("past", "K"), TensorSpec("past_mask", "bool", ("B", "K"))]
         inputs += form.history_tensors(spec, "past", "B", "K")
+        # What a layer caches depends on the attention of those below it.
+        inputs += form.pool_tensors(spec, spec.num_layers - 1)
     return GraphSpec("prefill", tuple(inputs), cache.named("cache", "S"))
 
 
@@ -174,4 +196,4 @@ def _request(spec: ModelSpec, form: EventForm) -> list[TensorSpec]:
     inputs += form.item_tensors(spec, "append", "B", "T")
     inputs.append(TensorSpec("append_mask", "bool", ("B", "T")))
     inputs += form.item_tensors(spec, "candidate", "B", "C")
-    return [*inputs, *form.user_tensors(spec)]
+    return [*inputs, *form.user_tensors(spec), *form.pool_tensors(spec, spec.num_layers)]

@@ -10,21 +10,29 @@ from pathlib import Path
 
 from ckv_export import __version__
 from ckv_export.cache.item_table import row_bytes, save_item_table
+from ckv_export.cache.pool_file import save_pools
 from ckv_export.checkpoint.load import Checkpoint, load_checkpoint
 from ckv_export.contract import Profile, Range
 from ckv_export.deploy import item_table
 from ckv_export.deploy.engines import Display, EngineOptions, build_engines
 from ckv_export.deploy.judge import run_gate
+from ckv_export.deploy.pools import pool_arrays
 from ckv_export.deploy.prepare import FEATURES_INLINE, FormRequest, Graph, Prepared, prepare
 from ckv_export.deploy.publish import check_target, staged
 from ckv_export.graphs.decode_items import DecodeItemsGraph
 from ckv_export.graphs.prefill import PrefillGraph
-from ckv_export.manifest import FileEntry, ItemTable, Manifest
-from ckv_export.model.fingerprint import fingerprint
+from ckv_export.manifest import POOLS_FILE, FileEntry, ItemTable, Manifest
+from ckv_export.model.fingerprint import (
+    entries_fingerprint,
+    fingerprint,
+    fingerprint_but_pools,
+    lookup_fingerprint,
+)
 from ckv_export.onnx_export import functions
 from ckv_export.onnx_export.check import check_file
 from ckv_export.onnx_export.export import export_graph
 from ckv_export.onnx_export.save import save_models
+from ckv_export.parity.interop import write_scripts
 from ckv_export.parity.report import ParityReport
 from ckv_export.runtimes.base import Arrays
 from ckv_export.stages import Stages
@@ -37,7 +45,7 @@ class ExportRequest:
     """What the user asked for.
 
     `name`: the bundle's, None for the checkpoint's; `axes`: ranges that replace the default
-    profile's; `form`: how the graphs take events; `engines`: None to build none; `weights`,
+    profile's; `form`: which graphs there shall be; `engines`: None to build none; `weights`,
     `params`: see `load_checkpoint`.
     """
 
@@ -104,14 +112,25 @@ def _fill(
         stage.remark = f"fingerprint {identity[:16]}"
     table = _item_table(folder, prepared, stages) if request.form.item_table else None
     _export(folder, prepared.graphs, stages)
+    if prepared.form.pools is not None:
+        _save_pools(folder, prepared, identity)
     manifest = _manifest(request, prepared, name, identity)
+    if request.engines is not None:
+        # Told before the gate has run, not after.
+        request.engines.shapes(manifest)
     report = None
     if request.parity:
         report = run_gate(folder, manifest, prepared, table, request.seed, stages)
         manifest = dataclasses.replace(manifest, parity=report.summary())
+        write_scripts(folder)
     if request.engines is not None:
         manifest = build_engines(folder, manifest, request.engines, stages, display)
     return manifest, report
+
+
+def _save_pools(folder: Path, prepared: Prepared, identity: str) -> None:
+    entries = _fingerprints(prepared)["entries"]
+    save_pools(folder / POOLS_FILE, pool_arrays(prepared.model), identity, entries)
 
 
 def _item_table(folder: Path, prepared: Prepared, stages: Stages) -> Arrays:
@@ -164,7 +183,20 @@ def _manifest(request: ExportRequest, prepared: Prepared, name: str, identity: s
         notes=checkpoint.notes,
         timings={},
         parity=None,
+        precision=request.form.precision,
+        pool=request.form.pool,
+        fingerprints=_fingerprints(prepared),
     )
+
+
+def _fingerprints(prepared: Prepared) -> dict[str, str]:
+    spec, state = prepared.checkpoint.spec, prepared.checkpoint.state
+    looked_up = lookup_fingerprint(prepared.looked_up)
+    return {
+        "entries": entries_fingerprint(spec, state, looked_up),
+        "all but pools": fingerprint_but_pools(spec, state),
+        "looked up": looked_up,
+    }
 
 
 def _table_layout(prepared: Prepared) -> ItemTable | None:

@@ -23,6 +23,7 @@ from ckv_export.cache import (
     row_counts,
 )
 from ckv_export.cache.item_table import row_bytes
+from ckv_export.cache.pool_file import load_pools
 from ckv_export.catalogue import has_item_key, item_key
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.contract import (
@@ -44,6 +45,7 @@ from ckv_export.model.target_attention import TargetAttentionModel
 from ckv_export.onnx_export.functions import DOMAIN, INPUTS
 from ckv_export.parity.inputs import CaseSize, generate_case
 from ckv_export.runtimes.base import Array, Arrays, Runner
+from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.runtimes.torch import TorchRunner
 
@@ -90,8 +92,11 @@ def open_subject(path: Path, weights: str | None = None, params: str | None = No
                 f"{path} is a bundle: --weights and --params are for run folders only"
             )
         manifest = open_bundle(path)
-        runner = OnnxRuntimeRunner(path / "prefill.onnx", manifest.graph("prefill"))
-        pools = _bundle_pools(path / "decode.onnx", manifest.model)
+        given = load_pools(path, manifest)
+        runner = BoundRunner(
+            OnnxRuntimeRunner(path / "prefill.onnx", manifest.graph("prefill")), given
+        )
+        pools = _pools_given(given) or _bundle_pools(path / "decode.onnx", manifest.model)
         return Subject(
             manifest.name,
             manifest.model,
@@ -138,8 +143,15 @@ def _bundle_pools(decode: Path, spec: ModelSpec) -> Pools:
         for side in sides:
             name = f"pool_{side}" if f"pool_{side}" in inputs else "pool"
             tensor = tensors[node.input[inputs.index(name)]]
-            pools[layer, side] = numpy_helper.to_array(tensor, base_dir=str(decode.parent))
+            pool = numpy_helper.to_array(tensor, base_dir=str(decode.parent))
+            pools[layer, side] = pool.astype(np.float32)
     return pools
+
+
+def _pools_given(pools: Arrays) -> Pools:
+    """Pools by input name, ``pool_<side>_<layer>``, by (layer, side)."""
+    parts = {name: name.split("_") for name in pools}
+    return {(int(layer), side): pools[name] for name, (_, side, layer) in parts.items()}
 
 
 def report_on(

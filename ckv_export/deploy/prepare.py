@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ckv_export.catalogue import Catalogue, bare_catalogue, item_key, load_catalogue
 from ckv_export.checkpoint.load import Checkpoint
-from ckv_export.contract import EventForm
+from ckv_export.contract import EventForm, ModelSpec, require
 from ckv_export.deploy import item_table
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.decode_items import DecodeItemsGraph
@@ -24,16 +25,19 @@ Graph = PrefillGraph | DecodeGraph | DecodeItemsGraph
 
 @dataclass(frozen=True)
 class FormRequest:
-    """How the graphs shall take events.
+    """What graphs there shall be and what they take.
 
     `embeddings`: "inline" or "external"; `item_features`: a file to look item features up from;
-    `item_key`: the feature that names an item; `item_table`: add a decode graph that takes one.
+    `item_key`: the feature that names an item; `item_table`: add a decode graph that takes one;
+    `precision`: of their large products; `pool`: one of `manifest.POOLS`.
     """
 
     embeddings: str = "inline"
     item_features: Path | None = None
     item_key: str | None = None
     item_table: bool = False
+    precision: str = "fp32"
+    pool: str = "constant"
 
 
 FEATURES_INLINE = FormRequest()
@@ -41,13 +45,14 @@ FEATURES_INLINE = FormRequest()
 
 @dataclass(frozen=True)
 class Prepared:
-    """A split model and its graphs, prefill and decode first."""
+    """A split model and its graphs, prefill and decode first; item features that it looks up."""
 
     checkpoint: Checkpoint
     form: EventForm
     catalogue: Catalogue | None
     model: CollectiveModel
     graphs: Sequence[Graph]
+    looked_up: Mapping[str, Tensor]
 
 
 def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
@@ -56,14 +61,17 @@ def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
     if wishes.item_table:
         item_table.require_item_kind(spec)
     catalogue = _catalogue(checkpoint, wishes)
-    form = EventForm(wishes.embeddings, catalogue.key if catalogue else None)
+    form = EventForm(
+        wishes.embeddings, catalogue.key if catalogue else None, _pool_inputs(spec, wishes)
+    )
     features = catalogue.features if catalogue else {}
     looked_up = {name: torch.from_numpy(values) for name, values in features.items()}
-    model = build_model(spec, state, EventEmbedding(spec, state, form, looked_up))
+    events = EventEmbedding(spec, state, form, looked_up)
+    model = build_model(spec, state, events, wishes.precision)
     graphs: list[Graph] = [PrefillGraph(model), DecodeGraph(model)]
     if wishes.item_table:
         graphs.append(DecodeItemsGraph(item_table.require_item_model(model)))
-    return Prepared(checkpoint, form, catalogue, model, graphs)
+    return Prepared(checkpoint, form, catalogue, model, graphs, looked_up)
 
 
 def _catalogue(checkpoint: Checkpoint, wishes: FormRequest) -> Catalogue | None:
@@ -74,3 +82,17 @@ def _catalogue(checkpoint: Checkpoint, wishes: FormRequest) -> Catalogue | None:
     if wishes.item_table:
         return bare_catalogue(spec, item_key(spec, wishes.item_key))
     return None
+
+
+def _pool_inputs(spec: ModelSpec, wishes: FormRequest) -> str | None:
+    """Dtype of pools as inputs of the graphs, None where they are constants."""
+    if wishes.pool != "input":
+        return None
+    shared = spec.attention.shared("k") or spec.attention.shared("v")
+    require(shared, "--pool input: the model has no pool")
+    require(
+        wishes.precision != "bf16",
+        "pools can't be inputs of a bf16 graph, because numpy has no such numbers to bind: "
+        "choose fp16 or fp32, or --pool constant",
+    )
+    return {"fp32": "float32", "fp16": "float16"}[wishes.precision]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ckv_export.contract import CacheSpec, ModelSpec, require
 from ckv_export.errors import nearest
-from ckv_export.model.collective import CacheEntries, CollectiveAttention
+from ckv_export.model.collective import SIDES, CacheEntries, CollectiveAttention, Pools
 from ckv_export.model.dnn import FoldedDnn
 from ckv_export.model.events import EventEmbedding, Inputs
 from ckv_export.model.shapes import Shapes
@@ -33,6 +33,7 @@ class CollectiveModel(nn.Module, abc.ABC):
         self.spec = spec
         self.cache = CacheSpec.of(spec)
         self.events = events or EventEmbedding(spec, state)
+        self.precision = "fp32"
 
     @classmethod
     @abc.abstractmethod
@@ -71,11 +72,18 @@ class CollectiveModel(nn.Module, abc.ABC):
     def pools(self) -> dict[tuple[int, str], Tensor]:
         """The pool [M, d - d_u] of each layer and shared side, as decode reads it."""
         return {
-            (layer, name): side.pool.detach()
+            (layer, side): pool.detach()
             for layer, attention in enumerate(self.attentions)
-            for name, side in (("k", attention.k), ("v", attention.v))
-            if side.shared
+            for side, pool in zip(SIDES, attention.pools, strict=True)
+            if pool is not None
         }
+
+    def pools_of(self, inputs: Inputs, layer: int) -> Pools:
+        """The pools that `layer` reads: those among the inputs, or else its own."""
+        if self.events.form.pools is None:
+            return self.attentions[layer].pools
+        key, value = (inputs.get(f"pool_{side}_{layer}") for side in SIDES)
+        return key, value
 
     def embedded(self, inputs: Inputs, prefix: str) -> Tensor:
         """Embeddings of the events or candidates called ``<prefix>_*``: [B, N, d_e]."""

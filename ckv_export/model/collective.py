@@ -17,14 +17,18 @@ from torch.nn import functional as F
 
 from ckv_export.contract import AttentionSpec, CacheSpec
 from ckv_export.model import ops
-from ckv_export.model.embedding import Projection, frozen
-from ckv_export.model.pooled import (
-    pool_gather_concat,
-    pooled_attention,
-    pooled_pointwise_attention,
-)
+from ckv_export.model.embedding import Projection, ReducibleProjection, frozen
+from ckv_export.model.pooled import attend, attend_pointwise, gather_concat, in_place
+from ckv_export.model.precision import Reducible, reduced
 
 SIDES = ("k", "v")
+
+_gather_concat, _attend, _attend_pointwise = (
+    in_place(computation) for computation in (gather_concat, attend, attend_pointwise)
+)
+
+Pools = tuple[Tensor | None, Tensor | None]
+"""The pools of K and V that a layer reads, [M, d - d_u] each; None where a side has none."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Router(nn.Module):
         return ops.first_argmax(self.logits(x), self.groups).clamp(max=self.rows - 1)
 
 
-class CollectiveSide(nn.Module):
+class CollectiveSide(nn.Module, Reducible):
     """Keys or values of one layer."""
 
     def __init__(
@@ -109,6 +113,11 @@ class CollectiveSide(nn.Module):
             )
             self.pool = frozen(self._activate(state[f"{prefix}.pool"]))
 
+    def reduce(self, dtype: torch.dtype) -> None:
+        """Keep the pool in `dtype`; what is cached stays as it is."""
+        if self.shared:
+            self.pool = reduced(self.pool, dtype)
+
     def encode(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Events [B, N, d_e] -> (index int32 [B, N] or None, user part [B, N, d_u])."""
         user = self._activate(self.user(x))
@@ -116,15 +125,18 @@ class CollectiveSide(nn.Module):
             return None, user
         return self.router(x), self._activate(user)
 
-    def assemble(self, index: Tensor | None, user: Tensor) -> Tensor:
-        """Cached parts -> keys or values [B, N, d]."""
-        if index is None:
-            return user
-        vectors: Tensor = pool_gather_concat(self.pool, index, user)
-        return vectors
-
     def _activate(self, x: Tensor) -> Tensor:
         return F.silu(x) if self.use_silu else x
+
+
+def assembled(
+    pool: Tensor | None, index: Tensor | None, user: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Cached parts -> keys or values [B, N, d] of `dtype`; `user` alone where there is no pool."""
+    if pool is None or index is None:
+        return user.to(dtype)
+    vectors: Tensor = _gather_concat(pool, index, user.to(dtype))
+    return vectors
 
 
 class CollectiveAttention(nn.Module):
@@ -135,7 +147,7 @@ class CollectiveAttention(nn.Module):
         prefix = f"attention.{layer}"
         self.spec = spec
         self.scale = ops.attention_scale(spec.d, spec.num_heads, spec.use_scale)
-        self.query = Projection(state[f"{prefix}.q.weight"], state.get(f"{prefix}.q.bias"))
+        self.query = ReducibleProjection(state[f"{prefix}.q.weight"], state.get(f"{prefix}.q.bias"))
         self.k = CollectiveSide("k", spec, f"{prefix}.k", state)
         self.v = CollectiveSide("v", spec, f"{prefix}.v", state)
 
@@ -149,43 +161,62 @@ class CollectiveAttention(nn.Module):
         """Whether keys and values both come from a pool, so that one operator does it all."""
         return self.k.shared and self.v.shared
 
-    def attend(self, target: Tensor, entries: CacheEntries, mask: Tensor) -> Tensor:
+    @property
+    def pools(self) -> Pools:
+        """Its own pools [M, d - d_u] of K and V, None where there is none."""
+        key, value = (side.pool if side.shared else None for side in (self.k, self.v))
+        return key, value
+
+    def attend(self, target: Tensor, entries: CacheEntries, mask: Tensor, pools: Pools) -> Tensor:
         """Targets [B, C, d_e] over cached events with mask bool [B, N]: [B, C, d] before W_o."""
         query = self.query(target)
         query = F.silu(query) if self.spec.use_silu else query
         heads, scale = self.spec.num_heads, self.scale
         if self.pooled:
-            rows = self._pool_inputs(entries)
-            attended: Tensor = pooled_attention(query, *rows, mask.int(), heads, scale)
+            rows = self._pool_inputs(entries, pools, query.dtype)
+            attended: Tensor = _attend(query, *rows, mask.int(), heads, scale)
             return attended
-        key, value = self._keys_values(entries)
-        logits = ops.attention_logits(query * scale, key, heads)
-        logits = torch.where(mask[:, None, None, :], logits, ops.MASKED)
+        key, value = self._keys_values(entries, pools, query.dtype)
+        logits = ops.masked_logits(query * scale, key, mask, heads)
         return ops.weighted_values(logits, value, heads)
 
     def attend_pointwise(
-        self, query: Tensor, entries: CacheEntries, bias: Tensor, visible: Tensor, count: Tensor
+        self,
+        query: Tensor,
+        entries: CacheEntries,
+        bias: Tensor,
+        visible: Tensor,
+        count: Tensor,
+        pools: Pools,
     ) -> Tensor:
         """HSTU's form: query [B, C, d], bias and bool visible [B, C, N], count [B, C]."""
         heads, scale = self.spec.num_heads, self.scale
         if self.pooled:
-            rows = self._pool_inputs(entries)
-            attended: Tensor = pooled_pointwise_attention(
-                query, *rows, bias, visible.int(), count, heads, scale
+            rows = self._pool_inputs(entries, pools, query.dtype)
+            attended: Tensor = _attend_pointwise(
+                query, *rows, bias.to(query.dtype), visible.int(), count, heads, scale
             )
             return attended
-        key, value = self._keys_values(entries)
+        key, value = self._keys_values(entries, pools, query.dtype)
         logits = ops.attention_logits(query * scale, key, heads)
         return ops.pointwise_values(logits, value, bias, visible, count, heads)
 
-    def _pool_inputs(self, entries: CacheEntries) -> tuple[Tensor, ...]:
-        k_index, v_index = entries.k_index, entries.v_index
-        assert k_index is not None
-        assert v_index is not None
-        return (
-            *(self.k.pool, k_index, entries.k_user),
-            *(self.v.pool, v_index, entries.v_user),
-        )
+    @staticmethod
+    def _pool_inputs(entries: CacheEntries, pools: Pools, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs: list[Tensor] = []
+        for side, pool in zip(SIDES, pools, strict=True):
+            index, user = entries.side(side)
+            assert pool is not None
+            assert index is not None
+            inputs += [pool, index, user.to(dtype)]
+        return tuple(inputs)
 
-    def _keys_values(self, entries: CacheEntries) -> tuple[Tensor, Tensor]:
-        return self.k.assemble(*entries.side("k")), self.v.assemble(*entries.side("v"))
+    @staticmethod
+    def _keys_values(
+        entries: CacheEntries, pools: Pools, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        key, value = (
+            assembled(pool, *entries.side(side), dtype)
+            for side, pool in zip(SIDES, pools, strict=True)
+        )
+        return key, value

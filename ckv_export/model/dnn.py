@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ckv_export.contract import DnnSpec
 from ckv_export.model.activations import activation_module
-from ckv_export.model.embedding import Projection, frozen
+from ckv_export.model.embedding import Projection, ReducibleProjection, frozen
+from ckv_export.model.precision import Reducible, reduced
 
 BATCH_NORM_EPS = 1e-5
 DICE_EPS = 1e-9
@@ -31,7 +32,7 @@ class Block:
     output_bias: Tensor | None = None
 
 
-class Dice(nn.Module):
+class Dice(nn.Module, Reducible):
     """``p x + alpha (1 - p) x`` with ``p = sigmoid(bn(x))``, running statistics, eps 1e-9."""
 
     def __init__(self, alpha: Tensor, mean: Tensor, var: Tensor) -> None:
@@ -39,18 +40,27 @@ class Dice(nn.Module):
         self.alpha, self.mean = frozen(alpha), frozen(mean)
         self.rate = frozen((var.double() + DICE_EPS).rsqrt().to(var.dtype))
 
+    def reduce(self, dtype: torch.dtype) -> None:
+        """Keep the parameters in `dtype`."""
+        self.alpha, self.mean = reduced(self.alpha, dtype), reduced(self.mean, dtype)
+        self.rate = reduced(self.rate, dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., n] -> [..., n]."""
         gate = torch.sigmoid((x - self.mean) * self.rate)
         return gate * x + self.alpha * (1 - gate) * x
 
 
-class PRelu(nn.Module):
+class PRelu(nn.Module, Reducible):
     """``max(x, 0) + weight min(x, 0)``; weight [1] or one per channel of the last axis."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = frozen(weight)
+
+    def reduce(self, dtype: torch.dtype) -> None:
+        """Keep the slope in `dtype`."""
+        self.weight = reduced(self.weight, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., n] -> [..., n]."""
@@ -92,24 +102,36 @@ def _split(
     return parts, bias.to(dtype)
 
 
-class FoldedDnn(nn.Module):
-    """The network over named input blocks."""
+class FoldedDnn(nn.Module, Reducible):
+    """The network over named input blocks.
+
+    Its last layer, whose result ranks the candidates, is never in half precision.
+    """
 
     def __init__(self, spec: DnnSpec, blocks: Sequence[Block], state: Mapping[str, Tensor]) -> None:
         super().__init__()
         dtype = state["dnn.0.weight"].dtype
         folded = [_folded(spec, i, state) for i in range(len(spec.hidden) + 1)]
         parts, bias = _split(*folded[0], blocks, dtype)
+        linear = [*[ReducibleProjection] * len(spec.hidden), Projection]
         self.first = nn.ModuleDict(
-            {b.name: Projection(part) for b, part in zip(blocks, parts, strict=True)}
+            {b.name: linear[0](part) for b, part in zip(blocks, parts, strict=True)}
         )
         self.bias = frozen(bias)
-        self.rest = nn.ModuleList(Projection(w.to(dtype), b.to(dtype)) for w, b in folded[1:])
+        self.rest = nn.ModuleList(
+            kind(w.to(dtype), b.to(dtype))
+            for kind, (w, b) in zip(linear[1:], folded[1:], strict=True)
+        )
         self.activations = nn.ModuleList(
             _activation(name, f"dnn.{i}.activation", state)
             for i, name in enumerate(spec.activations)
         )
         self.sigmoid = spec.sigmoid
+
+    def reduce(self, dtype: torch.dtype) -> None:
+        """Keep the first layer's bias in `dtype`, as its weights are."""
+        if len(self.rest) > 0:
+            self.bias = reduced(self.bias, dtype)
 
     def forward(self, blocks: Mapping[str, Tensor]) -> Tensor:
         """Blocks [B, C, width] ([B, 1, width] where all candidates share it) -> [B, C]."""

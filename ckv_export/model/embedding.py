@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckv_export.contract import FeatureSpec
+from ckv_export.model.precision import Reducible, reduced
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
@@ -56,7 +57,8 @@ class Projection(nn.Module):
     """A linear map [out, in] with an optional bias; also a given vector made narrower.
 
     The weight is kept transposed, as a product from the right reads it: exported graphs then hold
-    it under this module's name, with no transposition left to fold.
+    it under this module's name, with no transposition left to fold. The product is in the weight's
+    dtype, whatever comes in.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -66,8 +68,17 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        product = x @ self.weight
+        product = x.to(self.weight.dtype) @ self.weight
         return product if self.bias is None else product + self.bias
+
+
+class ReducibleProjection(Projection, Reducible):
+    """A linear map that half precision may reach."""
+
+    def reduce(self, dtype: torch.dtype) -> None:
+        """Keep weight and bias in `dtype`."""
+        self.weight = reduced(self.weight, dtype)
+        self.bias = None if self.bias is None else reduced(self.bias, dtype)
 
 
 def _embedder(feature: FeatureSpec, state: Mapping[str, Tensor]) -> nn.Module:

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ckv_export.contract import ModelSpec, require
+from ckv_export.model import ops
 from ckv_export.model.base import CollectiveModel
-from ckv_export.model.collective import CacheEntries, CollectiveAttention
+from ckv_export.model.collective import CacheEntries, CollectiveAttention, Pools
 from ckv_export.model.dnn import Block, FoldedDnn
-from ckv_export.model.embedding import Projection, frozen
+from ckv_export.model.embedding import Projection, ReducibleProjection, frozen
 from ckv_export.model.events import EventEmbedding, Inputs
 from ckv_export.model.shapes import FREE, Shapes, collective_shapes, dnn_shapes
 
@@ -54,23 +55,30 @@ class HstuLayer(nn.Module):
         super().__init__()
         prefix = f"attention.{layer}"
         self.attention = CollectiveAttention(spec.attention, layer, state)
-        self.gate = Projection(state[f"{prefix}.u.weight"])
-        self.output = Projection(state[f"{prefix}.o.weight"])
+        self.gate = ReducibleProjection(state[f"{prefix}.u.weight"])
+        self.output = ReducibleProjection(state[f"{prefix}.o.weight"])
         self.norm = _norm(state, f"{prefix}.norm")
         self.output_norm = _norm(state, f"{prefix}.output_norm")
         self.position_bias = frozen(state[f"{prefix}.position_bias"].unsqueeze(1))
         time_bias = state.get(f"{prefix}.time_bias")
         self.time_bias = None if time_bias is None else frozen(time_bias.unsqueeze(1))
 
-    def forward(self, x: Tensor, past: CacheEntries, links: Links) -> tuple[Tensor, CacheEntries]:
+    def forward(
+        self, x: Tensor, past: CacheEntries, links: Links, pools: Pools
+    ) -> tuple[Tensor, CacheEntries]:
         """New events x [B, Q, d] after cached `past` -> x of the next layer, and their entries."""
         z = self.norm(x)
         new = self.attention.encode(z)
         query = F.silu(self.attention.query(z))
         attended = self.attention.attend_pointwise(
-            query, past.then(new), self._bias(links), links.visible, links.count
+            query, past.then(new), self._bias(links), links.visible, links.count, pools
         )
-        return x + self.output(self.output_norm(attended) * F.silu(self.gate(z))), new
+        gated = self.output_norm(ops.widened(attended)) * F.silu(self.gate(z))
+        return x + self.output(gated), new
+
+    def encode(self, x: Tensor) -> CacheEntries:
+        """What is cached of events x [B, Q, d]."""
+        return self.attention.encode(self.norm(x))
 
     def _bias(self, links: Links) -> Tensor:
         """Relative bias, the same for all heads: [B, Q, N]."""
@@ -90,9 +98,8 @@ class Hstu(CollectiveModel):
     ) -> None:
         super().__init__(spec, state, events)
         self.input = Projection(state["input.weight"])
-        layers = [HstuLayer(spec, i, state) for i in range(spec.num_layers)]
-        self.layers = nn.ModuleList(layers)
-        self._attentions = [layer.attention for layer in layers]
+        self._layers = [HstuLayer(spec, i, state) for i in range(spec.num_layers)]
+        self.layers = nn.ModuleList(self._layers)
         blocks = [
             Block("user", spec.d_user_features),
             Block("target", spec.d_event),
@@ -124,14 +131,17 @@ class Hstu(CollectiveModel):
     @property
     def attentions(self) -> Sequence[CollectiveAttention]:
         """One a layer."""
-        return self._attentions
+        return [layer.attention for layer in self._layers]
 
     def prefill(self, inputs: Inputs) -> list[CacheEntries]:
         """The events given, after those in ``past_*``; any chunking gives the same entries."""
         size = inputs["event_mask"].shape[1]
         links = self._links(inputs, ["past", "event"], new=size, appended=size)
         events = self.input(self.embedded(inputs, "event"))
-        return self._run(events, self.cached(inputs, "past"), links)[1]
+        # The last layer's attention changes nothing that is cached.
+        below = [self.pools_of(inputs, i) for i in range(self.spec.num_layers - 1)]
+        states, entries = self._run(events, self.cached(inputs, "past"), links, below)
+        return [*entries, self._layers[-1].encode(states)]
 
     def decode(self, inputs: Inputs) -> tuple[Tensor, list[CacheEntries]]:
         """Append events, then score candidates that see everything but one another."""
@@ -141,16 +151,18 @@ class Hstu(CollectiveModel):
         links = self._links(
             inputs, ["history", "append", "candidate"], new=events.shape[1], appended=appended
         )
-        states, entries = self._run(events, self.cached(inputs, "cache"), links)
+        pools = [self.pools_of(inputs, i) for i in range(self.spec.num_layers)]
+        states, entries = self._run(events, self.cached(inputs, "cache"), links, pools)
         blocks = {"target": target, "state": states[:, appended:]}
         return self.score(inputs, blocks), [layer.first(appended) for layer in entries]
 
     def _run(
-        self, x: Tensor, past: Sequence[CacheEntries], links: Links
+        self, x: Tensor, past: Sequence[CacheEntries], links: Links, pools: Sequence[Pools]
     ) -> tuple[Tensor, list[CacheEntries]]:
+        """As many layers as there are `pools`."""
         entries = []
-        for layer, cached in zip(self.layers, past, strict=True):
-            x, new = layer(x, cached, links)
+        for layer, cached, read in zip(self._layers, past, pools, strict=False):
+            x, new = layer(x, cached, links, read)
             entries.append(new)
         return x, entries
 

@@ -56,9 +56,27 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def widened(x: Tensor) -> Tensor:
+    """`x` in fp32 if it is in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def attention_logits(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """The products q k^T of each head of query [B, C, d] and key [B, N, d]: [B, H, C, N]."""
-    return split_heads(query, heads) @ split_heads(key, heads).transpose(-1, -2)
+    """The products q k^T of each head of query [B, C, d] and key [B, N, d]: [B, H, C, N].
+
+    In fp32 at least, though the product may be in half precision.
+    """
+    return widened(split_heads(query, heads) @ split_heads(key, heads).transpose(-1, -2))
+
+
+def masked_logits(query: Tensor, key: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """`attention_logits` where bool mask [B, N], else `MASKED`: [B, H, C, N].
+
+    A masked key is made zero, so that adding `MASKED` to its logit gives exactly that. One addition
+    passes over all heads in a third of the time that ONNX Runtime takes for a broadcast where.
+    """
+    logits = attention_logits(query, key * mask.to(key.dtype).unsqueeze(-1), heads)
+    return logits + ((1.0 - mask.to(logits.dtype)) * MASKED)[:, None, None]
 
 
 def attention_scale(width: int, heads: int, scaled: bool) -> float:
@@ -67,8 +85,12 @@ def attention_scale(width: int, heads: int, scaled: bool) -> float:
 
 
 def weighted_values(logits: Tensor, value: Tensor, heads: int) -> Tensor:
-    """softmax(logits [B, H, C, N]) times value [B, N, d]: [B, C, d], zeros where N is 0."""
-    return merge_heads(torch.softmax(logits, dim=-1) @ split_heads(value, heads))
+    """softmax(logits [B, H, C, N]) times value [B, N, d]: [B, C, d], zeros where N is 0.
+
+    The product is in the dtype of `value`.
+    """
+    weights = torch.softmax(logits, dim=-1).to(value.dtype)
+    return merge_heads(weights @ split_heads(value, heads))
 
 
 def pointwise_values(
@@ -76,11 +98,13 @@ def pointwise_values(
 ) -> Tensor:
     """silu(logits + bias) where visible, times value [B, N, d], over count: [B, C, d].
 
-    logits [B, H, C, N]; bias and bool visible [B, C, N]; count [B, C].
+    logits [B, H, C, N]; bias and bool visible [B, C, N]; count [B, C]. The product is in the dtype
+    of `value`, as is the result.
     """
-    weights = F.silu(logits + bias.unsqueeze(1))
-    weights = torch.where(visible.unsqueeze(1), weights, 0.0)
-    return merge_heads(weights @ split_heads(value, heads)) / count.unsqueeze(-1)
+    weights = F.silu(logits + widened(bias).unsqueeze(1))
+    weights = torch.where(visible.unsqueeze(1), weights, 0.0).to(value.dtype)
+    total = widened(merge_heads(weights @ split_heads(value, heads)))
+    return (total / count.unsqueeze(-1)).to(value.dtype)
 
 
 def select_largest(scores: Tensor, count: int) -> Tensor:
@@ -92,7 +116,9 @@ def select_largest(scores: Tensor, count: int) -> Tensor:
     # One more score below all others: there is a boundary to read even where N is 0.
     least = scores.new_full((*scores.shape[:-1], 1), EXCLUDED)
     kept = torch.sym_min(count, scores.shape[-1] + 1)
-    boundary = torch.cat([scores, least], dim=-1).topk(kept, dim=-1).values[..., -1:]
+    # Sorting the largest would take a sixth of the time that finding them does, for nothing.
+    largest = torch.cat([scores, least], dim=-1).topk(kept, dim=-1, sorted=False).values
+    boundary = largest.amin(-1, keepdim=True)
     above = scores > boundary
     tied = scores == boundary
     places = kept - above.to(torch.int32).sum(-1, keepdim=True, dtype=torch.int32)

@@ -12,6 +12,7 @@ from ckv_export.model.base import CollectiveModel
 from ckv_export.model.eta import Eta
 from ckv_export.model.events import EventEmbedding
 from ckv_export.model.hstu import Hstu
+from ckv_export.model.precision import reduce_parts
 from ckv_export.model.reference import Reference
 from ckv_export.model.reference_hstu import HstuReference
 from ckv_export.model.sdim import Sdim
@@ -42,10 +43,17 @@ def build_reference(spec: ModelSpec, state: Mapping[str, Tensor]) -> Reference:
 
 
 def build_model(
-    spec: ModelSpec, state: Mapping[str, Tensor], events: EventEmbedding | None = None
+    spec: ModelSpec,
+    state: Mapping[str, Tensor],
+    events: EventEmbedding | None = None,
+    precision: str = "fp32",
 ) -> CollectiveModel:
-    """The split model of `spec` with weights from a checked state dict; shares its memory.
+    """The split model of `spec` with weights from a checked state dict; shares their memory.
 
-    `events`: how it is given events; a tensor per feature unless told.
+    `events`: how it is given events; a tensor per feature unless told. `precision`: what its large
+    products are computed in; raises `SpecError` where a weight is beyond the range of that.
     """
-    return model_class(spec.kind)(spec, state, events).eval()
+    model = model_class(spec.kind)(spec, state, events).eval()
+    reduce_parts(model, precision)
+    model.precision = precision
+    return model

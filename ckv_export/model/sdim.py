@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import frozen
 from ckv_export.model.events import EventEmbedding
+from ckv_export.model.precision import Reducible
 from ckv_export.model.shapes import FREE, Shapes
 from ckv_export.model.target_attention import TargetAttentionModel
 
@@ -22,7 +24,7 @@ NORM_FLOOR = 1e-12
 """Least norm divided by: an empty bucket's sum stays 0."""
 
 
-class Sdim(TargetAttentionModel):
+class Sdim(TargetAttentionModel, Reducible):
     """SDIM; options: ``l2_norm``, whether each bucket's sum is normalised."""
 
     options = {"l2_norm": bool}  # noqa: RUF012
@@ -35,6 +37,11 @@ class Sdim(TargetAttentionModel):
         self.l2_norm = bool(spec.options["l2_norm"])
         self.hashes, self.bits = state["long.rotations"].shape[1:]
         self.rotations = frozen(state["long.rotations"].flatten(1))
+        self.summed_in = self.rotations.dtype
+
+    def reduce(self, dtype: torch.dtype) -> None:
+        """Sum the events of a bucket in `dtype`."""
+        self.summed_in = dtype
 
     @classmethod
     def long_shapes(cls, spec: ModelSpec) -> Shapes:
@@ -51,9 +58,10 @@ class Sdim(TargetAttentionModel):
         agreement = wanted @ found.transpose(-1, -2)
         # A bucket is shared where all signs agree: then, and only then, their products sum to bits.
         shared = (agreement == self.bits) & mask[:, None, None]
+        events = events.to(self.summed_in)
         if not self.l2_norm:
             return shared.to(events.dtype).mean(1) @ events
-        sums = shared.to(events.dtype) @ events[:, None]
+        sums = ops.widened(shared.to(events.dtype) @ events[:, None])
         norms = sums.square().sum(-1, keepdim=True).sqrt().clamp(min=NORM_FLOOR)
         return (sums / norms).mean(1)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
-from ckv_export.model.embedding import Projection
+from ckv_export.model.embedding import ReducibleProjection
 from ckv_export.model.shapes import Shape, Shapes
 
 
@@ -30,13 +30,19 @@ class SelectedAttention(nn.Module):
     def __init__(self, heads: int, scaled: bool, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.heads, self.scaled = heads, scaled
-        self.query, self.key, self.value = (Projection(state[f"long.{n}.weight"]) for n in "qkv")
+        self.query, self.key, self.value = (
+            ReducibleProjection(state[f"long.{n}.weight"]) for n in "qkv"
+        )
 
     def forward(self, target: Tensor, events: Tensor, mask: Tensor, selected: Tensor) -> Tensor:
         """target [B, C, d_e], events [B, N, d_e], mask [B, N], selected [B, C, N] -> [B, C, d]."""
         query = self.query(target)
         query = query * ops.attention_scale(query.shape[-1], self.heads, self.scaled)
-        logits = ops.attention_logits(query, self.key(events), self.heads)
-        logits = torch.where(mask[:, None, None, :], logits, ops.MASKED)
-        logits = torch.where(selected[:, None], logits, ops.EXCLUDED)
+        # A masked key is zero, so its logit is what is added: exactly MASKED. Mask and selection
+        # are joined before there are heads, and pass over the logits in one addition.
+        key = self.key(events)
+        key = key * mask.to(key.dtype).unsqueeze(-1)
+        added = torch.where(mask[:, None], 0.0, ops.MASKED)
+        added = torch.where(selected, added, ops.EXCLUDED)
+        logits = ops.attention_logits(query, key, self.heads) + added.unsqueeze(1)
         return ops.weighted_values(logits, self.value(events), self.heads)

@@ -106,7 +106,7 @@ class TargetAttentionModel(CollectiveModel):
         window, window_mask = self._window(entries, mask)
         blocks = {
             "target": target,
-            "short": self.attention.attend(target, window, window_mask),
+            "short": self.attention.attend(target, window, window_mask, self.pools_of(inputs, 0)),
             "long": self.long_branch(events, key, mask, target),
         }
         return self.score(inputs, blocks)

@@ -1,7 +1,8 @@
 """TWIN (Chang et al. 2023, arXiv 2302.02352) with a CollectiveKV short window.
 
 Search and attention use one score: ``q = W_q e_target``, ``k_t = W_h e_t``, ``v_t = W_v e_t``;
-each head keeps its own top-k of ``q . k_t / sqrt(d / H)`` and softmaxes over them.
+each head keeps its own top-k of ``q . k_t / sqrt(d / H)`` and softmaxes over them. The score
+selects, so it is never computed in half precision.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
-from ckv_export.model.embedding import Projection
+from ckv_export.model.embedding import Projection, ReducibleProjection
 from ckv_export.model.events import EventEmbedding
 from ckv_export.model.selected_attention import attention_shapes
 from ckv_export.model.shapes import Shapes
@@ -32,7 +33,7 @@ class Twin(TargetAttentionModel):
         self.topk = int(spec.options["topk"])
         self.long_query = Projection(state["long.q.weight"])
         self.long_key = Projection(state["long.k.weight"])
-        self.long_value = Projection(state["long.v.weight"])
+        self.long_value = ReducibleProjection(state["long.v.weight"])
 
     @classmethod
     def long_shapes(cls, spec: ModelSpec) -> Shapes:
@@ -48,8 +49,7 @@ class Twin(TargetAttentionModel):
         """Attention over each head's own top-k: [B, C, d]."""
         heads = self.spec.attention.num_heads
         scale = ops.attention_scale(self.spec.attention.d, heads, scaled=True)
-        logits = ops.attention_logits(self.long_query(target) * scale, key, heads)
-        logits = torch.where(mask[:, None, None], logits, ops.MASKED)
+        logits = ops.masked_logits(self.long_query(target) * scale, key, mask, heads)
         selected = ops.select_largest(logits, self.topk)
         logits = torch.where(selected, logits, ops.EXCLUDED)
         return ops.weighted_values(logits, self.long_value(events), heads)

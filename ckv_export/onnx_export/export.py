@@ -24,7 +24,12 @@ from ckv_export.onnx_export.passes import (
     strip_metadata,
 )
 
-_TORCH_DTYPES = {"int32": torch.int32, "bool": torch.bool, "float32": torch.float32}
+_TORCH_DTYPES = {
+    "int32": torch.int32,
+    "bool": torch.bool,
+    "float32": torch.float32,
+    "float16": torch.float16,
+}
 
 # Sizes are all different and none is 0 or 1, so that no two axes look alike to the exporter;
 # S, K and N = S + T exceed any window or top-k, whose minimum must stay symbolic.
@@ -80,7 +85,7 @@ def export_graph(graph: Graph) -> ir.Model:
     name_axes.run(model, graph.io)
     name_nodes.run(model)
     strip_metadata.run(model)
-    attach_functions.run(model, spec.attention)
+    attach_functions.run(model, spec.attention, graph.model.precision)
     model.producer_name, model.producer_version = "ckv-export", __version__
     model.graph.name = graph.io.name
     return model

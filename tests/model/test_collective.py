@@ -8,7 +8,7 @@ import torch
 from ckv_testing.draw import draw_state, halves, make_spec
 
 from ckv_export.contract import AttentionSpec, CacheSpec
-from ckv_export.model.collective import CacheEntries, CollectiveAttention, Router
+from ckv_export.model.collective import CacheEntries, CollectiveAttention, Router, assembled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,9 +80,9 @@ def test_entries_and_vectors_of_an_event(attention: AttentionSpec, rng: np.rando
     activate = silu if attention.use_silu else np.positive
     entries = layer.encode(tensor(x))
     for name in "kv":
-        module, (index, user) = getattr(layer, name), entries.side(name)
+        pool, (index, user) = layer.pools["kv".index(name)], entries.side(name)
         assert (index is None) == (not attention.shared(name))
-        vectors = module.assemble(index, user)
+        vectors = assembled(pool, index, user, torch.float32)
         parts = {n: state.get(f"attention.0.{name}.{n}") for n in ("weight", "bias", "pool")}
         for b, t in np.ndindex(2, 5):
             u = parts["weight"].double().numpy() @ x[b, t]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -187,4 +185,4 @@ def test_looked_up_values_are_no_trainable_parameters(rng: np.random.Generator):
     kinds = {p.dtype for p in events.parameters()}
     assert kinds == {torch.int32, torch.float32}
     assert not any(p.requires_grad for p in events.parameters())
-    assert dataclasses.asdict(events.form) == {"embeddings": "inline", "item_key": "item_id"}
+    assert events.form == BY_ID

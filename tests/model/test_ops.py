@@ -141,8 +141,7 @@ def attend(
 ) -> np.ndarray:
     tensors = [torch.from_numpy(a) for a in (query, key, value, mask)]
     scaled = tensors[0] * ops.attention_scale(query.shape[-1], heads, scale)
-    logits = ops.attention_logits(scaled, tensors[1], heads)
-    logits = torch.where(tensors[3][:, None, None], logits, ops.MASKED)
+    logits = ops.masked_logits(scaled, tensors[1], tensors[3], heads)
     return ops.weighted_values(logits, tensors[2], heads).numpy()
 
 
@@ -161,6 +160,20 @@ def test_masked_attention(events: int, heads: int, scale: bool, rng: np.random.G
     np.testing.assert_allclose(got, expected, rtol=0, atol=3e-6)
     if events:
         np.testing.assert_allclose(got[1], np.tile(value[1].mean(0), (3, 1)), rtol=0, atol=1e-6)
+
+
+def test_a_masked_logit_is_exact_however_large_the_product(rng: np.random.Generator):
+    """Selections compare masked logits: they must tie, and weigh the same where all are masked."""
+    query, key = (torch.from_numpy(rng.standard_normal((2, n, 6))).float() for n in (3, 5))
+    mask = torch.from_numpy(rng.random((2, 5)) < 0.5)
+    got = ops.masked_logits(1e4 * query, key, mask, 2)
+    for b, h, c, n in np.ndindex(*got.shape):
+        part = slice(3 * h, 3 * h + 3)
+        dot = 1e4 * float(query[b, c, part].double() @ key[b, n, part].double())
+        if mask[b, n]:
+            assert got[b, h, c, n].item() == pytest.approx(dot, abs=0.1)
+        else:
+            assert got[b, h, c, n].item() == ops.MASKED
 
 
 def test_attention_to_nothing_is_zero():

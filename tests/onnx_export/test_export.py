@@ -165,7 +165,10 @@ def test_node_names_are_unique_and_say_where_they_come_from(
 @BOTH
 def test_nothing_of_this_machine_is_in_the_file(kind: str, graph: str, exported: Exported):
     made = exported(kind)
-    raw = (made.folder / f"{graph}.onnx").read_bytes()
+    model = load(made, graph)
+    for weight in model.graph.initializer:
+        weight.ClearField("raw_data")  # random bytes spell any short name now and then
+    raw = model.SerializeToString()
     here = {
         str(Path(__file__).resolve().parents[2]),
         str(Path.home()),
@@ -177,7 +180,6 @@ def test_nothing_of_this_machine_is_in_the_file(kind: str, graph: str, exported:
     }
     for text in {*here, "site-packages", "stack_trace", ".py", "pkg.torch"} - {"/"}:
         assert text.encode() not in raw, text
-    model = load(made, graph)
     assert not model.doc_string
     assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
     values = [*model.graph.value_info, *model.graph.input, *model.graph.output]

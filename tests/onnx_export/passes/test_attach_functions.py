@@ -114,6 +114,15 @@ def test_softmax_attention_in_onnx_runtime(
         np.testing.assert_allclose(got[b, c, part], expected, rtol=0, atol=3e-6)
 
 
+def test_events_that_are_all_masked_weigh_the_same_however_large_a_logit(rng: np.random.Generator):
+    """1e9 takes up fp32 steps of 64: what is added must find a logit of zero."""
+    query = 1e4 * rng.standard_normal((2, 3, 8)).astype(np.float32)
+    keys, values = pooled(rng, 5, 6, 2, 2, 4), pooled(rng, 7, 5, 3, 2, 4)
+    got = run(attached(POOLED), query, *keys, *values, np.zeros((2, 4), np.int32))
+    expected = np.repeat(vectors(*values).mean(1, keepdims=True), 3, axis=1)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("users", "candidates", "events"), SIZES)
 def test_pointwise_attention_in_onnx_runtime(
     users: int, candidates: int, events: int, rng: np.random.Generator

@@ -1,0 +1,57 @@
+"""The pools of a bundle whose graphs take them as inputs, in a file of their own.
+
+``pools.safetensors``: ``pool_<k|v>_<layer>`` [M, d - d_u] each, as the graphs take them, silu
+applied; its metadata names the model they are of and the caches that go with them. A server binds
+them once, for all contexts and engines; another file of the same shapes goes live by binding that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ckv_export.errors import BundleError
+from ckv_export.manifest import POOLS_FILE, Manifest
+
+Pools = dict[str, NDArray[np.generic]]
+
+
+def save_pools(
+    path: Path, pools: Mapping[str, NDArray[np.generic]], fingerprint: str, entries: str
+) -> None:
+    """Write pools by input name, whole or not at all.
+
+    `fingerprint`: of the model they are of; `entries`: of the caches that go with them.
+    """
+    contiguous = {name: np.ascontiguousarray(pool) for name, pool in pools.items()}
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(contiguous, beside, metadata={"fingerprint": fingerprint, "entries": entries})
+        beside.replace(path)
+    except OSError as error:
+        raise BundleError(f"can't write the pools {path}: {error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_pools(folder: Path, manifest: Manifest) -> Pools:
+    """The pools that lie in a bundle, none if its graphs hold them; raises `BundleError`."""
+    if manifest.form.pools is None:
+        return {}
+    path = folder / POOLS_FILE
+    try:
+        with safe_open(path, framework="numpy") as file:
+            pools = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path} holds no pools: {error}") from error
+    wanted = manifest.form.pool_tensors(manifest.model, manifest.model.num_layers)
+    shapes = {t.name: (t.dtype, t.axes) for t in wanted}
+    found = {name: (str(pool.dtype), pool.shape) for name, pool in pools.items()}
+    if found != shapes:
+        raise BundleError(f"{path} must hold {shapes}, got {found}")
+    return pools

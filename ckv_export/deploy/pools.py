@@ -1,0 +1,59 @@
+"""A retrained pool for a bundle whose graphs take pools as inputs, without a rebuild."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckv_export.cache.pool_file import Pools, save_pools
+from ckv_export.checkpoint.load import load_checkpoint
+from ckv_export.errors import BundleError
+from ckv_export.manifest import POOLS_FILE, open_bundle
+from ckv_export.model.base import CollectiveModel
+from ckv_export.model.fingerprint import (
+    entries_fingerprint,
+    fingerprint,
+    fingerprint_but_pools,
+)
+from ckv_export.model.registry import build_model
+
+
+@dataclass(frozen=True)
+class NewPools:
+    """A file of pools, the model they are of, and whether caches made before are still valid."""
+
+    path: Path
+    fingerprint: str
+    caches_valid: bool
+
+
+def pool_arrays(model: CollectiveModel) -> Pools:
+    """The pools of a split model under the names of the graphs' inputs, in its precision."""
+    return {f"pool_{side}_{layer}": p.numpy() for (layer, side), p in model.pools().items()}
+
+
+def write_pools(
+    bundle: Path, model: Path, out: Path, weights: str | None = None, params: str | None = None
+) -> NewPools:
+    """Write the pools of the checkpoint `model` as the graphs of `bundle` take them.
+
+    `out`: the file, or a folder for ``pools.safetensors``. Raises `BundleError` unless the bundle
+    takes pools and the checkpoint differs from the one that was exported in its pools alone.
+    """
+    manifest = open_bundle(bundle)
+    if manifest.form.pools is None:
+        raise BundleError(
+            f"the graphs of {bundle} hold their pools: export with --pool input to exchange them"
+        )
+    checkpoint = load_checkpoint(model, weights=weights, params=params)
+    spec, state, known = checkpoint.spec, checkpoint.state, manifest.fingerprints
+    if fingerprint_but_pools(spec, state) != known["all but pools"]:
+        raise BundleError(
+            f"{model} differs from the model of {bundle} in more than its pools: export it"
+        )
+    path = out / POOLS_FILE if out.is_dir() else out
+    split = build_model(spec, state, precision=manifest.precision)
+    entries = entries_fingerprint(spec, state, known["looked up"])
+    identity = fingerprint(spec, state)
+    save_pools(path, pool_arrays(split), identity, entries)
+    return NewPools(path, identity, entries == known["entries"])
