@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from ckv_cpp import write_manifest
 from ckv_testing.cmake import ROOT, rtx_library
 from ckv_testing.records import LAYOUTS, MANIFESTS, user
 
 from ckv_export.cache.record import encode
+from ckv_export.manifest import EngineEntry
 
 CPP = ROOT / "engines" / "cpp"
-HEADERS = {"buckets.h", "engine.h", "error.h", "manifest.h", "record.h", "tensor.h"}
+HEADERS = {
+    f"{name}.h"
+    for name in ("buckets", "engine", "error", "item_table", "manifest", "record", "tensor")
+}
 FUZZED = ("every kind of feature, int8", "HSTU with time, float16", "item table, float16")
 
 
@@ -174,6 +180,25 @@ def test_the_example_says_what_is_wrong(engine_build: Path, arguments, words: st
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f"score: {words}\n"
+
+
+def test_the_example_without_a_gpu(engine_build: Path, tmp_path: Path):
+    program = engine_build / "ckv_score"
+    if not program.exists():
+        pytest.skip("no TensorRT library to link: pip install 'ckv-export[rtx]'")
+    version = run(engine_build / "tests" / "test_engine").split()[-1]
+    (tmp_path / "engines").mkdir()
+    for name in ("prefill.onnx", "decode.onnx", "engines/decode"):
+        (tmp_path / name).write_bytes(b"")
+    entry = EngineEntry("decode", "engines/decode", "tensorrt_rtx", version, (), {}, 1, 1.0)
+    manifest = dataclasses.replace(MANIFESTS["two ids"], engines=(entry,))
+    manifest.with_files(tmp_path).write(tmp_path)
+    command = [str(part) for part in (program, tmp_path, "-", 1, 2)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: test_gpu.py runs real engines")
+    assert done.stderr.startswith("score: running an engine needs an NVIDIA GPU: ")
 
 
 def test_presets(cpp_build: Path):

@@ -24,6 +24,8 @@ def batch(
     it is the longest history of the batch. K is min(S, W - 1). Raises `RecordError` naming the
     position of a bad record.
     """
+    if events is not None and events < 0:
+        raise RecordError(f"a batch has 0 events or more, got {events}")
     opened = [_opened(layout, position, data) for position, data in enumerate(records)]
     longest = max((o.header.events for o in opened), default=0)
     size = layout.pad_to if events is None else events

@@ -68,7 +68,8 @@ EngineEntry const& choose_engine(Bundle const& bundle, std::string const& graph,
     bundle.manifest.graph(graph);
     EngineEntry const* chosen = nullptr;
     for (EngineEntry const& engine : bundle.manifest.engines) {
-        bool const wanted = file.empty() ? engine.backend == library.backend() : engine.file == file;
+        bool const wanted =
+            file.empty() ? engine.backend == library.backend() : engine.file == file;
         if (engine.graph == graph && wanted && chosen == nullptr) {
             chosen = &engine;
         }

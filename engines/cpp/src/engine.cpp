@@ -68,9 +68,6 @@ struct Slot {
 
 struct EngineState {
     EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions const& options);
-    ~EngineState();
-    EngineState(EngineState const&) = delete;
-    EngineState& operator=(EngineState const&) = delete;
 
     // Order `stream` behind the slot's last work and give the context its profile, shapes and
     // addresses. Throws kShape before the stream is touched.
@@ -83,7 +80,7 @@ struct EngineState {
     std::unique_ptr<nvinfer1::IRuntime> runtime;
     std::unique_ptr<nvinfer1::ICudaEngine> engine;
     std::vector<Profile> profiles;
-    void* nothing = nullptr;
+    std::unique_ptr<void, decltype(&cudaFree)> nothing{nullptr, &cudaFree};
     // Last, so that contexts go before their engine.
     detail::Pool<Slot> pool;
 
@@ -97,13 +94,18 @@ private:
 EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions const& options)
     : graph(std::move(spec)),
       log(options.log),
-      pool(static_cast<std::size_t>(std::max(options.contexts, 1)), [this] { return make_slot(); }) {
+      pool(static_cast<std::size_t>(std::max(options.contexts, 1)),
+           [this] { return make_slot(); }) {
     EngineEntry const& entry =
         detail::choose_engine(bundle, graph.name, options.file, detail::linked_library(),
                               options.allow_other_version);
+    detail::take_logged_error();
     runtime.reset(nvinfer1::createInferRuntime(log));
     if (runtime == nullptr) {
         refuse(tensorrt_version() + " can't make a runtime");
+    }
+    if (options.allow_host_code) {
+        runtime->setEngineHostCodeAllowed(true);
     }
     if (!options.plugin_library.empty()) {
         detail::load_plugins(options.plugin_library);
@@ -112,10 +114,10 @@ EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions con
     deserialize(bundle.file(entry.file));
     check_tensors();
     read_profiles();
-    detail::check_cuda(cudaMalloc(&nothing, kNothingBytes), "allocating device memory");
+    void* memory = nullptr;
+    detail::check_cuda(cudaMalloc(&memory, kNothingBytes), "allocating device memory");
+    nothing.reset(memory);
 }
-
-EngineState::~EngineState() { cudaFree(nothing); }
 
 void EngineState::deserialize(std::filesystem::path const& path) {
     std::vector<char> const plan = read_plan(path);
@@ -129,8 +131,8 @@ void EngineState::deserialize(std::filesystem::path const& path) {
 void EngineState::check_tensors() const {
     std::size_t const wanted = graph.inputs.size() + graph.outputs.size();
     if (static_cast<std::size_t>(engine->getNbIOTensors()) != wanted) {
-        refuse("the engine has " + std::to_string(engine->getNbIOTensors()) + " tensors, the graph " +
-               graph.name + " has " + std::to_string(wanted));
+        refuse("the engine has " + std::to_string(engine->getNbIOTensors()) +
+               " tensors, the graph " + graph.name + " has " + std::to_string(wanted));
     }
     for (auto const* tensors : {&graph.inputs, &graph.outputs}) {
         auto const mode = tensors == &graph.inputs ? nvinfer1::TensorIOMode::kINPUT
@@ -186,7 +188,7 @@ std::unique_ptr<Slot> EngineState::make_slot() {
 
 void EngineState::prepare(Slot& slot, Sizes const& sizes, Buffers const& buffers,
                           cudaStream_t stream) {
-    auto const bound = detail::bind_all(graph, sizes, buffers, nothing);
+    auto const bound = detail::bind_all(graph, sizes, buffers, nothing.get());
     auto const profile = static_cast<int>(choose_profile(graph, profiles, sizes));
     detail::take_logged_error();
     // Never recorded, an event is done. The context's memory is in use until then.

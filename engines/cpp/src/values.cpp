@@ -166,7 +166,8 @@ void load(Field const& field, std::uint8_t const* rows, std::size_t row_bytes, s
         case StoredType::kFloat32:
             return load_each(numbers, float{}, [](auto number) { return number; });
         case StoredType::kFloat16:
-            return load_each(numbers, std::uint16_t{}, [](auto half) { return half_to_float(half); });
+            return load_each(numbers, std::uint16_t{},
+                             [](auto half) { return half_to_float(half); });
         case StoredType::kInt8:
             return each_vector(
                 field, strides, 0, count, rows, row_bytes,

@@ -1,6 +1,7 @@
 // The library for Python's ctypes, so that tests can compare it with the Python package. An error is
 // a negative number, its message in `g_error`.
 #include <ckv/error.h>
+#include <ckv/item_table.h>
 #include <ckv/record.h>
 
 #include <algorithm>
@@ -134,6 +135,17 @@ std::int64_t ckv_user_events(ckv::RecordLayout const* layout, int count, char co
         auto const taken = ckv::user_events(
             *layout, tensors, {{"B", users}, {"S", events}, {"T", events}}, user, graph);
         return give(ckv::encode(*layout, ckv::views(taken)), out);
+    });
+}
+
+// Items of the bundle's table; `out` gets the tensor `name`, unless that is empty.
+std::int64_t ckv_item_table(char const* bundle, char const* name, void* out) {
+    return guarded([&] {
+        auto const table = ckv::ItemTable::open(ckv::Bundle::open_unverified(bundle));
+        if (*name != '\0') {
+            table.read(name, out);
+        }
+        return table.items();
     });
 }
 

@@ -1,5 +1,5 @@
-// What of the engine can be seen without a GPU. Exits with 77 where there is one: real engines are then
-// run from Python.
+// What of the engine can be seen without a GPU. Exits with 77 where there is one: tests/cpp in Python
+// then runs real engines.
 #include <ckv/engine.h>
 #include <cuda_runtime_api.h>
 

@@ -100,6 +100,11 @@ def test_real_events_of_a_call(layout, graph, entry, event, rng):
             np.testing.assert_array_equal(got[field.name], wanted)
 
 
+def test_a_batch_of_less_than_nothing():
+    with pytest.raises(RecordError, match="0 events or more, got -1"):
+        batch(LAYOUTS["two ids, float16"], [], -1)
+
+
 def test_a_call_without_its_tensors():
     layout = LAYOUTS["two ids, float16"]
     with pytest.raises(RecordError, match="lack 'append_mask'"):

@@ -17,11 +17,13 @@ namespace ckv {
 enum class LogLevel { kError, kWarning, kInfo };
 
 struct EngineOptions {
-    // Path of the engine in the bundle; empty: the first of the graph that the linked library built.
+    // Path of the engine in the bundle; empty: the graph's first that the linked library built.
     std::string file;
     // The plugin library of the dynamic flavour (plugins/README.md), for engines that need it.
     std::filesystem::path plugin_library;
-    // Most execution contexts, that is, most calls under way at once.
+    // Let an engine that carries a plugin library inside run that code in this process.
+    bool allow_host_code = false;
+    // Most execution contexts, that is, most calls running at once.
     int contexts = 1;
     // Leave it to TensorRT whether it runs an engine that another version built.
     bool allow_other_version = false;
