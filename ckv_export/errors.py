@@ -7,10 +7,12 @@
     |   |-- CheckpointError     a model file or run folder
     |   |-- SpecError           a model configuration
     |   |-- BundleError         an exported bundle
-    |   `-- EventsError         a file of events
+    |   |-- EventsError         a file of events
+    |   `-- RecordError         a user's cache record, or what should go into one
     |-- MissingDependency       an optional package that is not installed
     |-- ExportError             PyTorch or ONNX refused the graph
     |-- EngineError             TensorRT refused the graph or the settings
+    |-- StoreError              a store of user records can't be reached, or is damaged
     |-- Interrupted             Ctrl-C or SIGTERM
     `-- ParityFailure           exit code 1: the numbers differ
 
@@ -50,6 +52,10 @@ class EventsError(InputError):
     """A file of events doesn't fit the model."""
 
 
+class RecordError(InputError):
+    """A user's cache record is damaged or another model's, or can't hold what it is given."""
+
+
 class MissingDependency(CkvError):
     """An optional package is needed and absent."""
 
@@ -66,6 +72,10 @@ class ExportError(CkvError):
 
 class EngineError(CkvError):
     """TensorRT refused a graph, a profile or a target."""
+
+
+class StoreError(CkvError):
+    """A store of user records can't be reached, is busy, or holds what is no record."""
 
 
 class Interrupted(CkvError):

@@ -63,7 +63,13 @@ class ItemTable:
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """An engine of the bundle: which graph, built by what, for which GPUs and shapes."""
+    """An engine of the bundle: which graph, built by what, for which GPUs and shapes.
+
+    `pool_step`: who computes it, plugin or native layers; `plugin`: its record, with the path of
+    the library in the bundle under "file", None where the engine needs no library; `settings`: how
+    it was built, beyond that; `report`: path of the file that lists its layers; `profile`: ranges
+    of the first of its `profiles`; `onnx`: SHA-256 of the graph's file that it was built from.
+    """
 
     graph: str
     file: str
@@ -73,6 +79,13 @@ class EngineEntry:
     profile: Mapping[str, str]
     layers: int
     seconds: float
+    # What later versions record; an engine of an earlier one has none of it.
+    pool_step: str = ""
+    plugin: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    report: str = ""
+    profiles: tuple[Mapping[str, str], ...] = ()
+    onnx: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,11 @@ class Manifest:
         """Prefill and decode, and with an item table the decode that takes it."""
         return ("prefill", "decode", *(["decode_items"] if self.item_table else []))
 
+    @property
+    def entries_fingerprint(self) -> str:
+        """What cache entries depend on: of bundles that have it in common, caches are one."""
+        return self.fingerprints.get("entries", self.fingerprint)
+
     def with_files(self, folder: Path) -> Manifest:
         """The same manifest listing what `folder` now holds."""
         paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME)
@@ -147,7 +165,10 @@ class Manifest:
         """Read `to_dict` data; raises KeyError or TypeError where a field is missing or odd."""
         _check_kinds(data)
         known = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-        engines = [e | {"targets": tuple(e["targets"])} for e in data["engines"]]
+        engines = [
+            e | {"targets": tuple(e["targets"]), "profiles": tuple(e.get("profiles", ()))}
+            for e in data["engines"]
+        ]
         return cls(
             **known
             | {
@@ -175,6 +196,14 @@ _KINDS = {
     **dict.fromkeys(("notes", "engines"), list),
 }
 _ENGINE_KINDS = dict.fromkeys(("graph", "file", "backend", "backend_version"), str)
+_LATER_ENGINE_KINDS: dict[str, type] = {
+    "pool_step": str,
+    "report": str,
+    "onnx": str,
+    "plugin": dict,
+    "settings": dict,
+    "profiles": list,
+}
 
 
 def _check_kinds(data: Mapping[str, Any]) -> None:
@@ -183,7 +212,8 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
     if data["parity"] is not None:
         _check_each("parity: ", data["parity"], {"seed": int})
     for engine in data["engines"]:
-        _check_each("engine: ", engine, _ENGINE_KINDS)
+        given = {n: k for n, k in _LATER_ENGINE_KINDS.items() if engine.get(n) is not None}
+        _check_each("engine: ", engine, {**_ENGINE_KINDS, **given})
     if not all(isinstance(note, str) for note in data["notes"]):
         raise TypeError("the notes must be texts")
 

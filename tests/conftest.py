@@ -12,6 +12,8 @@ import pytest
 import torch
 from ckv_testing import exports
 from ckv_testing.exports import Export
+from ckv_testing.hstu import exported_hstu
+from ckv_testing.serving import Shop, hstu_shop, items_shop, sim_shop
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
 
@@ -64,3 +66,32 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
         return made[kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def shops(
+    exported: Callable[[str], Export], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Shop]:
+    """A bundle to serve from and its reference: "sim", "hstu" or "items"; made when asked for."""
+    made: dict[str, Shop] = {}
+
+    def make(form: str) -> Shop:
+        folder = tmp_path_factory.mktemp(f"shop_{form}")
+        if form == "sim":
+            return sim_shop(exported("sim"), folder)
+        if form == "hstu":
+            return hstu_shop(exported_hstu(tmp_path_factory.getbasetemp()), folder)
+        return items_shop(folder)
+
+    def get(form: str) -> Shop:
+        if form not in made:
+            made[form] = make(form)
+        return made[form]
+
+    return get
+
+
+@pytest.fixture(params=["sim", "items", "hstu"])
+def shop(request: pytest.FixtureRequest, shops: Callable[[str], Shop]) -> Shop:
+    """Each of the `shops`."""
+    return shops(request.param)

@@ -21,7 +21,7 @@ LONGEST_MODULE = 350
 ROOMS = (
     ("errors",),
     ("contract",),
-    ("stages", "manifest", "doctor"),
+    ("stages", "manifest", "doctor", "store"),
     ("model",),
     ("checkpoint",),
     ("training", "graphs"),
@@ -30,6 +30,8 @@ ROOMS = (
     ("runtimes",),
     ("arrays",),
     ("catalogue", "events", "cache"),
+    ("serving",),
+    ("triton", "bulk"),
     ("parity",),
     ("deploy",),
     ("bench",),
@@ -41,6 +43,7 @@ RANK = {room: rank for rank, line in enumerate(ROOMS) for room in line}
 # From the files on, rooms meet through the bundle and its manifest: they know no model.
 KNOW_NO_MODEL = {
     "manifest", "stages", "doctor", "engine", "runtimes", "arrays", "catalogue", "events", "cache",
+    "store", "serving", "triton", "bulk",
 }  # fmt: skip
 MODEL_ROOMS = {"model", "checkpoint", "graphs", "training", "onnx_export"}
 

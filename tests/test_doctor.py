@@ -26,6 +26,9 @@ NAMES = [
     "tensorrt",
     "tensorrt_rtx",
     "matplotlib",
+    "redis",
+    "tritonclient",
+    "ray",
     "polygraphy",
     "GPU",
     "nvcc",
@@ -93,9 +96,9 @@ def test_least_versions_are_those_of_the_project() -> None:
         extra = f'extra == "{package.extra}"' if package.extra else ""
         wanted = [r for r in requirements if r.partition("; ")[2] == extra]
         least = next(
-            m[1]
+            m[2]
             for r in wanted
-            if (m := re.match(rf"{package.name}>=([\d.]+)", r.partition(";")[0]))
+            if (m := re.match(rf"{package.name}(\[.*\])?>=([\d.]+)", r.partition(";")[0]))
         )
         assert doctor._number(f"{least}.0") == package.least, package.name
 

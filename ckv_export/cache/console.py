@@ -58,8 +58,12 @@ def _sizes(sizes: CacheSizes) -> Table:
     for row in sizes.full:
         _add(table, row)
     table.add_section()
-    for row in (*sizes.item_features, *((sizes.item_id,) if sizes.item_id else ())):
+    for row in sizes.item_features:
         _add(table, row)
+    table.add_section()
+    table.add_row("a stored record", "", "", "", "", bytes_text(sizes.record_bytes), style="bold")
+    if sizes.item_id:
+        _add(table, sizes.item_id)
     return table
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ckv_export.contract import FeatureSpec, ModelSpec
+from ckv_export.contract import Axis, EventForm, FeatureSpec, ModelSpec
 
 USER_DTYPES = {"fp32": 4, "fp16": 2, "int8": 1}
 SCALE_BYTES = 2
@@ -65,18 +66,17 @@ def full_rows(spec: ModelSpec, events: int) -> tuple[SizeRow, SizeRow]:
     )
 
 
-def feature_rows(spec: ModelSpec, events: int) -> tuple[SizeRow, ...]:
-    """Item features of the history as decode takes them; none without a long branch."""
-    if not spec.has_long_branch:
-        return ()
+def feature_rows(spec: ModelSpec, form: EventForm, events: int) -> tuple[SizeRow, ...]:
+    """The history beside its cache entries, as decode takes it: HSTU's is at most a timestamp."""
     return tuple(
-        SizeRow(f"history {f.name}", f.dtype, _feature_bytes(f), events) for f in spec.item_features
+        SizeRow(t.name.replace("_", " ", 1), t.dtype, _bytes(t.axes[2:]), events)
+        for t in form.history_tensors(spec, "history", "B", "S")
     )
 
 
-def _feature_bytes(feature: FeatureSpec) -> int:
-    # int32 ids and float32 numbers alike take 4 bytes; a sequence or vector takes `length` of them.
-    return 4 * (feature.inner[0] if feature.inner else 1)
+def _bytes(inner: tuple[Axis, ...]) -> int:
+    # int32 ids and float32 numbers alike take 4 bytes.
+    return 4 * math.prod(int(axis) for axis in inner)
 
 
 def item_id(spec: ModelSpec) -> FeatureSpec | None:
@@ -84,12 +84,12 @@ def item_id(spec: ModelSpec) -> FeatureSpec | None:
     return next((f for f in spec.item_features if f.kind == "categorical"), None)
 
 
-def id_row(spec: ModelSpec, events: int) -> SizeRow | None:
-    """History of the item id alone; None without an id or without a long branch."""
+def id_row(spec: ModelSpec, form: EventForm, events: int) -> SizeRow | None:
+    """History of the item id alone; None without an id or a long branch, or where it is all."""
     feature = item_id(spec)
-    if feature is None or not spec.has_long_branch:
+    if feature is None or not spec.has_long_branch or form.item_key is not None:
         return None
-    return SizeRow(f"or {feature.name} alone", feature.dtype, _feature_bytes(feature), events)
+    return SizeRow(f"or {feature.name} alone", feature.dtype, _bytes(feature.inner), events)
 
 
 def pool_bytes(spec: ModelSpec) -> int:

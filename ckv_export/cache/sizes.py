@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ckv_export.cache.record.header import HEADER_BYTES
 from ckv_export.cache.rows import (
     SCALE_BYTES,
     USER_DTYPES,
@@ -22,14 +23,14 @@ from ckv_export.cache.rows import (
     item_id,
     pool_bytes,
 )
-from ckv_export.contract import ModelSpec
+from ckv_export.contract import FEATURES, EventForm, ModelSpec
 from ckv_export.errors import InputError, nearest
 
 GIGABYTE = 10**9
 EXTRAS = {
     "none": "cache alone",
     "item_id": "cache + item ids",
-    "item_features": "cache + all item features",
+    "item_features": "cache + history as decode takes it",
 }
 """What a server keeps, by the `extras` of a `Comparison`."""
 
@@ -77,7 +78,7 @@ class CacheSizes:
     """What one user costs; see `cache_sizes`.
 
     `compact`: the rows of the compact cache. `full`: K and V uncompressed, fp16 then fp32.
-    `item_features`: the history as the decode graph takes it, empty without a long branch.
+    `item_features`: the history as the decode graph takes it, which may be empty for HSTU.
     `item_id`: the smaller alternative, where a server keeps the id and looks the rest up.
     `pool_bytes`: fp32 pools, once per server and not per user.
     `paper_ratio_k`, `paper_ratio_v`: d_u/d, row numbers not counted; 1 without a pool.
@@ -103,6 +104,12 @@ class CacheSizes:
         return sum(row.bytes_per_user for row in self.compact)
 
     @property
+    def record_bytes(self) -> int:
+        """A stored record: header, compact cache, history."""
+        history = sum(row.bytes_per_user for row in self.item_features)
+        return HEADER_BYTES + self.compact_bytes + history
+
+    @property
     def comparisons(self) -> tuple[Comparison, ...]:
         """The caches alone, then with the item ids, then with all item features."""
         fp16, fp32 = (row.bytes_per_user for row in self.full)
@@ -124,6 +131,7 @@ class CacheSizes:
         for name in ("compact", "full", "item_features"):
             data[name] = [row.to_dict() for row in getattr(self, name)]
         data["item_id"] = self.item_id.to_dict() if self.item_id else None
+        data["record_bytes"] = self.record_bytes
         data["comparisons"] = [c.to_dict(self.users) for c in self.comparisons]
         return data
 
@@ -132,14 +140,15 @@ def cache_sizes(
     spec: ModelSpec,
     user_dtype: str = "fp16",
     *,
+    form: EventForm = FEATURES,
     history: int | None = None,
     users: int | None = None,
 ) -> CacheSizes:
     """Count the bytes that a server keeps for one user of `spec`.
 
-    `user_dtype`: "fp32", "fp16" or "int8" user parts. `history`: events of the user,
-    `spec.max_len` unless told. `users`: adds totals. Raises `InputError` on another dtype
-    or a negative number.
+    `user_dtype`: "fp32", "fp16" or "int8" user parts. `form`: how decode takes events.
+    `history`: events of the user, `spec.max_len` unless told. `users`: adds totals. Raises
+    `InputError` on another dtype or a negative number.
 
     Example: d = 256, d_u = 2, M = 10000 and fp16 cost 2 + 4 bytes an event for K and as
     many for V: 12 against 2048 bytes of fp32 K and V, 0.59%.
@@ -154,8 +163,8 @@ def cache_sizes(
         cached_events=spec.cached_events(events),
         compact=compact_rows(spec, user_dtype, spec.cached_events(events)),
         full=full_rows(spec, spec.cached_events(events)),
-        item_features=feature_rows(spec, events),
-        item_id=id_row(spec, events),
+        item_features=feature_rows(spec, form, events),
+        item_id=id_row(spec, form, events),
         pool_bytes=pool_bytes(spec),
         paper_ratio_k=attention.user_k / attention.d,
         paper_ratio_v=attention.user_v / attention.d,
@@ -181,7 +190,7 @@ def users_per_gb(bytes_per_user: int) -> int | None:
 
 def _notes(spec: ModelSpec, user_dtype: str) -> Iterator[str]:
     attention = spec.attention
-    yield "The header of a stored record, once per user, is not counted."
+    yield f"A stored record is the cache, the history, and a header of {HEADER_BYTES} bytes."
     for side in ("k", "v"):
         width, name = attention.user_width(side), side.upper()
         if not attention.shared(side):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ckv_export.cli import options
+from ckv_export.cli import engine_options, options
 from ckv_export.cli.show import ShownStages, console, done, print_lines, table
+from ckv_export.deploy import built as what
 from ckv_export.deploy.engines import EngineOptions, build_engines, equivalent_commands
 from ckv_export.deploy.publish import amended
 from ckv_export.manifest import Manifest, open_bundle
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     options.add_shapes(parser)
-    options.add_engines(parser)
+    engine_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     with stages.stage("verify hashes"):
         manifest = open_bundle(args.bundle)
     profile = options.replaced_profile(manifest.profile, manifest.model, args)
-    chosen = options.engine_options(args, profile)
+    chosen = engine_options.chosen(args, profile)
     with amended(args.bundle) as folder:
         built = build_engines(folder, manifest, chosen, stages, options.build_display(stages))
         built = built.with_files(folder)
@@ -43,5 +44,6 @@ def _print_summary(bundle: Path, built: Manifest, chosen: EngineOptions) -> None
         for e in built.engines
     ]
     console.print(table(f"Engines of {bundle}", ("file", "size", "version", "layers"), rows))
+    console.print(table("What was built", what.HEADS, what.rows(bundle, built.engines)))
     console.print("The same with the library's own tool:")
     print_lines(["  " + line for line in equivalent_commands(bundle, built, chosen)])

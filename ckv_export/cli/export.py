@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ckv_export.cache import cache_sizes
-from ckv_export.cli import options
+from ckv_export.cli import engine_options, options
 from ckv_export.cli.show import (
     ShownStages,
     command,
@@ -17,6 +17,7 @@ from ckv_export.cli.show import (
     table,
 )
 from ckv_export.contract import PRECISIONS
+from ckv_export.deploy import built
 from ckv_export.deploy.bundle import Exported, ExportRequest, export_bundle
 from ckv_export.deploy.prepare import FormRequest
 from ckv_export.manifest import POOLS, Manifest
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_form(parser)
     options.add_model(parser)
     options.add_shapes(parser)
-    options.add_engines(parser)
+    engine_options.add_arguments(parser)
 
 
 def _add_form(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 def request_of(args: argparse.Namespace) -> ExportRequest:
     """The request that the options describe; raises `InputError` for options that don't fit."""
     if not args.build:
-        options.refuse_engine_options(args)
+        engine_options.refuse(args)
     return ExportRequest(
         model=args.model,
         out=args.out,
@@ -105,7 +106,7 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
             args.precision,
             args.pool,
         ),
-        engines=options.engine_options(args) if args.build else None,
+        engines=engine_options.chosen(args) if args.build else None,
     )
 
 
@@ -124,9 +125,12 @@ def _print_summary(exported: Exported, request: ExportRequest) -> None:
         console.print(f"\n[bold yellow]note[/]: {note}")
     if exported.parity is not None:
         console.print()
-        for each in parity_tables(exported.parity):
+        for each in parity_tables(exported.parity, brief=True):
             console.print(each)
     console.print(table(f"Bundle {exported.folder}", ("what", "value"), _summary(exported)))
+    if manifest.engines:
+        rows = built.rows(exported.folder, manifest.engines)
+        console.print(table("What was built", built.HEADS, rows))
     if request.engines is None:
         console.print("No engines were built: give --build, or build them from the bundle.")
     if exported.parity is None:
@@ -149,7 +153,7 @@ def _form_arguments(form: FormRequest) -> list[str]:
 def _summary(exported: Exported) -> list[tuple[str, str]]:
     """The bundle in a few lines."""
     manifest, spec = exported.manifest, exported.manifest.model
-    sizes = cache_sizes(spec)
+    sizes = cache_sizes(spec, form=manifest.form)
     cached = sum(row.bytes_per_event * row.layers for row in sizes.compact)
     full = sum(row.bytes_per_event * row.layers for row in sizes.full if row.dtype == "fp32")
     rows = [
@@ -159,7 +163,7 @@ def _summary(exported: Exported) -> list[tuple[str, str]]:
         ("graphs", _sizes(manifest, ".onnx", ".bin", ".safetensors")),
         ("engines", _sizes(manifest, ".engine") or "none"),
         ("cache per event", f"{cached:g} B, {cached / full:.2%} of {full:g} B of fp32 K and V"),
-        ("cache per user", f"{sizes.compact_bytes:,} B, histories not counted"),
+        ("cache per user", f"{sizes.compact_bytes:,} B, {sizes.record_bytes:,} B with the history"),
         ("seconds", f"{sum(manifest.timings.values()):.1f}"),
     ]
     return [rows[0], ("parity", _verdict(exported)), *rows[1:]]
@@ -186,7 +190,7 @@ def _again(exported: Exported, request: ExportRequest) -> list[str]:
     export += [f"--{n}={v}" for n in ("name", "weights", "params") if (v := getattr(request, n))]
     export += _form_arguments(request.form) + options.shape_arguments(request.axes)
     export += [f"--seed={request.seed}"] if request.parity else ["--no-parity"]
-    engines = options.engine_arguments(request.engines) if request.engines else []
+    engines = engine_options.arguments(request.engines) if request.engines else []
     lines = [
         command(*export),
         command("build", exported.folder, *engines),

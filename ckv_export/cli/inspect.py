@@ -9,10 +9,13 @@ from typing import Any
 
 from ckv_export.cache import CacheReport, plot_report
 from ckv_export.cache.console import tables
+from ckv_export.cache.record import HEADER_BYTES
 from ckv_export.cli import options
 from ckv_export.cli.show import console, table
 from ckv_export.contract import ModelSpec
 from ckv_export.deploy.inspect import Subject, open_subject, report_on
+
+_ID_BYTES = 4
 
 HELP = "what a model caches: bytes per event and user, pool occupancy, spectrum of K and V"
 
@@ -64,10 +67,11 @@ def _print_item_table(subject: Subject, report: CacheReport) -> None:
     cost = subject.item_table
     if cost is None:
         return
-    saved = sum(row.bytes_per_event * row.layers for row in report.sizes.compact)
+    events = report.sizes.history_events
+    record = HEADER_BYTES + _ID_BYTES * events
     console.print(
-        f"With an item table (--item-table) a user's record is the ids of the history alone: "
-        f"{saved:g} bytes less per cached event. The table takes {cost.bytes_per_item} bytes for "
+        f"With an item table (--item-table) a user's record is the ids of the history alone, "
+        f"{record:,} bytes for {events:,} events. The table takes {cost.bytes_per_item} bytes for "
         f"each of {cost.items:,} item ids, {cost.items * cost.bytes_per_item / 1e6:,.1f} MB, once."
     )
 

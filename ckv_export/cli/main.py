@@ -19,16 +19,8 @@ from ckv_export.cli import interrupts
 from ckv_export.errors import CkvError, InputError, Interrupted
 
 VERBS = (
-    "export",
-    "inspect",
-    "parity",
-    "build",
-    "bench",
-    "plan",
-    "plugin",
-    "pool",
-    "doctor",
-    "demo",
+    *("export", "inspect", "parity", "build", "bench", "plan", "plugin", "pool"),
+    *("triton", "prefill", "doctor", "demo"),
 )
 """Each is a module beside this one: `HELP`, `add_arguments(parser)`, `run(args) -> exit code`."""
 

@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from ckv_export import engine
+from ckv_export.cache.rows import USER_DTYPES as RECORD_DTYPES
 from ckv_export.cli.show import ShownStages, SteadyConsole
 from ckv_export.contract import ModelSpec, Profile, Range
-from ckv_export.deploy.engines import Display, EngineOptions
+from ckv_export.deploy.engines import Display
 from ckv_export.engine import ProgressListener
-from ckv_export.errors import InputError
 
 _AXIS_FLAGS = {
     "batch": ("B", "users in one call"),
@@ -19,7 +19,6 @@ _AXIS_FLAGS = {
     "appended": ("T", "events appended in one call"),
     "candidates": ("C", "candidates of each user"),
 }
-_ENGINE_FLAGS = ("target", "backend", "workspace", "optimization_level")
 
 
 def count(text: str) -> int:
@@ -70,51 +69,16 @@ def shape_arguments(ranges: Iterable[tuple[str, Range]]) -> list[str]:
     return [f"--{flags[axis]}={size}" for axis, size in ranges]
 
 
-def engine_arguments(chosen: EngineOptions) -> list[str]:
-    """The options that give these engines, shapes left out."""
-    numbers = {"workspace": chosen.workspace_mib, "optimization-level": chosen.optimization_level}
-    return [
-        f"--backend={chosen.backend.name}",
-        *(f"--target={target}" for target in chosen.targets),
-        *(f"--{flag}={number}" for flag, number in numbers.items() if number is not None),
-    ]
-
-
-def add_engines(parser: argparse.ArgumentParser) -> None:
-    """How engines are built."""
+def add_records(parser: argparse.ArgumentParser) -> None:
+    """How users' records are kept."""
     parser.add_argument(
-        "--target",
-        action="append",
-        default=[],
-        metavar="GPU",
-        help="GPU generation, such as sm86, ada or portable; repeat for several",
-    )
-    parser.add_argument("--backend", choices=("tensorrt", "tensorrt_rtx"), help="which TensorRT")
-    parser.add_argument(
-        "--workspace", type=positive, metavar="MIB", help="scratch memory limit in MiB"
+        "--user-dtype",
+        choices=tuple(RECORD_DTYPES),
+        default="fp16",
+        help="of the user parts in records; prefill and server must agree",
     )
     parser.add_argument(
-        "--optimization-level",
-        type=count,
-        choices=range(6),
-        metavar="0..5",
-        help="0 builds fastest, 5 runs fastest",
-    )
-
-
-def refuse_engine_options(args: argparse.Namespace) -> None:
-    """Raise `InputError` where an option of engines was given and none are to be built."""
-    for name in _ENGINE_FLAGS:
-        if getattr(args, name) not in (None, []):
-            raise InputError(f"--{name.replace('_', '-')} is for engines only: give --build too")
-
-
-def engine_options(args: argparse.Namespace, profile: Profile | None = None) -> EngineOptions:
-    """The engine options given; raises `MissingDependency` where no TensorRT is installed."""
-    backend = engine.load(args.backend)
-    engine.parse_targets(args.target or engine.default_targets(backend), backend)
-    return EngineOptions(
-        backend, tuple(args.target), profile, args.workspace, args.optimization_level
+        "--max-events", type=positive, metavar="N", help="kept of a user; default: the model's"
     )
 
 

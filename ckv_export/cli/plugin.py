@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ckv_export.cli.show import ShownStages, console, table
+from ckv_export.cli.show import ShownStages, command, console, print_lines, table
 from ckv_export.engine.plugin_build import PluginBuild, build_plugins, default_source
 
 HELP = "build the TensorRT plugin libraries from their CUDA sources"
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
         stage.remark = f"TensorRT {built.tensorrt}, {', '.join(built.targets)}"
     rows = [(name, digest[:16]) for name, digest in built.files.items()]
     console.print(table(f"Plugins in {args.out}", ("library", "SHA-256"), rows))
+    print_lines(["  " + command("build", "BUNDLE", f"--plugin-library={args.out}")])
     return 0
 
 

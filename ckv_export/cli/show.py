@@ -12,10 +12,12 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 from ckv_export.cli import interrupts
 from ckv_export.errors import Interrupted
-from ckv_export.parity.report import ParityReport, tensor_rows
+from ckv_export.parity.report import ParityReport
+from ckv_export.parity.tables import localized_sentence, runtime_tables, tensor_table
 from ckv_export.stages import Stage, Stages
 
 
@@ -79,22 +81,24 @@ def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) ->
     for head in heads:
         made.add_column(head, overflow="fold")
     for row in rows:
-        made.add_row(*(str(cell) for cell in row))
+        made.add_row(*(Text(str(cell)) for cell in row))
     return made
 
 
-def parity_tables(report: ParityReport) -> list[RenderableType]:
-    """A table per runtime."""
-    heads = ("tensor", "elements", "worst absolute error", "excused flips", "")
-    return [
-        table(
-            f"Parity of {o.runtime.runtime} {o.runtime.version} ({o.runtime.device}) with the "
-            "unsplit PyTorch reference",
-            heads,
-            tensor_rows(o),
-        )
-        for o in report.outcomes
-    ]
+def parity_tables(report: ParityReport, brief: bool = False) -> list[RenderableType]:
+    """The tables of each runtime (brief: that of its tensors), and who couldn't run."""
+    shown: list[RenderableType] = []
+    for outcome in report.outcomes:
+        shown.append(Text(f"\nParity of {outcome.label} with {report.truth}", style="bold"))
+        tables = [tensor_table(outcome)] if brief else runtime_tables(report, outcome)
+        shown += [table(t.title, t.heads, t.rows) for t in tables]
+        sentence = localized_sentence(report, outcome)
+        if sentence:
+            shown.append(Text(f"Inside the graph: {sentence}"))
+    if report.not_run:
+        rows = list(report.not_run.items())
+        shown.append(table("Not run", ("runtime", "why"), rows))
+    return shown
 
 
 @contextlib.contextmanager

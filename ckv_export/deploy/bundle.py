@@ -32,6 +32,7 @@ from ckv_export.onnx_export import functions
 from ckv_export.onnx_export.check import check_file
 from ckv_export.onnx_export.export import export_graph
 from ckv_export.onnx_export.save import save_models
+from ckv_export.parity.interop import write_scripts
 from ckv_export.parity.report import ParityReport
 from ckv_export.runtimes.base import Arrays
 from ckv_export.stages import Stages
@@ -114,10 +115,14 @@ def _fill(
     if prepared.form.pools is not None:
         _save_pools(folder, prepared, identity)
     manifest = _manifest(request, prepared, name, identity)
+    if request.engines is not None:
+        # Told before the gate has run, not after.
+        request.engines.shapes(manifest)
     report = None
     if request.parity:
         report = run_gate(folder, manifest, prepared, table, request.seed, stages)
         manifest = dataclasses.replace(manifest, parity=report.summary())
+        write_scripts(folder)
     if request.engines is not None:
         manifest = build_engines(folder, manifest, request.engines, stages, display)
     return manifest, report

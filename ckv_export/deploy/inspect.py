@@ -158,7 +158,7 @@ def report_on(
     subject: Subject, events_file: Path | None, seed: int, user_dtype: str, users: int | None
 ) -> CacheReport:
     """Sizes, pool occupancy (only on events that were given) and spectrum of what is cached."""
-    sizes = cache_sizes(subject.spec, user_dtype, users=users)
+    sizes = cache_sizes(subject.spec, user_dtype, form=subject.form, users=users)
     if events_file is None:
         events = _generated(subject, seed)
         described = f"generated, {_GENERATED_USERS} users, uniform ids, seed {seed}"

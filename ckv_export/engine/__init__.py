@@ -5,7 +5,9 @@ from ckv_export.engine.build import BuildRequest, BuiltEngine, build_engine
 from ckv_export.engine.commands import trtexec_command
 from ckv_export.engine.display import progress_display
 from ckv_export.engine.network import EngineTensor
+from ckv_export.engine.plugins import PluginChoice
 from ckv_export.engine.progress import ProgressListener
+from ckv_export.engine.settings import Settings
 from ckv_export.engine.targets import default_targets, known_targets, parse_targets
 
 __all__ = [
@@ -13,7 +15,9 @@ __all__ = [
     "BuildRequest",
     "BuiltEngine",
     "EngineTensor",
+    "PluginChoice",
     "ProgressListener",
+    "Settings",
     "available",
     "build_engine",
     "default_targets",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckv_export.contract import GraphSpec, TensorSpec
 from ckv_export.engine.backends import Backend
+from ckv_export.engine.layers import Layer, network_layers
 from ckv_export.engine.messages import Messages, readable
 from ckv_export.errors import EngineError, nearest
 
@@ -33,6 +35,11 @@ class EngineTensor:
     dtype: str
     shape: tuple[int, ...]
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EngineTensor:
+        """Read what `dataclasses.asdict` gives."""
+        return cls(data["name"], data["dtype"], tuple(data["shape"]))
+
     def __str__(self) -> str:
         sizes = ("?" if size == DYNAMIC else str(size) for size in self.shape)
         return f"{self.dtype} [{', '.join(sizes)}]"
@@ -55,8 +62,11 @@ class ParsedNetwork:
     @property
     def plugins(self) -> tuple[str, ...]:
         """Names of the layers that a plugin computes; () when every op is a standard one."""
-        layers = (self.network.get_layer(i) for i in range(self.layers))
-        return tuple(layer.name for layer in layers if "PLUGIN" in layer.type.name)
+        return tuple(layer.name for layer in self.layer_list() if layer.is_plugin)
+
+    def layer_list(self) -> tuple[Layer, ...]:
+        """Every layer, before fusion."""
+        return network_layers(self.network)
 
 
 def parse_onnx(
@@ -68,8 +78,9 @@ def parse_onnx(
     `messages`, which `logger` fills, where no node is to blame.
     """
     module = backend.module
-    network = builder.create_network(_strongly_typed(module))
+    network = builder.create_network(_creation_flags(module))
     parser = module.OnnxParser(network, logger)
+    _prefer_plugins(parser, module)
     # By path, not by bytes: the parser finds external weights only beside a file.
     if not parser.parse_from_file(str(onnx)):
         raise EngineError(_refusal(onnx, backend, parser, messages))
@@ -91,10 +102,20 @@ def check_tensors(parsed: ParsedNetwork, spec: GraphSpec, onnx: Path) -> None:
         raise EngineError(f"{onnx} is no {spec.name} graph of this model: {'; '.join(faults)}")
 
 
-def _strongly_typed(module: Any) -> int:
-    # TensorRT 10 needs the flag for it, TensorRT 11 and RTX know no other kind.
-    flag = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
+def _creation_flags(module: Any) -> int:
+    # TensorRT 10 needs the first for strong types, TensorRT 11 and RTX know no other kind. The
+    # second says that kernels of a Python plugin go into the engine, where it is built with one.
+    names = ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS")
+    flags = (getattr(module.NetworkDefinitionCreationFlag, name, None) for name in names)
+    return sum(1 << int(flag) for flag in flags if flag is not None)
+
+
+def _prefer_plugins(parser: Any, module: Any) -> None:
+    # From 10.15 on a function wins over a registered plugin, unless its node names a namespace
+    # (ours do) or this is set. `set_flag` adds; assigning `flags` would drop the default ones.
+    override = getattr(module.OnnxParserFlag, "ENABLE_PLUGIN_OVERRIDE", None)
+    if override is not None:
+        parser.set_flag(override)
 
 
 def _read(module: Any, tensor: Any) -> EngineTensor:

@@ -80,6 +80,13 @@ def present_gpu() -> str | None:
     return f"sm{major}{minor}"
 
 
+def present_gpu_name() -> str | None:
+    """Return the name of this machine's first GPU, ``NVIDIA H100 80GB HBM3``; None without one."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def _rtx_target(name: str, backend: Backend) -> tuple[str, ...]:
     known = known_targets(backend)
     if name == PORTABLE:

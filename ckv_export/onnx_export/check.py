@@ -15,6 +15,7 @@ _ELEMENT_TYPES = {
     "int32": onnx.TensorProto.INT32,
     "bool": onnx.TensorProto.BOOL,
     "float32": onnx.TensorProto.FLOAT,
+    "float16": onnx.TensorProto.FLOAT16,
 }
 
 

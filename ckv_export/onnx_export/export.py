@@ -24,7 +24,12 @@ from ckv_export.onnx_export.passes import (
     strip_metadata,
 )
 
-_TORCH_DTYPES = {"int32": torch.int32, "bool": torch.bool, "float32": torch.float32}
+_TORCH_DTYPES = {
+    "int32": torch.int32,
+    "bool": torch.bool,
+    "float32": torch.float32,
+    "float16": torch.float16,
+}
 
 # Sizes are all different and none is 0 or 1, so that no two axes look alike to the exporter;
 # S, K and N = S + T exceed any window or top-k, whose minimum must stay symbolic.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +20,10 @@ class TensorResult:
 
     `error`: largest absolute difference (for row numbers: how many differ); `allowed`: what the
     element with that difference was allowed; `where`: its position; `explained`: differing row
-    numbers excused by their router margin; `worst_margin`: largest margin of a differing one.
+    numbers excused by their router margin, or scores by their selection margin; `worst_margin`:
+    largest margin of a differing row number; `needed`: below what it would have been excused;
+    `mean`: of the absolute differences, divided by the tensor's scale; `told`: the sentence, where
+    a result is about all cases.
     """
 
     case: str
@@ -31,16 +35,23 @@ class TensorResult:
     explained: int
     worst_margin: float | None
     passed: bool
+    needed: float = EXPLAINED_MARGIN
+    mean: float = 0.0
+    told: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; a number that isn't finite is null."""
+        fields = asdict(self)
+        del fields["needed"], fields["told"]
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
+            for name, value in fields.items()
         }
 
     def sentence(self) -> str:
         """What differs, where and by how much."""
+        if self.told:
+            return self.told
         if not self.passed and self.where is None:
             return f"{self.tensor} of case {self.case!r} has another shape than the reference's"
         place = "" if self.where is None else f" at {list(self.where)}"
@@ -48,7 +59,7 @@ class TensorResult:
             return (
                 f"{self.tensor} of case {self.case!r} has {int(self.error)} other row numbers of "
                 f"{self.elements}, first{place}, with a router margin up to "
-                f"{self.worst_margin:.2g} where only one below {EXPLAINED_MARGIN:g} is rounding"
+                f"{self.worst_margin:.2g} where only one below {self.needed:g} is rounding"
             )
         return (
             f"{self.tensor} of case {self.case!r} is off by {self.error:.3g}{place} "
@@ -63,10 +74,12 @@ def compare_values(
     expected: Array,
     tolerance: Tolerance,
     counted: NDArray[np.bool_] | None = None,
+    excusable: NDArray[np.bool_] | None = None,
 ) -> TensorResult:
     """Compare floats elementwise; `counted`, bool of the first axes, leaves rows out.
 
-    A NaN or infinity on either side is a difference without bound.
+    A NaN or infinity on either side is a difference without bound. `excusable`, bool of the
+    tensor's shape: finite elements whose difference counts as explained where it is too large.
     """
     if got.shape != expected.shape:
         return _other_shape(case, tensor, got)
@@ -80,11 +93,27 @@ def compare_values(
     allowed = tolerance.absolute * scale + tolerance.relative * size
     if difference.size == 0:
         return TensorResult(case, tensor, 0, 0.0, tolerance.absolute, None, 0, None, True)
+    explained = 0
+    if excusable is not None:
+        excused = excusable & np.isfinite(difference) & (difference > allowed)
+        explained = int(excused.sum())
+        difference[excused] = 0.0
     worst = np.unravel_index(int(np.argmax(difference / allowed)), difference.shape)
     passed = bool(difference[worst] <= allowed[worst])
     where = tuple(int(i) for i in worst)
     error, bound = float(difference[worst]), float(allowed[worst])
-    return TensorResult(case, tensor, difference.size, error, bound, where, 0, None, passed)
+    return TensorResult(
+        case,
+        tensor,
+        difference.size,
+        error,
+        bound,
+        where,
+        explained,
+        None,
+        passed,
+        mean=float(difference.mean()) / scale,
+    )
 
 
 def _other_shape(case: str, tensor: str, got: Array) -> TensorResult:
@@ -92,16 +121,29 @@ def _other_shape(case: str, tensor: str, got: Array) -> TensorResult:
 
 
 def compare_rows(
-    case: str, tensor: str, got: Array, expected: Array, margin: Array
+    case: str,
+    tensor: str,
+    got: Array,
+    expected: Array,
+    margin: Array,
+    needed: Sequence[float] = (EXPLAINED_MARGIN,),
+    counted: NDArray[np.bool_] | None = None,
 ) -> TensorResult:
-    """Compare pool row numbers for equality; a router margin below the bound excuses a flip."""
+    """Compare pool row numbers for equality; a router margin below `needed` excuses a flip.
+
+    `needed`: one for all, or one of each layer of tensors [B, L, N]. `counted`, bool of the
+    tensor's shape, leaves rows out.
+    """
     if got.shape != expected.shape:
         return _other_shape(case, tensor, got)
     flipped = got != expected
+    if counted is not None:
+        flipped &= counted
     count = int(flipped.sum())
     if count == 0:
         return TensorResult(case, tensor, got.size, 0.0, 0.0, None, 0, None, True)
-    wrong = flipped & ~(margin.astype(np.float64) < EXPLAINED_MARGIN)
+    bound = np.array(needed) if len(needed) == 1 else np.array(needed)[None, :, None]
+    wrong = flipped & ~(margin.astype(np.float64) < bound)
     first = tuple(int(i) for i in np.argwhere(wrong if wrong.any() else flipped)[0])
     return TensorResult(
         case,
@@ -113,4 +155,5 @@ def compare_rows(
         count - int(wrong.sum()),
         float(margin[flipped].max()),
         not wrong.any(),
+        float(needed[first[1]] if len(needed) > 1 else needed[0]),
     )

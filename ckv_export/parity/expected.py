@@ -16,7 +16,8 @@ from ckv_export.contract import FEATURES, CacheSpec, EventForm, ModelSpec
 from ckv_export.errors import BundleError
 from ckv_export.model.reference import Reference
 from ckv_export.parity.inputs import Case
-from ckv_export.runtimes.base import Arrays
+from ckv_export.parity.selection import selection_margin
+from ckv_export.runtimes.base import Array, Arrays
 
 # What numpy lets through when a file is no npz, or a damaged one.
 _DAMAGED = (TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -29,11 +30,14 @@ class ExpectedCase:
     `outputs`: ``cache_*`` [B, L, S, ...], ``append_*`` [B, L, T, ...] and ``score`` [B, C].
     `margins`: for every ``*_index`` tensor the distance between the largest and the second
     largest router logit, of the same shape: how close that index was to being another.
+    `selection` [B, C]: how close the long branch was to other events, see `selection_margin`;
+    None where it selects none, or isn't known.
     """
 
     case: Case
     outputs: Arrays
     margins: Arrays
+    selection: Array | None = None
 
 
 def record(
@@ -48,10 +52,13 @@ def _record_one(reference: Reference, case: Case, form: EventForm) -> ExpectedCa
     given = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
     history = _joined(reference.spec, given)
     mask = torch.cat([given["history_mask"], given["append_mask"]], dim=1)
-    score = reference.score(history, mask, _group(given, "candidate_"), _group(given, "user_"))
+    candidates = _group(given, "candidate_")
+    score = reference.score(history, mask, candidates, _group(given, "user_"))
+    selection = selection_margin(reference, history, mask, candidates)
     outputs, margins = _entries(reference, history, mask, case.cached)
     inputs = _in_form(reference, given, form)
-    return ExpectedCase(Case(case.name, inputs), outputs | {"score": _array(score)}, margins)
+    outputs["score"] = _array(score)
+    return ExpectedCase(Case(case.name, inputs, case.labels), outputs, margins, selection)
 
 
 def _in_form(reference: Reference, given: Mapping[str, Tensor], form: EventForm) -> Arrays:
@@ -109,10 +116,15 @@ def _array(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
 
 
 def save(path: Path, cases: Sequence[ExpectedCase]) -> None:
-    """Write the cases as one .npz: arrays ``<number>/<in|out|margin>/<tensor>``, and the names."""
+    """Write the cases as one .npz: arrays ``<number>/<group>/<tensor>``, and the names.
+
+    Groups: in, out, margin (of row numbers), selection (of the score).
+    """
     arrays: Arrays = {"names": np.array([c.case.name for c in cases])}
     for number, case in enumerate(cases):
+        selection = {} if case.selection is None else {"score": case.selection}
         groups = {"in": case.case.inputs, "out": case.outputs, "margin": case.margins}
+        groups["selection"] = selection
         for group, tensors in groups.items():
             arrays |= {f"{number}/{group}/{name}": a for name, a in tensors.items()}
     with path.open("wb") as out:
@@ -130,9 +142,10 @@ def load(path: Path) -> list[ExpectedCase]:
 
 
 def _loaded(arrays: Arrays, number: int, name: str) -> ExpectedCase:
-    groups: dict[str, Arrays] = {"in": {}, "out": {}, "margin": {}}
+    groups: dict[str, Arrays] = {"in": {}, "out": {}, "margin": {}, "selection": {}}
     for key, array in arrays.items():
         if key.startswith(f"{number}/"):
             _, group, tensor = key.split("/", 2)
             groups[group][tensor] = array
-    return ExpectedCase(Case(name, groups["in"]), groups["out"], groups["margin"])
+    selection = groups["selection"].get("score")
+    return ExpectedCase(Case(name, groups["in"]), groups["out"], groups["margin"], selection)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckv_export.catalogue import Catalogue
-from ckv_export.contract import FeatureSpec, ModelSpec
+from ckv_export.contract import FEATURES, EventForm, FeatureSpec, ModelSpec
 from ckv_export.runtimes.base import Array, Arrays
 
 # Few distinct ids, 0 among them, make ties in every search (the fill "repeats").
@@ -37,11 +37,13 @@ class Case:
     """One request: inputs under the decode graph's names, but for the cache itself.
 
     ``history_<f>`` [B, S, ...], ``history_mask`` [B, S], ``append_<f>`` [B, T, ...],
-    ``append_mask`` [B, T], ``candidate_<f>`` [B, C, ...], ``user_<f>`` [B, ...].
+    ``append_mask`` [B, T], ``candidate_<f>`` [B, C, ...], ``user_<f>`` [B, ...]. `labels` [B, C]:
+    1 for a candidate that was clicked, where that is known.
     """
 
     name: str
     inputs: Arrays
+    labels: Array | None = None
 
     @property
     def cached(self) -> int:
@@ -110,8 +112,7 @@ def generate_case(
         inputs[f"append_{feature.name}"] = events[:, size.cached :]
         candidates = _events(feature, (size.batch, size.candidates), rng)
         inputs[f"candidate_{feature.name}"] = candidates
-    for feature in spec.user_features:
-        inputs[f"user_{feature.name}"] = _events(feature, (size.batch,), rng)
+    inputs |= generate_user(spec, FEATURES, size.batch, rng)
     if catalogue is not None:
         _look_up(inputs, catalogue)
     if spec.timestamp is not None:
@@ -121,6 +122,18 @@ def generate_case(
     inputs["history_mask"] = mask[:, : size.cached]
     inputs["append_mask"] = mask[:, size.cached :]
     return Case(size.name, {name: np.ascontiguousarray(a) for name, a in inputs.items()})
+
+
+def generate_user(spec: ModelSpec, form: EventForm, users: int, rng: np.random.Generator) -> Arrays:
+    """User inputs of graphs of that form, drawn as those of a generated case."""
+    if form.embeddings == "external":
+        tensors = form.user_tensors(spec)
+        return {t.name: _numbers(t.shape({"B": users}), rng) for t in tensors}
+    return {f"user_{f.name}": _events(f, (users,), rng) for f in spec.user_features}
+
+
+def _numbers(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    return rng.standard_normal(shape).astype(np.float32)
 
 
 def _look_up(inputs: Arrays, catalogue: Catalogue) -> None:
@@ -172,7 +185,7 @@ def _events(
     feature: FeatureSpec, shape: tuple[int, ...], rng: np.random.Generator, repeats: bool = False
 ) -> Array:
     if feature.dtype == "float32":
-        return rng.standard_normal((*shape, *feature.inner)).astype(np.float32)
+        return _numbers((*shape, *feature.inner), rng)
     shape = (*shape, *feature.inner)
     ids = (
         rng.integers(0, min(4, feature.vocab_size), shape) if repeats else _ids(feature, shape, rng)

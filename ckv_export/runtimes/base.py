@@ -6,12 +6,15 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
 from ckv_export.contract import GraphSpec, TensorSpec
+
+if TYPE_CHECKING:  # a server's Python may have no more than numpy
+    from typing_extensions import Self
 
 Array = NDArray[np.generic]
 Arrays = dict[str, Array]

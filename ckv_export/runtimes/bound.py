@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
+from ckv_export.contract import GraphSpec
 from ckv_export.runtimes.base import Array, Arrays, Runner, RunnerMetadata
 
 
@@ -17,8 +18,7 @@ class BoundRunner(Runner):
     def __init__(self, runner: Runner, constants: Mapping[str, Array]) -> None:
         taken = {t.name for t in runner.io.inputs}
         self.constants = {name: array for name, array in constants.items() if name in taken}
-        free = tuple(t for t in runner.io.inputs if t.name not in self.constants)
-        super().__init__(dataclasses.replace(runner.io, inputs=free))
+        super().__init__(without(runner.io, self.constants))
         self.runner = runner
 
     def _activate(self) -> None:
@@ -32,3 +32,8 @@ class BoundRunner(Runner):
 
     def _describe(self) -> RunnerMetadata:
         return self.runner.metadata()
+
+
+def without(io: GraphSpec, constants: Container[str]) -> GraphSpec:
+    """The graph without its inputs of these names."""
+    return dataclasses.replace(io, inputs=tuple(t for t in io.inputs if t.name not in constants))

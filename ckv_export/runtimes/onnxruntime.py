@@ -21,18 +21,30 @@ def load_module() -> ModuleType:
         raise MissingDependency("onnxruntime", "running ONNX graphs", "cpu") from error
 
 
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+
+# TF32 flips router rows. What TensorRT leaves over runs on the GPU too.
+_PROVIDERS: dict[str, list[Any]] = {
+    CUDA: [(CUDA, {"use_tf32": "0"})],
+    TENSORRT: [TENSORRT, (CUDA, {"use_tf32": "0"})],
+}
+
+
 class OnnxRuntimeRunner(Runner):
     """An ONNX file in a session of one provider.
 
     `threads`: threads within one operator. They never spin while idle: spinning starves PyTorch's
-    own threads on a machine with few cores.
+    own threads on a machine with few cores. Activation raises `ExportError` where ONNX Runtime
+    can't load the file, or would run it on the CPU instead of `provider`.
     """
 
     def __init__(
         self,
         path: Path,
         io: GraphSpec,
-        provider: str = "CPUExecutionProvider",
+        provider: str = CPU,
         threads: int | None = None,
     ) -> None:
         super().__init__(io)
@@ -46,10 +58,17 @@ class OnnxRuntimeRunner(Runner):
         options.log_severity_level = 3
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
+        providers = _PROVIDERS.get(self.provider, [self.provider])
         try:
-            self.session = ort.InferenceSession(str(self.path), options, providers=[self.provider])
+            session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as error:  # the binding raises several classes of its own
             raise ExportError(f"ONNX Runtime can't load {self.path.name}: {error}") from error
+        if self.provider not in session.get_providers():
+            raise ExportError(
+                f"ONNX Runtime has no working {self.provider} here and fell back to "
+                f"{', '.join(session.get_providers())}: see its own log for the library it misses"
+            )
+        self.session = session
 
     def _deactivate(self) -> None:
         self.session = None

@@ -16,9 +16,12 @@ import torch
 
 from ckv_export.contract import GraphSpec, TensorSpec
 from ckv_export.engine.backends import Backend, load
+from ckv_export.engine.loading import BundleEngine
 from ckv_export.engine.messages import Messages, listen
 from ckv_export.engine.network import DTYPES
+from ckv_export.engine.rtx_runtime import RuntimeCache, require_valid
 from ckv_export.errors import EngineError
+from ckv_export.manifest import EngineEntry, Manifest
 from ckv_export.runtimes.base import Array, Arrays, Runner, RunnerMetadata
 
 
@@ -69,19 +72,42 @@ class CudaMemory:
 class TensorRtRunner(Runner):
     """A serialized engine at `path` whose inputs and outputs are those of `io`.
 
-    `backend`: the module that built it, as its manifest says; None for the preferred one.
-    Activation raises `MissingDependency` without the module, and `EngineError` without a
-    GPU, or for an engine that this module or GPU can't run or that isn't of this graph.
+    `backend`: the module that built it, as its manifest says; None for the preferred one;
+    `bundle`: the manifest's word on it, checked before it is loaded; `runtime_cache`: file of
+    kernels that TensorRT for RTX compiles for this GPU, read and written. Activation raises
+    `MissingDependency` without the module, and `EngineError` without a GPU, or for an engine that
+    this module or GPU can't run or that isn't of this graph.
     """
 
-    def __init__(self, path: Path, io: GraphSpec, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        io: GraphSpec,
+        backend: Backend | None = None,
+        *,
+        bundle: BundleEngine | None = None,
+        runtime_cache: Path | None = None,
+    ) -> None:
         super().__init__(io)
         self.path = path
         self._given = backend
+        self._bundle = bundle
+        self._kernels = RuntimeCache(runtime_cache) if runtime_cache else None
+        self._profile = 0
         self._memory: Any = None
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
+
+    @classmethod
+    def of_bundle(
+        cls, folder: Path, manifest: Manifest, entry: EngineEntry, runtime_cache: Path | None = None
+    ) -> TensorRtRunner:
+        """A runner of a bundle's engine, which must be exactly what its manifest says."""
+        bundle = BundleEngine(folder, manifest, entry)
+        io = manifest.graph(entry.graph)
+        backend = load(entry.backend)
+        return cls(bundle.path, io, backend, bundle=bundle, runtime_cache=runtime_cache)
 
     @property
     def backend(self) -> Backend:
@@ -98,24 +124,42 @@ class TensorRtRunner(Runner):
 
     def _load(self) -> None:
         backend = self.backend
+        if self._kernels is not None:
+            self._kernels.require_supported(backend)
+        if self._bundle is not None:
+            self._bundle.prepare(backend)
         self._memory = self._open_memory()
         with listen(backend) as (logger, messages):
             self._runtime = backend.module.Runtime(logger)
+            if self._bundle is not None and self._bundle.host_code:
+                # Its hash has just been verified: this is the code that was built.
+                self._runtime.engine_host_code_allowed = True
             self._engine = self._deserialize(messages)
             self._check_engine()
-            self._context = self._engine.create_execution_context()
+            self._context = self._new_context()
             if self._context is None:
                 raise self._failure("can't prepare", messages)
+            self._profile = 0
+
+    def _new_context(self) -> Any:
+        if self._kernels is None:
+            return self._engine.create_execution_context()
+        return self._kernels.new_context(self._engine)
 
     def _deactivate(self) -> None:
-        # In this order: a context must not outlive its engine, nor an engine its runtime.
-        self._context = None
-        self._engine = None
-        self._runtime = None
-        self._memory = None
+        try:
+            if self._kernels is not None:
+                self._kernels.save()
+        finally:
+            # In this order: a context must not outlive its engine, nor an engine its runtime.
+            self._context = None
+            self._engine = None
+            self._runtime = None
+            self._memory = None
 
     def _infer(self, feeds: Mapping[str, Array]) -> Arrays:
         with listen(self.backend) as (_, messages), self._memory.on_stream():
+            self._choose_profile(feeds, messages)
             inputs = [self._bind_input(t, feeds[t.name], messages) for t in self.io.inputs]
             outputs = {t.name: self._bind_output(t) for t in self.io.outputs}
             if not self._context.execute_async_v3(self._memory.handle):
@@ -136,6 +180,8 @@ class TensorRtRunner(Runner):
             plan = self.path.read_bytes()
         except OSError as error:
             raise EngineError(f"can't read the engine {self.path}: {error}") from error
+        if self.backend.is_rtx:
+            require_valid(self._runtime, plan, self.path, self.backend)
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._failure("can't load", messages)
@@ -159,9 +205,31 @@ class TensorRtRunner(Runner):
                     f"got {found.lower()}"
                 )
 
+    def _choose_profile(self, feeds: Mapping[str, Array], messages: Messages) -> None:
+        """Take the first profile that all inputs fit; where none does, the last one complains."""
+        count = self._engine.num_optimization_profiles
+        fitting = (i for i in range(count) if self._fits(feeds, i))
+        chosen = next(fitting, self._profile)
+        if chosen == self._profile:
+            return
+        if not self._context.set_optimization_profile_async(chosen, self._memory.handle):
+            raise self._failure(f"can't switch to profile {chosen}", messages)
+        self._profile = chosen
+
+    def _fits(self, feeds: Mapping[str, Array], profile: int) -> bool:
+        for tensor in self.io.inputs:
+            smallest, _, largest = self._range(tensor.name, profile)
+            shape = feeds[tensor.name].shape
+            if not all(a <= n <= b for a, n, b in zip(smallest, shape, largest, strict=True)):
+                return False
+        return True
+
+    def _range(self, name: str, profile: int) -> Any:
+        return self._engine.get_tensor_profile_shape(name, profile)
+
     def _bind_input(self, tensor: TensorSpec, array: Array, messages: Messages) -> torch.Tensor:
         if not self._context.set_input_shape(tensor.name, tuple(array.shape)):
-            smallest, _, largest = self._engine.get_tensor_profile_shape(tensor.name, 0)
+            smallest, _, largest = self._range(tensor.name, self._profile)
             raise self._failure(
                 f"takes input {tensor.name!r} from {list(smallest)} to {list(largest)}, "
                 f"got {list(array.shape)}",

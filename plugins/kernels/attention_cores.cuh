@@ -270,8 +270,9 @@ CKV_DEVICE void score_tile(float (&scores)[kRows][kScoreColumns], Shared<kRows, 
     }
 }
 
+// What one block computes: its rows' events [span of block_y], its value columns.
 template <typename T, Form kForm, int kRows, int kValues>
-CKV_KERNEL(kThreads) attention_kernel(KernelArgs p) {
+CKV_DEVICE void attention_block(KernelArgs const& p) {
     constexpr int kColumns = kValues / kSide;
     auto& shared = *reinterpret_cast<Shared<kRows, kValues>*>(device::shared_memory());
     Work const work = work_of<kRows, kValues>(p);
@@ -311,6 +312,11 @@ CKV_KERNEL(kThreads) attention_kernel(KernelArgs p) {
                 running.peak[i], running.total[i], work.first_value, work.x);
         }
     }
+}
+
+template <typename T, Form kForm, int kRows, int kValues>
+CKV_KERNEL(kThreads) attention_kernel(KernelArgs p) {
+    attention_block<T, kForm, kRows, kValues>(p);
 }
 
 }  // namespace ckv::cores

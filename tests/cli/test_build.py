@@ -24,6 +24,7 @@ pytestmark = [
 
 RTX = ("--backend", "tensorrt_rtx", "--optimization-level", "0")
 GRAPHS = ("prefill", "decode")
+POOL_STEPS = {"prefill": "none", "decode": "native"}
 
 
 def manifest_of(bundle: Path) -> dict:
@@ -116,6 +117,60 @@ def test_export_with_engines(cli, same_graphs, run_folder: Path, tmp_path: Path)
     for engine in (*before.values(), *after.values()):
         del engine["seconds"]
     assert after == before
+
+
+def test_two_profiles_from_a_file_and_the_engine_cache(cli, bundle_copy: Path, tmp_path: Path):
+    """The second build is a copy of the first, found by what it is built from."""
+    ranges = tmp_path / "profiles.yaml"
+    ranges.write_text("short: {history: 0:5, batch: 1:8:32}\nlong: {history: 5:20, batch: 1}\n")
+    cache = tmp_path / "cache"
+    words = ("build", bundle_copy, *RTX, "--target=sm86", f"--profiles={ranges}")
+    result = cli(*words, f"--engine-cache={cache}")
+    assert result.code == 0, result.err
+    entries = engines_of(bundle_copy)
+    for entry in entries.values():
+        assert [profile["B"] for profile in entry["profiles"]] == ["1:8:32", "1:1:1"]
+        assert (entry["pool_step"], entry["plugin"]) == (POOL_STEPS[entry["graph"]], None)
+        report = json.loads((bundle_copy / entry["report"]).read_text())
+        assert report["source"] == "network before fusion"
+        assert report["layer_count"] == entry["layers"]
+        assert set(report["pool_steps"].values()) <= {"native"}
+        precisions = {name for counts in report["precisions"].values() for name in counts}
+        assert precisions == {"fp32"}
+    assert "What was built" in result.out
+    assert "--profile=1" in result.out
+    data = {file: (bundle_copy / file).read_bytes() for file in entries}
+    again = cli(*words, f"--engine-cache={cache}")
+    assert again.out.count("from the engine cache") == len(GRAPHS)
+    assert {file: (bundle_copy / file).read_bytes() for file in entries} == data
+    open_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--plugin=embedded",), ("TensorRT for RTX", "has no plugins", "--plugin none")),
+        (("--plugin-library=lib",), ("has no plugins",)),
+        (("--plugin=library",), ("--plugin-library PATH", "ckv-export plugin build")),
+        (("--plugin=none", "--plugin-library=lib"), ("is for --plugin library",)),
+        (("--version-compatible",), ("has no --version-compatible",)),
+        (("--hardware-compatible",), ("name the GPU generations as targets",)),
+        (("--timing-cache=t",), ("has no --timing-cache",)),
+        (("--profile=histroy=1:2",), ("'histroy'", "did you mean 'history'")),
+        (("--profile=history",), ("AXIS=MIN:OPT:MAX",)),
+        (("--profile=C=1", "--profiles=f"), ("not by both",)),
+        (("--profiles=no.yaml",), ("no.yaml", "can't be read")),
+        (("--candidates=0:0",), ("would never hold candidates",)),
+    ],
+)
+def test_what_rtx_can_not_build(refused, bundle_copy: Path, options: tuple[str, ...], says):
+    refused("build", bundle_copy, *RTX, *options, watched=bundle_copy, says=says)
+
+
+def test_engine_options_without_engines(refused, run_folder: Path, tmp_path: Path):
+    for option in ("--plugin=none", "--engine-cache=c", "--version-compatible", "--profile=C=1"):
+        words = (run_folder, "--out", tmp_path / "out", option)
+        refused(*words, watched=tmp_path / "out", says=("is for engines only",))
 
 
 def test_engines_are_no_reason_for_other_numbers(cli, bundle, bundle_copy: Path):

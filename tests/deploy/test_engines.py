@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -19,9 +21,13 @@ from ckv_export.contract import (
     Range,
 )
 from ckv_export.deploy import engines
+from ckv_export.deploy.built import read_report, rows
 from ckv_export.deploy.engines import EngineOptions, build_engines
-from ckv_export.engine import Backend, BuildRequest, BuiltEngine
-from ckv_export.errors import EngineError
+from ckv_export.deploy.profiles import NamedRanges
+from ckv_export.engine import Backend, BuildRequest, BuiltEngine, PluginChoice, Settings
+from ckv_export.engine.layers import Layer, LayerReport
+from ckv_export.engine.plugins import PluginRecord
+from ckv_export.errors import BundleError, EngineError, InputError
 from ckv_export.manifest import Manifest, open_bundle
 from ckv_export.stages import Stages
 
@@ -61,6 +67,20 @@ def bundle(tmp_path: Path) -> Path:
     return tmp_path
 
 
+REPORT = LayerReport(
+    "built engine",
+    (Layer("a", "kgen", ("a",), ("fp32",)), Layer("b", "kgen", ("router/b",), ("fp16",))),
+)
+
+
+def _plugin(request: BuildRequest) -> PluginRecord | None:
+    library = request.settings.plugin.library
+    if library is None:
+        return None
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()
+    return PluginRecord("library", digest, "1", "11.0", ("sm90",), False, library)
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
     """Requests that the engine room got; it writes down what it would build."""
@@ -77,6 +97,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
             *(out, backend.name, backend.version, request.targets, profile, 1.23456, size, 7),
             inputs=(),
             outputs=(),
+            plugin=_plugin(request),
+            report=REPORT,
+            settings=request.settings.recorded(),
+            profiles=tuple(p.to_dict() for p in request.profiles),
         )
 
     monkeypatch.setattr(engines, "build_engine", build)
@@ -141,6 +165,91 @@ def test_the_same_engine_is_replaced(bundle: Path, asked: list[BuildRequest]):
     assert [e.file for e in second.engines] == [e.file for e in first.engines]
     assert second.files[second.engines[0].file] != first.files[first.engines[0].file]
     assert second.engines[0].profile["B"] == "1:2:3"
+
+
+def test_several_profiles_are_one_engine(bundle: Path, asked: list[BuildRequest]):
+    wishes = (NamedRanges.parse("history=0:5"), NamedRanges.parse("history=6:20,batch=1"))
+    manifest = build(bundle, EngineOptions(RTX, ("sm86",), profiles=wishes))
+    for request, entry in zip(asked, manifest.engines, strict=True):
+        assert [p.to_dict()["S"] for p in request.profiles] == ["0:5:5", "6:20:20"]
+        assert [p["S"] for p in entry.profiles] == ["0:5:5", "6:20:20"]
+        assert entry.profile == entry.profiles[0]
+
+
+def test_shapes_that_nobody_has_are_refused(bundle: Path, asked: list[BuildRequest]):
+    with pytest.raises(InputError, match="would never hold candidates"):
+        build(bundle, EngineOptions(RTX, ("sm86",), profiles=(NamedRanges.parse("C=0"),)))
+    assert asked == []
+
+
+def test_settings_and_reports_are_recorded(bundle: Path, asked: list[BuildRequest]):
+    settings = Settings(version_compatible=True)
+    manifest = build(bundle, EngineOptions(FULL, ("sm90",), settings=settings))
+    for request, entry, graph in zip(asked, manifest.engines, ("prefill", "decode"), strict=True):
+        assert request.settings == settings
+        assert entry.settings == {"version_compatible": True}
+        assert entry.onnx == manifest.files[f"{graph}.onnx"].sha256
+        assert entry.report == f"engines/{graph}.tensorrt.sm90.layers.json"
+        assert entry.report in manifest.files
+        report = read_report(bundle, entry)
+        assert report is not None
+        assert (report["graph"], report["layer_count"]) == (graph, 2)
+    heads = rows(bundle, manifest.engines)
+    assert [row[1:4] for row in heads] == [
+        ("(top level)", "fp32 (1)", "native"),
+        ("router", "fp16 (1)", "native"),
+    ] * 2
+    (bundle / manifest.engines[0].report).write_text("{")
+    with pytest.raises(BundleError, match="can't be read"):
+        rows(bundle, manifest.engines)
+
+
+def write_library(folder: Path, text: str) -> PluginRecord:
+    folder.mkdir(exist_ok=True)
+    library = folder / "libckv_plugins_trt11.so"
+    library.write_text(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return PluginRecord("library", digest, "1", "11.0", ("sm90",), False, library)
+
+
+def test_a_library_comes_into_the_bundle_and_goes_with_its_engines(
+    bundle: Path, asked: list[BuildRequest], tmp_path_factory: pytest.TempPathFactory
+):
+    places = [tmp_path_factory.mktemp(name) for name in "ab"]
+    for text, place in zip(("one", "two"), places, strict=True):
+        record = write_library(place, text)
+        choice = PluginChoice("library", record.source)
+        options = EngineOptions(FULL, ("sm90",), settings=Settings(choice))
+        manifest = build(bundle, options)
+        files = {e.plugin["file"] for e in manifest.engines if e.plugin}
+        (file,) = files
+        assert (bundle / file).read_text() == text
+        assert manifest.files[file].sha256 == record.sha256
+        assert [p.suffix for p in (bundle / "engines").iterdir()].count(".so") == 1
+        names = {entry.file for entry in manifest.engines}
+        assert names == {f"engines/{g}.tensorrt.sm90.library.engine" for g in ("prefill", "decode")}
+    # Native engines lie beside them.
+    assert len(build(bundle, EngineOptions(FULL, ("sm90",))).engines) == 4
+
+
+def test_engines_of_earlier_versions_are_read(bundle: Path, asked: list[BuildRequest]):
+    manifest = build(bundle, EngineOptions(RTX, ("sm86",)))
+    data = json.loads((bundle / "manifest.json").read_text())
+    later = ("pool_step", "plugin", "settings", "report", "profiles", "onnx")
+    for engine in data["engines"]:
+        for name in later:
+            del engine[name]
+    (bundle / "manifest.json").write_text(json.dumps(data))
+    read = open_bundle(bundle)
+    assert [e.file for e in read.engines] == [e.file for e in manifest.engines]
+    assert {row[4] for row in rows(bundle, read.engines)} == {"no report"}
+    for odd in ({"plugin": 3}, {"settings": []}, {"profiles": {}}, {"report": 1}):
+        data["engines"][0].update(odd)
+        (bundle / "manifest.json").write_text(json.dumps(data))
+        with pytest.raises(BundleError, match="is damaged"):
+            open_bundle(bundle)
+        for name in odd:
+            del data["engines"][0][name]
 
 
 def test_stages_are_timed(bundle: Path, asked: list[BuildRequest]):

@@ -31,7 +31,7 @@ from ckv_export.errors import SpecError
 from ckv_export.events import event_tensors
 from ckv_export.manifest import open_bundle
 from ckv_export.model.registry import build_reference
-from ckv_export.parity.bundle import CASES_FILE, recheck
+from ckv_export.parity.bundle import CASES_FILE, judge_onnxruntime, recorded_cases
 from ckv_export.parity.expected import ExpectedCase, load, record
 from ckv_export.parity.gate import judge, require_pass
 from ckv_export.parity.inputs import generate
@@ -373,10 +373,12 @@ def test_external_bundle_says_so_and_has_no_tables(bundle: Exported):
 
 
 def test_external_bundle_passes_again(bundle: Exported):
-    report = recheck(bundle.folder, open_bundle(bundle.folder))
-    assert report.passed
-    assert report.cases == bundle.parity.cases > 10
-    assert report.outcomes[0].runtime.runtime == "onnxruntime"
+    manifest = open_bundle(bundle.folder)
+    cases = recorded_cases(bundle.folder, manifest)
+    outcome = judge_onnxruntime(bundle.folder, manifest, cases, None)
+    assert outcome.passed
+    assert len(cases) == bundle.parity.cases > 10
+    assert outcome.runtime.runtime == "onnxruntime"
 
 
 def test_external_bundle_fails_on_other_answers(bundle: Exported, tmp_path: Path):
@@ -390,9 +392,10 @@ def test_external_bundle_fails_on_other_answers(bundle: Exported, tmp_path: Path
     name = next(n for n in arrays if n.endswith("/out/score") and arrays[n].size > 8)
     arrays[name][0, -1] += np.float32(1e-4)
     np.savez(folder / CASES_FILE, **arrays)
-    report = recheck(folder, open_bundle(bundle.folder))
-    assert not report.passed
-    assert [r.tensor for r in report.outcomes[0].results if not r.passed] == ["score"]
+    manifest = open_bundle(bundle.folder)
+    outcome = judge_onnxruntime(folder, manifest, recorded_cases(folder, manifest), None)
+    assert not outcome.passed
+    assert [r.tensor for r in outcome.results if not r.passed] == ["score"]
 
 
 @pytest.mark.parametrize("events", ["generated", "file"])

@@ -7,9 +7,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from ckv_testing.fake_builder import write_library
 
 from ckv_export.contract import GraphSpec, Profile, Range, TensorSpec
-from ckv_export.engine import Backend, BuildRequest, trtexec_command
+from ckv_export.engine import Backend, BuildRequest, PluginChoice, Settings, trtexec_command
 from ckv_export.errors import EngineError
 
 SPEC = GraphSpec(
@@ -39,6 +40,7 @@ def test_trtexec() -> None:
         "--optShapes=cache_k_user:1x1x49x2,'user_a:b':1",
         "--maxShapes=cache_k_user:64x1x49x2,'user_a:b':64",
         "--memPoolSize=workspace:512M",
+        "--profilingVerbosity=detailed",
     ]
 
 
@@ -66,3 +68,39 @@ def test_missing_axis_is_refused_as_in_a_build() -> None:
     request = BuildRequest(Path("decode.onnx"), SPEC, Profile({"B": Range(1, 1, 4)}))
     with pytest.raises(EngineError, match="no range for the axis 'K'"):
         trtexec_command(request, TENSORRT_10)
+
+
+def test_several_profiles_are_counted() -> None:
+    long = Profile({"B": Range(1, 1, 2), "K": Range(0, 49, 49)})
+    request = BuildRequest(Path("decode.onnx"), SPEC, PROFILE, more_profiles=(long,))
+    words = shlex.split(trtexec_command(request, TENSORRT_11))
+    at = words.index("--profile=0")
+    assert words[at + 1 : at + 5] == [
+        "--minShapes=cache_k_user:1x1x0x2,'user_a:b':1",
+        "--optShapes=cache_k_user:1x1x49x2,'user_a:b':1",
+        "--maxShapes=cache_k_user:64x1x49x2,'user_a:b':64",
+        "--profile=1",
+    ]
+    assert words[at + 7] == "--maxShapes=cache_k_user:2x1x49x2,'user_a:b':2"
+
+
+def test_settings_reach_the_command(tmp_path: Path) -> None:
+    library = write_library(tmp_path, ["PooledAttention"])
+    settings = Settings(PluginChoice("library", tmp_path), True, True, Path("t.cache"))
+    request = BuildRequest(Path("decode.onnx"), SPEC, PROFILE, settings=settings)
+    words = shlex.split(trtexec_command(request, TENSORRT_11))
+    for word in (
+        "--profilingVerbosity=detailed",
+        "--versionCompatible",
+        "--hardwareCompatibilityLevel=ampere+",
+        "--timingCacheFile=t.cache",
+        f"--dynamicPlugins={library}",
+        f"--setPluginsToSerialize={library}",
+    ):
+        assert word in words
+
+
+def test_no_tool_embeds_kernels() -> None:
+    settings = Settings(PluginChoice("embedded"))
+    request = BuildRequest(Path("decode.onnx"), SPEC, PROFILE, settings=settings)
+    assert trtexec_command(request, TENSORRT_11).startswith("# TensorRT 11.1.0's own tool takes no")

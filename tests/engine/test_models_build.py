@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from ckv_testing import fake_builder, fake_tensorrt
 from ckv_testing.draw import KINDS, PLAIN, draw_state, make_spec
 from ckv_testing.exports import Export
+from ckv_testing.fake_builder import FakeTensorRt
 from ckv_testing.hstu import exported_hstu
 
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.contract import EventForm, GraphSpec, Profile
-from ckv_export.engine import Backend, BuildRequest, BuiltEngine, build_engine
+from ckv_export.engine import (
+    Backend,
+    BuildRequest,
+    BuiltEngine,
+    PluginChoice,
+    Settings,
+    build_engine,
+)
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.decode_items import DecodeItemsGraph
 from ckv_export.graphs.prefill import PrefillGraph
@@ -117,3 +128,44 @@ def test_decode_by_item_table_builds(by_items: Files, rtx: Backend, tmp_path: Pa
     built = by_items.build("decode_items", rtx, tmp_path)
     check(built, by_items, "decode_items")
     assert built.profile["I"] == f"{ITEMS}:{ITEMS}:{ITEMS}"
+
+
+@pytest.fixture
+def embedding(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorRt]:
+    """A stand-in for the full TensorRT under NVIDIA's own layer of Python plugins."""
+    yield fake_builder.install(monkeypatch, fake_tensorrt.installed(monkeypatch))
+    fake_tensorrt.forget()
+
+
+@pytest.mark.parametrize("kind", ["sim", "hstu"])
+@pytest.mark.parametrize("plugin", ["library", "embedded"])
+def test_plugins_take_every_node_that_reads_a_pool(
+    kind: str,
+    plugin: str,
+    target_attention: Callable[[str], Files],
+    hstu: Files,
+    embedding: FakeTensorRt,
+    tmp_path: Path,
+):
+    """Names, attributes and namespaces of exported nodes are those that the plugins go by."""
+    if plugin == "embedded" and shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    files = hstu if kind == "hstu" else target_attention(kind)
+    operator = "PooledPointwiseAttention" if kind == "hstu" else "PooledAttention"
+    library = fake_builder.write_library(tmp_path / "lib", ["PoolGatherConcat", operator])
+    choice = PluginChoice(plugin, library if plugin == "library" else None)
+    for graph in ("prefill", "decode"):
+        path = files.folder / f"{graph}.onnx"
+        nodes = [n for n in onnx.load(path, load_external_data=False).graph.node if n.domain]
+        request = BuildRequest(
+            path, files.graphs[graph], files.profile, ("current",), settings=Settings(choice)
+        )
+        built = build_engine(request, embedding.backend, tmp_path / graph)
+        assert built.plugins == tuple(node.name for node in nodes)
+        assert built.pool_step == ("plugin" if nodes else "none")
+        if plugin == "embedded":
+            for node in nodes:
+                given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+                attributes = embedding.plugins[node.name].attrs
+                assert attributes == {n: given[n] for n in attributes}
+                assert set(attributes) == {"num_heads", "scale"} & set(given)

@@ -25,6 +25,8 @@ IO = GraphSpec("prefill", (X, MASK), (Y,))
 STREAM = 77
 
 DataType = enum.Enum("DataType", "FLOAT BOOL INT32")
+Validity = enum.IntEnum("Validity", "VALID SUBOPTIMAL INVALID", start=0)
+Diagnostics = enum.IntFlag("Diagnostics", "VERSION_MISMATCH UNSUPPORTED_CC MALFORMED_ENGINE")
 Severity = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
 
 
@@ -43,10 +45,19 @@ class FakeContext:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.fails = False
+        self.profile = 0
+        self.switches: list[tuple[int, int]] = []
+        self.runtime_config: Any = None
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.profile = profile
+        self.switches.append((profile, stream))
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
-        return shape[0] <= 4
+        smallest, largest = [((1, 0), (4, 40)), ((1, 41), (1, 100))][self.profile]
+        return all(a <= n <= b for a, n, b in zip(smallest, shape, largest, strict=True))
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert address, "a null address"
@@ -70,6 +81,32 @@ class FakeContext:
         return np.ctypeslib.as_array((kind * count).from_address(self.addresses[name]))
 
 
+class FakeRuntimeCache:
+    """Holds bytes; takes those of its own GPU only."""
+
+    def __init__(self) -> None:
+        self.data = b"kernels: none"
+
+    def deserialize(self, blob: bytes) -> bool:
+        fits = blob.startswith(b"kernels")
+        self.data = blob if fits else self.data
+        return fits
+
+    def serialize(self) -> bytes:
+        return self.data + b", one more"
+
+
+class FakeRuntimeConfig:
+    cache: FakeRuntimeCache | None = None
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache()
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
 class FakeEngine:
     def __init__(self, logger: Any) -> None:
         self.tensors = {"x": DataType.FLOAT, "mask": DataType.BOOL, "y": DataType.FLOAT}
@@ -85,16 +122,29 @@ class FakeEngine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return self.tensors[name]
 
-    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return [(1, 0), (1, 6), (4, 40)]
+    num_optimization_profiles = 2
 
-    def create_execution_context(self) -> FakeContext:
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        """Up to 4 short histories, or one long one."""
+        return [[(1, 0), (1, 6), (4, 40)], [(1, 41), (1, 90), (1, 100)]][profile]
+
+    def create_execution_context(self, runtime_config: Any = None) -> FakeContext:
+        self.context.runtime_config = runtime_config
         return self.context
+
+    def create_runtime_config(self) -> FakeRuntimeConfig:
+        return FakeRuntimeConfig()
 
 
 class FakeRuntime:
     def __init__(self, logger: Any) -> None:
         self.logger = logger
+        self.engine_host_code_allowed = False
+
+    def get_engine_validity(self, plan: bytes) -> tuple[Validity, int]:
+        if plan == b"for another GPU and version":
+            return Validity.INVALID, Diagnostics.VERSION_MISMATCH | Diagnostics.UNSUPPORTED_CC
+        return (Validity.INVALID, 0) if plan == b"no reason" else (Validity.VALID, 0)
 
     def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine | None:
         if plan != b"an engine":
@@ -103,11 +153,14 @@ class FakeRuntime:
         return FakeEngine(self.logger)
 
 
-FAKE = Backend(
-    "fake",
-    SimpleNamespace(ILogger=FakeLogger, Runtime=FakeRuntime),  # type: ignore[arg-type]
-    "1.0",
+MODULE: Any = SimpleNamespace(
+    ILogger=FakeLogger,
+    Runtime=FakeRuntime,
+    EngineValidity=Validity,
+    EngineInvalidityDiagnostics=Diagnostics,
 )
+FAKE = Backend("fake", MODULE, "1.0")
+RTX = Backend("tensorrt_rtx", MODULE, "1.7")
 
 
 class HostMemory(CudaMemory):
@@ -169,6 +222,19 @@ def test_shape_outside_the_profile_names_input_and_range(engine: Path) -> None:
         runner.infer(feeds(5, 2))
 
 
+def test_the_first_profile_that_fits_is_taken(engine: Path) -> None:
+    with HostRunner(engine, IO, FAKE) as runner:
+        for users, events in ((2, 40), (1, 41), (1, 100), (4, 0), (1, 50)):
+            given = feeds(users, events)
+            np.testing.assert_array_equal(runner.infer(given)["y"], given["x"] + given["mask"])
+        assert runner._context.switches == [(1, STREAM), (0, STREAM), (1, STREAM)]
+        with pytest.raises(EngineError, match=r"from \[1, 41\] to \[1, 100\], got \[2, 50\]"):
+            runner.infer(feeds(2, 50))
+        # Loaded anew, it begins with the first profile again.
+    runner.activate()
+    assert runner._profile == 0
+
+
 def test_failed_run_gives_the_reason(engine: Path) -> None:
     with HostRunner(engine, IO, FAKE) as runner:
         runner._context.fails = True
@@ -182,6 +248,54 @@ def test_damaged_engine_gives_the_reason(engine: Path) -> None:
     with pytest.raises(EngineError, match=r"can't load .*: magic tag is wrong"):
         runner.activate()
     assert runner._runtime is None
+
+
+@pytest.fixture
+def rtx_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in's logger must not be taken for the real library's."""
+    monkeypatch.setattr("ckv_export.engine.messages._loggers", {})
+
+
+@pytest.mark.usefixtures("rtx_loggers")
+def test_rtx_says_why_an_engine_is_invalid(engine: Path) -> None:
+    engine.write_bytes(b"for another GPU and version")
+    with pytest.raises(EngineError, match=r"another version: .*; it was not built for this GPU"):
+        HostRunner(engine, IO, RTX).activate()
+    engine.write_bytes(b"no reason")
+    with pytest.raises(EngineError, match="gives no reason"):
+        HostRunner(engine, IO, RTX).activate()
+
+
+@pytest.mark.usefixtures("rtx_loggers")
+def test_runtime_cache_is_read_and_written(engine: Path, tmp_path: Path) -> None:
+    file = tmp_path / "kernels.cache"
+    for stored in (b"kernels: none, one more", b"kernels: none, one more, one more"):
+        with HostRunner(engine, IO, RTX, runtime_cache=file) as runner:
+            assert runner._context.runtime_config.cache is not None
+            runner.infer(feeds(1, 1))
+        assert file.read_bytes() == stored
+    file.write_bytes(b"of another GPU")
+    with HostRunner(engine, IO, RTX, runtime_cache=file):
+        pass
+    assert file.read_bytes() == b"kernels: none, one more"
+    assert sorted(tmp_path.iterdir()) == sorted([engine, file])
+
+
+@pytest.mark.usefixtures("rtx_loggers")
+def test_a_runtime_cache_that_cannot_be_written_still_frees_the_engine(
+    engine: Path, tmp_path: Path
+) -> None:
+    runner = HostRunner(engine, IO, RTX, runtime_cache=tmp_path / "no" / "kernels.cache")
+    runner.activate()
+    with pytest.raises(EngineError, match="can't write the runtime cache"):
+        runner.deactivate()
+    assert runner._engine is None
+
+
+def test_only_rtx_has_a_runtime_cache(engine: Path, tmp_path: Path) -> None:
+    runner = HostRunner(engine, IO, FAKE, runtime_cache=tmp_path / "c")
+    with pytest.raises(EngineError, match="has no runtime cache"):
+        runner.activate()
 
 
 def test_missing_engine(tmp_path: Path) -> None:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ckv_export.contract import PRECISIONS
 from ckv_export.parity.compare import TensorResult, compare_rows, compare_values
-from ckv_export.parity.tolerances import EXPLAINED_MARGIN, TOLERANCES, Tolerance, tolerance_of
+from ckv_export.parity.tolerances import (
+    EXPLAINED_MARGIN,
+    TOLERANCES,
+    Tolerance,
+    routing_of,
+    tolerance_of,
+)
 
 BOUND = Tolerance(0.5, 0.25, "for these tests")
 
@@ -156,11 +163,13 @@ def test_results_are_plain_data():
     data = rows([1], [2], [LARGE]).to_dict()
     assert data["tensor"] == "k_index"
     assert set(data) == {"case", "tensor", "elements", "error", "allowed", "where", "explained",
-                         "worst_margin", "passed"}  # fmt: skip
+                         "worst_margin", "passed", "mean"}  # fmt: skip
 
 
 def test_every_tensor_has_its_row_in_the_table():
-    assert set(TOLERANCES) == {"score", "user", "user, layered"}
+    reduced = ("score", "score, layered", "user, layered")
+    halves = {f"{n}, {p}" for n in reduced for p in ("fp16", "bf16")}
+    assert set(TOLERANCES) == {"score", "user", "user, layered"} | halves
     assert tolerance_of("score") == TOLERANCES["score"]
     for name in ("cache_k_user", "append_v_user"):
         assert tolerance_of(name) == TOLERANCES["user"]
@@ -172,3 +181,52 @@ def test_bounds_grow_with_the_layers():
     one, three = tolerance_of("score"), tolerance_of("score", 3)
     assert three.absolute == pytest.approx(3 * one.absolute)
     assert tolerance_of("k_user", 2).relative == pytest.approx(2 * TOLERANCES["user"].relative)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("score", 1), ("score", 3), ("cache_k_user", 2)])
+def test_bounds_of_half_precisions_are_their_roundoff_apart(name: str, layers: int):
+    bounds = [tolerance_of(name, layers, p).absolute for p in PRECISIONS]
+    assert PRECISIONS == ("fp32", "fp16", "bf16")
+    assert bounds[0] < bounds[1] / 100
+    assert bounds[2] == pytest.approx(8 * bounds[1]), "3 bits less"
+    half = np.finfo(np.float16).eps / 2
+    assert half < bounds[1] / layers < 100 * half, "several roundings, not hundreds"
+    assert tolerance_of(name, layers, "fp16").typical == pytest.approx(layers * half)
+
+
+def test_what_is_computed_in_fp32_anyway_is_judged_so():
+    """The first layer's router and user parts: their input and products are fp32."""
+    for precision in PRECISIONS:
+        assert tolerance_of("cache_k_user", 1, precision) == TOLERANCES["user"]
+        assert routing_of(0, precision).margin == EXPLAINED_MARGIN
+    assert routing_of(1, "fp32").margin == EXPLAINED_MARGIN
+    layered = [routing_of(2, p) for p in ("fp16", "bf16")]
+    assert EXPLAINED_MARGIN < layered[0].margin < layered[1].margin
+    assert all(r.most < 0.05 for r in layered), "or a wrong router would pass"
+
+
+def test_each_layer_has_a_margin_of_its_own():
+    got, expected = np.array([[[1], [1]]]), np.array([[[2], [2]]])
+    for margin, passed in (([0.5, 5.0], True), ([1.5, 5.0], False), ([0.5, 20.0], False)):
+        margins = np.array(margin).reshape(1, 2, 1)
+        assert compare_rows("c", "k_index", got, expected, margins, (1.0, 10.0)).passed == passed
+
+
+def test_near_ties_of_the_selection_excuse_scores_but_not_nan():
+    near = np.array([[True, True, False]])
+    result = compare_values("c", "score", np.array([[9.0, 0.0, 0.0]]), np.zeros((1, 3)), BOUND,
+                            excusable=near)  # fmt: skip
+    assert result.passed
+    assert result.explained == 1
+    for bad in ([[0.0, 0.0, 9.0]], [[np.nan, 0.0, 0.0]], [[0.0, np.inf, 0.0]]):
+        result = compare_values(
+            "c", "score", np.array(bad), np.zeros((1, 3)), BOUND, excusable=near
+        )
+        assert not result.passed
+
+
+def test_rows_that_are_not_counted_do_not_count():
+    counted = np.array([[True, False]])
+    arrays = (np.array([[1, 2]]), np.array([[1, 1]]), np.ones((1, 2)))
+    assert not compare_rows("c", "k_index", *arrays).passed
+    assert compare_rows("c", "k_index", *arrays, counted=counted).passed

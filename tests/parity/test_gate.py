@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import torch
 from ckv_testing.draw import KINDS, draw_state, make_spec
 from ckv_testing.exports import Export
+from ckv_testing.runs import Tampered
 from onnx import numpy_helper
 
 from ckv_export.errors import ParityFailure
@@ -22,41 +23,12 @@ from ckv_export.model.registry import build_model
 from ckv_export.parity.expected import ExpectedCase, load, save
 from ckv_export.parity.gate import RuntimeResult, judge, require_pass
 from ckv_export.parity.tolerances import EXPLAINED_MARGIN
-from ckv_export.runtimes.base import Array, Arrays, Runner, RunnerMetadata
+from ckv_export.runtimes.base import Arrays, Runner
 from ckv_export.runtimes.torch import TorchRunner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Exported = Callable[[str], Export]
-
-
-class Tampered(Runner):
-    """A runner whose feeds and outputs pass through `feeds` and `outputs`."""
-
-    def __init__(
-        self,
-        inner: Runner,
-        feeds: Callable[[Arrays], None] = lambda _: None,
-        outputs: Callable[[Arrays], None] = lambda _: None,
-    ) -> None:
-        super().__init__(inner.io)
-        self.inner, self.feeds, self.outputs = inner, feeds, outputs
-
-    def _activate(self) -> None:
-        self.inner.activate()
-
-    def _deactivate(self) -> None:
-        self.inner.deactivate()
-
-    def _infer(self, feeds: Mapping[str, Array]) -> Arrays:
-        changed = {name: a.copy() for name, a in feeds.items()}
-        self.feeds(changed)
-        outputs = {name: a.copy() for name, a in self.inner.infer(changed).items()}
-        self.outputs(outputs)
-        return outputs
-
-    def _describe(self) -> RunnerMetadata:
-        return dataclasses.replace(self.inner.metadata(), runtime="tampered")
 
 
 def judged(made: Export, prefill: Runner, decode: Runner) -> RuntimeResult:

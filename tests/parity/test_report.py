@@ -8,12 +8,16 @@ import json
 import re
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
 from ckv_export.parity.compare import compare_rows, compare_values
 from ckv_export.parity.gate import RuntimeResult
+from ckv_export.parity.page import write_report
 from ckv_export.parity.report import ParityReport, tensor_rows, tensors_of
+from ckv_export.parity.schema import schema
+from ckv_export.parity.tables import tensor_table
 from ckv_export.parity.tolerances import EXPLAINED_MARGIN, TOLERANCES
 from ckv_export.runtimes.base import RunnerMetadata
 
@@ -44,27 +48,17 @@ BAD = outcome(rows(2, 1.0), score(0.5), runtime="tensorrt")
 
 def test_json_has_its_schema():
     data = report(GOOD, BAD, not_run={"tensorrt_rtx": "no GPU"}).to_dict()
-    assert json.loads(json.dumps(data, allow_nan=False)) == json.loads(json.dumps(data))
-    assert set(data) == {
-        "schema_version", "model", "fingerprint", "seed", "cases", "passed", "tolerances",
-        "explained_margin", "not_run", "runtimes",
-    }  # fmt: skip
-    assert (data["schema_version"], data["model"], data["seed"], data["cases"]) == (1, "toy", 7, 3)
+    text = json.dumps(data, allow_nan=False)
+    jsonschema.validate(json.loads(text), schema())
+    assert (data["model"], data["seed"], data["cases"]) == ("toy", 7, 3)
     assert data["fingerprint"] == "ab" * 32
     assert data["passed"] is False
     assert data["explained_margin"] == EXPLAINED_MARGIN
     assert data["not_run"] == {"tensorrt_rtx": "no GPU"}
     assert set(data["tolerances"]) == set(TOLERANCES)
-    assert all(set(t) == {"absolute", "relative", "reason"} for t in data["tolerances"].values())
     good, bad = data["runtimes"]
-    assert set(good) == {"runtime", "version", "device", "graph", "passed", "results"}
     assert (good["runtime"], good["passed"], len(good["results"])) == ("onnxruntime", True, 4)
     assert (bad["runtime"], bad["passed"]) == ("tensorrt", False)
-    for result in good["results"] + bad["results"]:
-        assert set(result) == {
-            "case", "tensor", "elements", "error", "allowed", "where", "explained",
-            "worst_margin", "passed",
-        }  # fmt: skip
 
 
 def test_passed_is_that_of_every_runtime():
@@ -87,19 +81,24 @@ def test_summary_is_what_the_manifest_keeps():
 
 def test_rows_of_the_table():
     assert tensors_of(GOOD) == ["cache_k_index", "score"]
-    assert tensor_rows(GOOD) == [
-        ("cache_k_index", 4, "1 differ", "1", "ok"),
-        ("score", 2, "1e-06", "", "ok"),
+
+    def cells(of: RuntimeResult) -> list[tuple[str, ...]]:
+        rows = tensor_table(of).rows
+        return [(tensor, elements, worst, *rest[-2:]) for tensor, elements, worst, *rest in rows]
+
+    assert cells(GOOD) == [
+        ("cache_k_index", "4", "1 differ", "1", "ok"),
+        ("score", "2", "1e-06", "", "ok"),
     ]
-    assert tensor_rows(BAD) == [
-        ("cache_k_index", 2, "1 differ", "0", "FAILED"),
-        ("score", 1, "0.5", "", "FAILED"),
+    assert cells(BAD) == [
+        ("cache_k_index", "2", "1 differ", "0", "FAILED"),
+        ("score", "1", "0.5", "", "FAILED"),
     ]
 
 
 @pytest.mark.parametrize("got", [np.nan, np.inf])
 def test_failure_without_a_number_is_json_all_the_same(got: float, tmp_path: Path):
-    report(outcome(score(got))).write(tmp_path)
+    write_report(report(outcome(score(got))), tmp_path)
 
     def no_number(text: str) -> None:
         raise AssertionError(f"{text} is not JSON")
@@ -110,8 +109,8 @@ def test_failure_without_a_number_is_json_all_the_same(got: float, tmp_path: Pat
 def test_rows_of_another_shape_have_their_line_in_the_table():
     arrays = (np.zeros(shape, np.int32) for shape in ((2, 1), (2, 3)))
     other = compare_rows("one event", "cache_k_index", *arrays, np.zeros((2, 3)))
-    ((tensor, _, _, _, verdict),) = tensor_rows(outcome(other))
-    assert (tensor, verdict) == ("cache_k_index", "FAILED")
+    (row,) = tensor_rows(outcome(other))
+    assert (row.tensor, row.passed) == ("cache_k_index", False)
 
 
 # -- the page
@@ -136,7 +135,7 @@ class Page(html.parser.HTMLParser):
 
 
 def page(of: ParityReport, folder: Path) -> tuple[str, Page]:
-    of.write(folder)
+    write_report(of, folder)
     assert sorted(p.name for p in folder.iterdir()) == ["parity.html", "parity.json"]
     written = json.loads((folder / "parity.json").read_text())
     assert written == json.loads(json.dumps(of.to_dict()))
@@ -147,7 +146,7 @@ def page(of: ParityReport, folder: Path) -> tuple[str, Page]:
 def test_page_tells_the_outcome(tmp_path: Path):
     _, shown = page(report(GOOD, BAD, not_run={"tensorrt_rtx": "no GPU here"}), tmp_path)
     for words in (
-        "Parity of toy: FAILED", "3 cases, seed 7", "ab" * 8, "onnxruntime 1.2, cpu",
+        "Parity of toy: FAILED", "3 cases, generated, seed 7", "ab" * 8, "onnxruntime 1.2, cpu",
         "tensorrt 1.2", "cache_k_index", "1 differ", "tensorrt_rtx", "no GPU here", "2e-06",
     ):  # fmt: skip
         assert words in shown.text

@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ckv_export.checkpoint.native import save_native
-from ckv_export.contract import AttentionSpec
+from ckv_export.contract import AttentionSpec, ModelSpec
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.model.registry import build_model
@@ -28,20 +29,25 @@ def exported_hstu(base: Path) -> Path:
     return folder
 
 
-def _export(folder: Path) -> None:
+def hstu_state(spec: ModelSpec) -> dict[str, Tensor]:
     """No bias is zero, and pools are not as small as before any training.
 
     What attention returns would be next to nothing, and the norm behind it would make much of its
     rounding.
     """
-    folder.mkdir(exist_ok=True)
     drawn = torch.Generator().manual_seed(0)
-    state = initial_state(SPEC, 0)
+    state = initial_state(spec, 0)
     for name, tensor in state.items():
         if name.endswith("_bias"):
             state[name] = torch.randn(11, generator=drawn) / 2
         elif name.endswith(".pool"):
             state[name] = 10 * tensor
+    return state
+
+
+def _export(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    state = hstu_state(SPEC)
     save_native(folder / "hstu.pt", SPEC, state)
     model = build_model(SPEC, state)
     graphs = PrefillGraph(model), DecodeGraph(model)

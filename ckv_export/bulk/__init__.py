@@ -1,0 +1,1 @@
+"""Bulk prefill: the records of a whole user base, from files of histories into a store."""

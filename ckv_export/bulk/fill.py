@@ -1,0 +1,170 @@
+"""A store filled from a file, group by group; what is done stays done when the run is stopped.
+
+The store itself remembers which groups are finished. A group that was not is begun again: writing
+a record twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ckv_export.bulk.encode import Encoder
+from ckv_export.bulk.histories import HistoryFile, Piece, open_histories
+from ckv_export.cache.pool_file import load_pools
+from ckv_export.cache.record import RecordLayout, count
+from ckv_export.errors import RecordError
+from ckv_export.manifest import open_bundle
+from ckv_export.runtimes.bound import BoundRunner
+from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
+from ckv_export.store import Change, Entry, Store, open_store
+
+
+@dataclass(frozen=True)
+class FillOptions:
+    """What to fill, and how.
+
+    `column`: of user ids. `user_dtype`, `max_events`: as the server has them (`ScorerOptions`).
+    `replace`: also records that this model's server may have appended to since. `restart`: forget
+    what earlier runs have done. `threads`: of ONNX Runtime, None for one per core.
+    """
+
+    bundle: Path
+    events: Path
+    store: str
+    column: str = "user_id"
+    user_dtype: str = "float16"
+    max_events: int | None = None
+    replace: bool = False
+    restart: bool = False
+    threads: int | None = None
+
+
+@dataclass
+class Tally:
+    """Users read, records written, records kept as they were, users without events; bytes written.
+
+    `skipped`: users among them whose group an earlier run has finished.
+    """
+
+    users: int = 0
+    written: int = 0
+    kept: int = 0
+    empty: int = 0
+    events: int = 0
+    bytes: int = 0
+    skipped: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Count `other` in."""
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+Progress = Callable[[Tally], None]
+
+
+class Filler:
+    """One process's part of the work; the same on one machine and on each of many."""
+
+    def __init__(self, options: FillOptions) -> None:
+        manifest = open_bundle(options.bundle)
+        self.options = options
+        self.file: HistoryFile = open_histories(options.events, manifest, options.column)
+        self.layout = RecordLayout.of(manifest, options.user_dtype)
+        longest = self.layout.pad_to or manifest.profile.axes["S"].max
+        self.max_events = min(options.max_events or longest, longest)
+        runner = BoundRunner(
+            OnnxRuntimeRunner(
+                options.bundle / "prefill.onnx", manifest.graph("prefill"), threads=options.threads
+            ),
+            load_pools(options.bundle, manifest),
+        )
+        runner.activate()
+        batch = manifest.profile.axes["B"].max
+        self.encoder = Encoder(self.layout, runner.io, runner.infer, batch)
+        self.store: Store = open_store(options.store)
+        wishes = (self.max_events, options.column, options.replace, manifest.entries_fingerprint)
+        named = json.dumps([self.file.identity, self.layout.describe(), *wishes])
+        self._job = f"prefill/{hashlib.sha256(named.encode()).hexdigest()[:32]}"
+
+    def finished(self, group: int) -> Tally | None:
+        """What an earlier run did to the group, if it finished it."""
+        note = None if self.options.restart else self.store.note(f"{self._job}/{group}")
+        return None if note is None else Tally(**json.loads(note))
+
+    def fill(self, group: int, progress: Progress = lambda tally: None) -> Tally:
+        """Write the records of a group; `progress` hears of each piece."""
+        done = Tally()
+        for piece in self.file.read(group):
+            part = self._fill_piece(piece)
+            done.add(part)
+            progress(part)
+        self.store.put_note(f"{self._job}/{group}", json.dumps(asdict(done)).encode())
+        return done
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+    def _fill_piece(self, piece: Piece) -> Tally:
+        tally = Tally(users=len(piece.users), empty=int((piece.lengths == 0).sum()))
+        before = self._before(piece.users)
+        chosen = [
+            position
+            for position, user in enumerate(piece.users)
+            if piece.lengths[position] and (before[user] is None or self._replaces(before[user]))
+        ]
+        histories = [piece.history(position, self.max_events) for position in chosen]
+        changes = []
+        for position, record in zip(chosen, self.encoder.encode(histories), strict=True):
+            user, events = piece.users[position], int(piece.lengths[position])
+            changes.append(Change(user, Entry(record, events), before[user]))
+            tally.events += events
+        happened = self.store.write(changes)
+        tally.written = sum(happened)
+        tally.kept = tally.users - tally.empty - tally.written
+        tally.bytes = sum(
+            len(change.entry.record) for change, done in zip(changes, happened, strict=True) if done
+        )
+        return tally
+
+    def _before(self, users: Iterable[str]) -> dict[str, Entry | None]:
+        names = list(users)
+        return dict(zip(names, self.store.read(names), strict=True))
+
+    def _replaces(self, entry: Entry | None) -> bool:
+        """Whether a record there is written anew: one that the server would refuse always is."""
+        if self.options.replace or entry is None:
+            return True
+        try:
+            count(self.layout, entry.record)
+        except RecordError:
+            return True
+        return False
+
+
+def fill_store(options: FillOptions, progress: Callable[[Tally, int], None]) -> Tally:
+    """Fill on this machine; `progress` hears the tally so far and how many users there are.
+
+    Raises `CkvError`; whatever is finished by then stays.
+    """
+    filler, total = Filler(options), Tally()
+
+    def hear(part: Tally) -> None:
+        total.add(part)
+        progress(total, filler.file.users)
+
+    try:
+        for group in range(filler.file.groups):
+            earlier = filler.finished(group)
+            if earlier is None:
+                filler.fill(group, hear)
+            else:
+                hear(Tally(users=earlier.users, skipped=earlier.users))
+    finally:
+        filler.close()
+    return total

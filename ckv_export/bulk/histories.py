@@ -1,0 +1,223 @@
+"""Files of users' histories, read a piece at a time.
+
+A row is a user: its id in one column, and a list of values in each ``event_<f>``, oldest first, as
+long as the user's history. ``event_mask`` may say which of them are real; without it all are.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckv_export.arrays import read_arrays, take
+from ckv_export.contract import TensorSpec
+from ckv_export.errors import EventsError, MissingDependency, nearest
+from ckv_export.manifest import Manifest
+from ckv_export.runtimes.base import Array, Arrays
+
+PIECE = 4096
+"""Users in memory at once."""
+_MASK = TensorSpec("event_mask", "bool", ("N",))
+_FOOTER = 2**20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some users: ``event_<f>`` [N, ..] of all their real events, and how many each has."""
+
+    users: Sequence[str]
+    lengths: NDArray[np.int64]
+    values: Arrays
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return self.lengths.cumsum()
+
+    def history(self, position: int, most: int) -> Arrays:
+        """The last `most` events of one of them."""
+        end = int(self._ends[position])
+        start = end - min(int(self.lengths[position]), most)
+        return {name: array[start:end] for name, array in self.values.items()}
+
+
+class HistoryFile(abc.ABC):
+    """A file in groups of users, each of which is filled or not.
+
+    `identity`: text that another file's content has not. `users`, `groups`: how many.
+    """
+
+    identity: str
+    users: int
+    groups: int
+
+    def __init__(self, path: Path, manifest: Manifest, column: str) -> None:
+        self.path, self.column = path, column
+        self.features = {f"event_{f.name}": f for f in manifest.model.item_features}
+        inputs = manifest.form.item_tensors(manifest.model, "event", "N")
+        self.tensors = list(inputs)
+
+    @abc.abstractmethod
+    def size(self, group: int) -> int:
+        """Users of a group."""
+
+    @abc.abstractmethod
+    def read(self, group: int) -> Iterator[Piece]:
+        """A group's users; raises `EventsError` for what doesn't fit the model."""
+
+    def _piece(self, users: Sequence[str], lengths: NDArray[np.int64], flat: Arrays) -> Piece:
+        """Check flat arrays [N, ..] and leave out what a mask leaves out."""
+        sizes = {"N": int(lengths.sum())}
+        values = {
+            t.name: take(self.path, flat, t, sizes, self.features.get(t.name)) for t in self.tensors
+        }
+        if _MASK.name in flat:
+            mask = take(self.path, flat, _MASK, sizes)
+            owners = np.repeat(np.arange(len(users)), lengths)[mask]
+            lengths = np.bincount(owners, minlength=len(users))
+            values = {name: array[mask] for name, array in values.items()}
+        _check_users(self.path, users)
+        return Piece(users, lengths, values)
+
+
+def open_histories(path: Path, manifest: Manifest, column: str = "user_id") -> HistoryFile:
+    """Open a .parquet (streamed, a row group at a time) or an .npz (read whole).
+
+    In an .npz histories are arrays [users, S, ..] with an ``event_mask`` [users, S]. Raises
+    `EventsError` or `MissingDependency`.
+    """
+    if path.suffix == ".parquet":
+        return _Parquet(path, manifest, column)
+    return _Npz(path, manifest, column)
+
+
+class _Parquet(HistoryFile):
+    def __init__(self, path: Path, manifest: Manifest, column: str) -> None:
+        super().__init__(path, manifest, column)
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError as error:
+            raise MissingDependency("pyarrow", "reading .parquet files", "parquet") from error
+        try:
+            self._file = parquet.ParquetFile(path)
+        except (ArrowException, OSError) as error:
+            raise EventsError(f"{path} can't be read as a .parquet table: {error}") from error
+        metadata = self._file.metadata
+        self.users, self.groups = metadata.num_rows, metadata.num_row_groups
+        self.identity = _end_digest(path)
+        names = self._file.schema_arrow.names
+        needed = [column, *(t.name for t in self.tensors)]
+        for name in needed:
+            if name not in names:
+                raise EventsError(f"{path} lacks the column {name!r}{nearest(name, names)}")
+        self._columns = [*needed, *(n for n in names if n == _MASK.name)]
+
+    def size(self, group: int) -> int:
+        return int(self._file.metadata.row_group(group).num_rows)
+
+    def read(self, group: int) -> Iterator[Piece]:
+        batches = self._file.iter_batches(PIECE, row_groups=[group], columns=self._columns)
+        for batch in batches:
+            columns = {name: batch.column(name) for name in self._columns}
+            users = [_user(self.path, u) for u in columns.pop(self.column).to_pylist()]
+            lengths, flat = None, {}
+            for name, column in columns.items():
+                own, flat[name] = _flattened(self.path, name, column)
+                lengths = own if lengths is None else lengths
+                if not np.array_equal(own, lengths):
+                    row = int((own != lengths).argmax())
+                    raise EventsError(
+                        f"{self.path}: the history of user {users[row]!r} has {lengths[row]} "
+                        f"events, but {own[row]} in {name!r}"
+                    )
+            assert lengths is not None
+            yield self._piece(users, lengths, flat)
+
+
+class _Npz(HistoryFile):
+    def __init__(self, path: Path, manifest: Manifest, column: str) -> None:
+        super().__init__(path, manifest, column)
+        arrays = read_arrays(path)
+        if column not in arrays:
+            raise EventsError(f"{path} lacks the array {column!r}{nearest(column, arrays)}")
+        if arrays[column].ndim != 1:
+            raise EventsError(
+                f"{path}: {column!r} must have the shape [users], got {list(arrays[column].shape)}"
+            )
+        self._names = [_user(path, user) for user in arrays[column].tolist()]
+        sizes = {"B": len(self._names)}
+        tensors = [*self.tensors, _MASK]
+        self._arrays = {
+            t.name: take(path, arrays, TensorSpec(t.name, t.dtype, ("B", "S", *t.axes[1:])), sizes)
+            for t in tensors
+        }
+        self.users, self.groups = len(self._names), -(-len(self._names) // PIECE)
+        self.identity = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def size(self, group: int) -> int:
+        return len(self._names[group * PIECE : (group + 1) * PIECE])
+
+    def read(self, group: int) -> Iterator[Piece]:
+        part = slice(group * PIECE, (group + 1) * PIECE)
+        users = self._names[part]
+        events = self._arrays[_MASK.name].shape[1]
+        flat = {n: a[part].reshape(-1, *a.shape[2:]) for n, a in self._arrays.items()}
+        yield self._piece(users, np.full(len(users), events, np.int64), flat)
+
+
+def _flattened(path: Path, name: str, column: Any) -> tuple[NDArray[np.int64], Array]:
+    """Lengths of a column of lists, and all their values in one array."""
+    import pyarrow as pa
+
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise EventsError(f"{path}: {name!r} must be a column of lists, got {kind}")
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    values = column.flatten()
+    if column.null_count or values.null_count:
+        raise EventsError(f"{path}: {name!r} holds a null")
+    inner: tuple[int, ...] = ()
+    if pa.types.is_nested(values.type):
+        lists = values.flatten()
+        width = len(lists) // max(len(values), 1)
+        if lists.null_count or not _all_as_long(values, width):
+            raise EventsError(f"{path}: the vectors in {name!r} differ in length or hold a null")
+        values, inner = lists, (width,)
+    array = values.to_numpy(zero_copy_only=False)
+    return lengths.astype(np.int64), array.reshape(-1, *inner) if inner else array
+
+
+def _all_as_long(values: Any, width: int) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_list(values.type):
+        return True
+    return bool((values.value_lengths().to_numpy(zero_copy_only=False) == width).all())
+
+
+def _user(path: Path, value: object) -> str:
+    name = value.decode() if isinstance(value, bytes) else str(value)
+    if value is None or not name:
+        raise EventsError(f"{path}: a user's id is missing or empty")
+    return name
+
+
+def _check_users(path: Path, users: Sequence[str]) -> None:
+    if len(set(users)) < len(users):
+        twice = next(user for user in users if users.count(user) > 1)
+        raise EventsError(f"{path} has two histories of user {twice!r}: a user is one row")
+
+
+def _end_digest(path: Path) -> str:
+    """Of the file's size and its end, where a .parquet describes all that is in it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(size - _FOOTER, 0))
+        return hashlib.sha256(str(size).encode() + file.read()).hexdigest()

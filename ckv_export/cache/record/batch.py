@@ -1,0 +1,88 @@
+"""Records of several users as the inputs of one call of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckv_export.cache.record.codec import Array, Buffer, Opened, Rows, open_record
+from ckv_export.cache.record.layout import RecordLayout, Section
+from ckv_export.cache.record.quantise import cells, load
+from ckv_export.errors import RecordError
+
+
+def batch(
+    layout: RecordLayout, records: Sequence[Buffer], events: int | None = None
+) -> dict[str, Array]:
+    """Inputs of decode from the records of B users: ``cache_*``, ``history_mask``, ``history_*``.
+
+    `events`: S, to which histories are left-padded with zeros; of a longer one its last S events
+    are taken. None takes `layout.pad_to`, the length that a target-attention model was trained
+    with: its scores depend on S, since padding takes part in a search and in a mask rule. For HSTU
+    it is the longest history of the batch. K is min(S, W - 1). Raises `RecordError` naming the
+    position of a bad record.
+    """
+    if events is not None and events < 0:
+        raise RecordError(f"a batch has 0 events or more, got {events}")
+    opened = [_opened(layout, position, data) for position, data in enumerate(records)]
+    longest = max((o.header.events for o in opened), default=0)
+    size = layout.pad_to if events is None else events
+    size = longest if size is None else size
+    mask = _mask([o.header.events for o in opened], size)
+    tensors = _padded(layout.window, [o.window for o in opened], layout.window_rows(size))
+    tensors["history_mask"] = mask
+    return tensors | _padded(layout.events, [o.events for o in opened], size)
+
+
+def past(
+    layout: RecordLayout, records: Sequence[Buffer], events: int | None = None
+) -> dict[str, Array]:
+    """Inputs of HSTU's prefill from the records of B users: ``past_*``, ``past_mask``.
+
+    With them a history goes on from where its record ends. Raises `RecordError`.
+    """
+    if layout.cap or layout.user_dtype is None:
+        raise RecordError("only a model that caches its whole history takes its past in prefill")
+    tensors = batch(layout, records, events)
+    return {f"past_{name.split('_', 1)[1]}": tensor for name, tensor in tensors.items()}
+
+
+def _opened(layout: RecordLayout, position: int, data: Buffer) -> Opened:
+    try:
+        return open_record(layout, data)
+    except RecordError as error:
+        raise RecordError(f"record {position} of the batch: {error}") from error
+
+
+def _mask(lengths: Sequence[int], size: int) -> NDArray[np.bool_]:
+    """[B, size], true at the last `lengths` positions."""
+    return np.arange(size) >= size - np.array(lengths, np.int64).reshape(-1, 1)
+
+
+def _padded(section: Section, users: Sequence[Rows], size: int) -> dict[str, Array]:
+    """Fields [B, .., size, ..] that end with the last rows of each user."""
+    if not section.fields:
+        return {}
+    taken = [rows[max(len(rows) - size, 0) :] for rows in users]
+    # Joined as bytes: numpy would compare the row types of every two users first.
+    rows = np.frombuffer(b"".join(rows.view(np.uint8).data for rows in taken), section.row)
+    ends = np.cumsum([len(rows) for rows in taken], dtype=np.int64).tolist()
+    tensors = {}
+    for field in section.fields:
+        values = load(field, rows)
+        tensor = np.zeros(field.tensor_shape(len(users), size), field.dtype)
+        _place(tensor, values, field.axis, ends)
+        tensors[field.name] = tensor
+    return tensors
+
+
+def _place(tensor: Array, values: Array, axis: int, ends: Sequence[int]) -> None:
+    """Put the events of each user, which end at `ends` in `values`, at the end of their axis."""
+    target, source = np.moveaxis(tensor, axis + 1, 1), values
+    if source.ndim > axis + 1:
+        target, source = cells(target), cells(source)
+    for place, start, end in zip(target, [0, *ends], ends, strict=False):
+        if end > start:
+            place[start - end :] = source[start:end]

@@ -1,0 +1,136 @@
+"""Launches of the entry kernels in plugins/aot: which kernel, which grid, which integers.
+
+Sizes are symbolic (``ShapeExpr`` of ``tensorrt.plugin``): a grid follows the shapes of each call.
+What must agree with the kernels' sources stands here once, and tests run the kernels with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckv_export.engine.aot_kernels import Kernel
+from ckv_export.errors import EngineError
+
+GATHER = "PoolGatherConcat"
+SOFTMAX = "PooledAttention"
+POINTWISE = "PooledPointwiseAttention"
+
+_ROWS = ("pool_k", "index_k", "user_k", "pool_v", "index_v", "user_v")
+INPUTS: Mapping[str, tuple[str, ...]] = {
+    GATHER: ("pool", "index", "user"),
+    SOFTMAX: ("query", *_ROWS, "mask"),
+    POINTWISE: ("query", *_ROWS, "bias", "visible", "count"),
+}
+"""Inputs of each operator, in the order of its ONNX node and of its kernel's parameters."""
+
+TILES = {1: 1, 2: 4}
+"""Tactic -> rows of a thread: the small tile wastes less on few candidates."""
+
+THREADS = 256
+_SIDE = 16  # threads along a side of an attention block
+_EVENTS = 32  # of a tile
+_PITCH = 36  # floats of a row in shared memory
+_ITEMS = 4  # vectors that a thread of gather-concat writes
+_NARROW, _WIDE = 32, 128  # value columns of a block
+
+_ELEMENTS = {"FLOAT": ("float", 4), "HALF": ("__half", 2), "BF16": ("__nv_bfloat16", 2)}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: the kernel, its grid (symbolic or not), shared memory in bytes, its integers."""
+
+    kernel: Kernel
+    grid: tuple[Any, Any, Any]
+    shared_bytes: int
+    numbers: tuple[Any, ...]
+
+
+def gather_launch(trtp: Any, inputs: Sequence[Any]) -> Launch:
+    """Of ``PoolGatherConcat``: `inputs` are the tensor descriptors of `INPUTS`."""
+    pool, index, user = inputs
+    _, bytes_ = _element(pool)
+    rows, pool_rows = index.shape_expr.numel(), pool.shape_expr[0]
+    widths = pool.shape_expr[1], user.shape_expr[user.ndim - 1]
+    width = widths[0] + widths[1]
+    vector = _vector(width, bytes_)
+    chunks = width * bytes_ // vector
+    kernel = Kernel(
+        "pool_gather_concat.cu", "ckv_pool_gather_concat", (("CKV_AOT_BYTES", str(bytes_)),)
+    )
+    blocks = trtp.max(trtp.cdiv(rows * chunks, THREADS * _ITEMS), 1)
+    return Launch(kernel, (blocks, 1, 1), 0, (rows, pool_rows, *widths, vector))
+
+
+def attention_launch(
+    trtp: Any, operator: str, inputs: Sequence[Any], heads: int, scale: float, tactic: int
+) -> Launch:
+    """Of `SOFTMAX` or `POINTWISE`; `tactic` of `TILES`, any other number: the large tile."""
+    named = dict(zip(INPUTS[operator], inputs, strict=True))
+    query, index = named["query"].shape_expr, named["index_k"].shape_expr
+    batch, queries, events = query[0], query[1], index[1]
+    sides = [_side(named, side) for side in "kv"]
+    width = sides[0][1] + sides[0][2]
+    tile, values = TILES.get(tactic, 4), _values(width, heads)
+    tiles = trtp.cdiv(queries, _SIDE * tile)
+    chunks = trtp.cdiv(width // heads, values)
+    return Launch(
+        _attention_kernel(operator, named, scale, tile, values),
+        (trtp.max(batch * tiles * heads, 1), 1, trtp.max(chunks, 1)),
+        shared_bytes(tile, values),
+        (batch, queries, events, heads, width, *sides[0], *sides[1]),
+    )
+
+
+def shared_bytes(tile: int, values: int) -> int:
+    """Bytes of ``ckv::cores::Shared<tile, values>``; below 48 KiB, which needs no asking."""
+    rows = _SIDE * tile
+    floats = 2 * rows * _PITCH + _EVENTS * _PITCH + _EVENTS * values
+    return 4 * (floats + _EVENTS + 2)
+
+
+def _attention_kernel(
+    operator: str, named: Mapping[str, Any], scale: float, tile: int, values: int
+) -> Kernel:
+    element, _ = _element(named["query"])
+    macros = {
+        "CKV_AOT_T": element,
+        "CKV_AOT_TILE": str(tile),
+        "CKV_AOT_VALUES": str(values),
+        # Hexadecimal: the very number, in C++17 as in Python.
+        "CKV_AOT_SCALE": f"static_cast<float>({float(scale).hex()})",
+    }
+    if operator == SOFTMAX:
+        return Kernel("pooled_attention.cu", "ckv_pooled_attention", tuple(macros.items()))
+    macros["CKV_AOT_FLOAT_COUNT"] = str(_element(named["count"])[0] == "float").lower()
+    symbol = "ckv_pooled_pointwise_attention"
+    return Kernel("pooled_pointwise_attention.cu", symbol, tuple(macros.items()))
+
+
+def _side(named: Mapping[str, Any], side: str) -> tuple[Any, Any, Any]:
+    """Pool rows, pool width and user width of keys or values."""
+    pool, user = named[f"pool_{side}"].shape_expr, named[f"user_{side}"].shape_expr
+    return pool[0], pool[1], user[2]
+
+
+def _values(width: Any, heads: int) -> int:
+    narrow = width.is_constant and width.constant_value() // heads <= _NARROW
+    return _NARROW if narrow else _WIDE
+
+
+def _vector(width: Any, element_bytes: int) -> int:
+    """Bytes of the widest store that all rows are aligned for; buffers begin aligned to 256."""
+    if not width.is_constant:
+        return element_bytes
+    row = width.constant_value() * element_bytes
+    return next(n for n in (16, 8, 4, 2) if row % n == 0)
+
+
+def _element(desc: Any) -> tuple[str, int]:
+    """C++ type and bytes of a tensor's elements."""
+    name = desc.dtype.name
+    if name not in _ELEMENTS:
+        raise EngineError(f"kernels for an engine take {', '.join(_ELEMENTS)} elements, got {name}")
+    return _ELEMENTS[name]

@@ -1,0 +1,160 @@
+"""The runtimes that could run a bundle, and those that can't here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckv_export.cache.pool_file import load_pools
+from ckv_export.contract import Profile
+from ckv_export.engine.backends import load
+from ckv_export.errors import CkvError, InputError, nearest
+from ckv_export.manifest import EngineEntry, Manifest
+from ckv_export.parity.expected import ExpectedCase
+from ckv_export.runtimes import onnxruntime as ort
+from ckv_export.runtimes.base import Runner
+from ckv_export.runtimes.bound import BoundRunner
+from ckv_export.runtimes.tensorrt import TensorRtRunner
+
+PROVIDERS = {
+    "onnxruntime-cpu": ort.CPU,
+    "onnxruntime-cuda": ort.CUDA,
+    "onnxruntime-tensorrt": ort.TENSORRT,
+}
+ENGINES = ("tensorrt", "tensorrt_rtx")
+PYTORCH = "pytorch"
+NAMES = (PYTORCH, *PROVIDERS, *ENGINES)
+"""What `--runtime` takes."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A runtime that may be able to run the bundle's graphs.
+
+    `runners`: makes prefill, decode and, with an item table, decode_items; `profile`: the sizes it
+    takes, None for any.
+    """
+
+    name: str
+    runners: Callable[[], list[Runner]]
+    profile: Profile | None = None
+
+    def takes(self, case: ExpectedCase, cached: int) -> bool:
+        """Whether a case of `cached` entries K lies within the profile."""
+        if self.profile is None:
+            return True
+        score = case.outputs["score"].shape
+        sizes = {"B": score[0], "C": score[1], "S": case.case.cached, "T": case.case.appended}
+        sizes["K"] = cached
+        ranges = self.profile.axes
+        return all(r.min <= sizes[a] <= r.max for a, r in ranges.items() if a in sizes)
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """Who runs, and a sentence for each that doesn't."""
+
+    contenders: tuple[Contender, ...]
+    not_run: Mapping[str, str]
+
+
+def line_up(folder: Path, manifest: Manifest, pytorch: Contender | None = None) -> Lineup:
+    """Everything that can run the bundle's files on this machine, as far as can be told before."""
+    contenders: list[Contender] = [] if pytorch is None else [pytorch]
+    not_run = {PYTORCH: "no checkpoint was given: give --checkpoint MODEL"} if not pytorch else {}
+    for name, provider in PROVIDERS.items():
+        problem = _provider_problem(provider)
+        if problem is None:
+            contenders.append(_on_onnxruntime(name, provider, folder, manifest))
+        else:
+            not_run[name] = problem
+    for backend in ENGINES:
+        found = [_on_engine(group, folder, manifest) for group in _engines(manifest, backend)]
+        problem = _engine_problem(backend, folder, bool(found))
+        if problem is None:
+            contenders += found
+        else:
+            not_run[backend] = problem
+    return Lineup(tuple(contenders), not_run)
+
+
+def restricted(lineup: Lineup, names: Iterable[str]) -> Lineup:
+    """Only the runtimes of these names; raises `InputError` for one that can't run here."""
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        if name in lineup.not_run:
+            raise InputError(f"{name} can't run here: {lineup.not_run[name]}")
+        if name not in NAMES:
+            raise InputError(
+                f"a runtime is one of {', '.join(NAMES)}, got {name!r}{nearest(name, NAMES)}"
+            )
+    kept = [c for c in lineup.contenders if c.name.partition(" ")[0] in wanted]
+    return Lineup(tuple(kept), {})
+
+
+def _provider_problem(provider: str) -> str | None:
+    try:
+        offered = ort.load_module().get_available_providers()
+    except CkvError as error:
+        return str(error)
+    if provider in offered:
+        return None
+    return f"the onnxruntime installed here has no {provider}: run pip install 'ckv-export[gpu]'"
+
+
+def _on_onnxruntime(name: str, provider: str, folder: Path, manifest: Manifest) -> Contender:
+    def runners() -> list[Runner]:
+        pools = load_pools(folder, manifest)
+        plain = [
+            ort.OnnxRuntimeRunner(folder / f"{graph}.onnx", manifest.graph(graph), provider)
+            for graph in manifest.graph_names
+        ]
+        return [BoundRunner(runner, pools) for runner in plain]
+
+    return Contender(name, runners)
+
+
+def _engines(manifest: Manifest, backend: str) -> list[Sequence[EngineEntry]]:
+    """The complete sets of engines of a backend: one per graph, built for the same GPUs."""
+    groups: dict[tuple[str, ...], dict[str, EngineEntry]] = {}
+    for entry in manifest.engines:
+        if entry.backend == backend:
+            groups.setdefault(tuple(entry.targets), {})[entry.graph] = entry
+    names = manifest.graph_names
+    return [[g[n] for n in names] for g in groups.values() if set(names) <= set(g)]
+
+
+def _engine_problem(backend: str, folder: Path, found: bool) -> str | None:
+    if not found:
+        command = f"ckv-export build {folder} --backend {backend}"
+        return f"the bundle holds no {backend} engine of every graph: run {command}"
+    try:
+        load(backend)
+    except CkvError as error:
+        return str(error)
+    return _gpu_problem()
+
+
+def _gpu_problem() -> str | None:
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return f"running an engine needs an NVIDIA GPU that torch {torch.__version__} can use"
+
+
+def _on_engine(entries: Sequence[EngineEntry], folder: Path, manifest: Manifest) -> Contender:
+    backend = entries[0].backend
+
+    def runners() -> list[Runner]:
+        pools, module = load_pools(folder, manifest), load(backend)
+        plain = [
+            TensorRtRunner(folder / entry.file, manifest.graph(entry.graph), module)
+            for entry in entries
+        ]
+        return [BoundRunner(runner, pools) for runner in plain]
+
+    ranges = {a: r for e in entries for a, r in Profile.from_dict(e.profile).axes.items()}
+    name = f"{backend} {'-'.join(entries[0].targets)}"
+    return Contender(name, runners, Profile(ranges))

@@ -1,0 +1,130 @@
+"""ONNX graphs whose inner tensors can be asked for, in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+
+from ckv_export.errors import ExportError
+from ckv_export.runtimes.base import Array, Arrays
+from ckv_export.runtimes.onnxruntime import CPU, load_module
+
+_LOGITS = re.compile(r"(?:.*/)?([kv])/router/logits(?=/)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A node of a graph: `caller` is the ``ckv`` node whose function body it stands in, if any."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    caller: str = ""
+
+    @property
+    def title(self) -> str:
+        """The node for a sentence."""
+        inside = f" inside {self.caller}" if self.caller else ""
+        return f"{self.op} {self.name or self.outputs[0]}{inside}"
+
+
+class GraphProbe:
+    """The ONNX file `path` with its functions inlined.
+
+    The file itself is left alone, and its external weights are read from where they lie.
+    `optimised`: whether ONNX Runtime may fuse and fold. Raises `ExportError`.
+    """
+
+    def __init__(self, path: Path, optimised: bool = True) -> None:
+        self.path, self.optimised = path, optimised
+        try:
+            model = onnx.load(str(path), load_external_data=False)
+            callers = {n.output[0]: n.name for n in model.graph.node if n.domain == "ckv"}
+            self.model = onnx.inliner.inline_local_functions(model)
+        except Exception as error:  # protobuf and onnx raise several classes of their own
+            raise ExportError(f"{path} is no ONNX model: {error}") from error
+        self.steps = _steps(self.model, callers)
+        self.inputs = [value.name for value in self.model.graph.input]
+        self.outputs = [value.name for value in self.model.graph.output]
+
+    def run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> Arrays:
+        """Run once and return the tensors `names`, inner ones or outputs."""
+        marked = onnx.ModelProto()
+        marked.CopyFrom(self.model)
+        known = {value.name for value in marked.graph.output}
+        for name in dict.fromkeys(names):
+            if name not in known:
+                marked.graph.output.append(onnx.ValueInfoProto(name=name))
+        session = self._session(marked.SerializeToString())
+        given = {name: feeds[name] for name in self.inputs}
+        try:
+            return dict(zip(names, session.run(list(names), given), strict=True))
+        except Exception as error:  # the binding raises several classes of its own
+            raise ExportError(f"ONNX Runtime can't run {self.path.name}: {error}") from error
+
+    def _session(self, content: bytes) -> Any:
+        ort = load_module()
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        folder = str(self.path.parent.resolve())
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", folder
+        )
+        if not self.optimised:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return ort.InferenceSession(content, options, providers=[CPU])
+        except Exception as error:  # as above
+            raise ExportError(f"ONNX Runtime can't load {self.path.name}: {error}") from error
+
+    def router_logits(self, side: str) -> list[str]:
+        """The tensors of the router logits of side "k" or "v", a layer each: [B, N, >= M].
+
+        A router may be padded to more rows than its pool has.
+        """
+        found: dict[str, str] = {}
+        for step in self.steps:
+            match = _LOGITS.match(step.name)
+            if match and match[1] == side:
+                found[match[0]] = step.outputs[0]
+        return list(found.values())
+
+
+def _steps(model: onnx.ModelProto, callers: Mapping[str, str]) -> list[Step]:
+    steps: list[Step] = []
+    body: list[int] = []
+    for number, node in enumerate(model.graph.node):
+        names = tuple(n for n in node.output if n)
+        steps.append(Step(node.name, node.op_type, tuple(node.input), names))
+        if node.name:
+            body = []
+            continue
+        # Nodes of our functions have no names; the last of a body makes the caller's output.
+        body.append(number)
+        if names[0] in callers:
+            for place in body:
+                steps[place] = dataclasses.replace(steps[place], caller=callers[names[0]])
+            body = []
+    return steps
+
+
+def top_margin(logits: Array) -> Array:
+    """Distance of the two largest of logits [..., M]: [...]; infinity where M is 1."""
+    if logits.shape[-1] < 2:
+        return np.full(logits.shape[:-1], np.inf, np.float32)
+    top = np.partition(logits.astype(np.float32), -2, axis=-1)[..., -2:]
+    return top[..., 1] - top[..., 0]
+
+
+def stacked_margins(found: Mapping[str, Array], names: Iterable[str], rows: int) -> Array:
+    """`top_margin` of each layer's logits [B, N, >= M] over the pool's M `rows`: [B, L, N]."""
+    return np.stack([top_margin(found[name][..., :rows]) for name in names], axis=1)

@@ -1,0 +1,103 @@
+"""How close a long branch came to selecting other events.
+
+SIM and TWIN keep the k best scores: near is a score next to the k-th on the other side. ETA and
+SDIM compare signs of projections: near is a projection next to zero. Distances are divided by the
+sum of the magnitudes of the terms that were added up, since rounding is proportional to it.
+Exact ties don't count: which event wins those is part of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ckv_export.contract import ModelSpec
+from ckv_export.model.reference import MASKED, Reference
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def selection_margin(
+    reference: Reference,
+    history: Mapping[str, Tensor],
+    mask: Tensor,
+    candidates: Mapping[str, Tensor],
+) -> NDArray[np.float32] | None:
+    """Margin [B, C] of the selection made for each candidate; None for a model that selects none.
+
+    `history`: features of all events [B, N, ...], `mask` [B, N]. Infinity where nothing could
+    have been selected otherwise.
+    """
+    spec = reference.spec
+    if spec.kind not in _MARGINS:
+        return None
+    events, targets = (
+        reference.embed(spec.embedded_item_features, values).double().numpy()
+        for values in (history, candidates)
+    )
+    state = {n: t.double().numpy() for n, t in reference.state.items() if n.startswith("long.")}
+    margin = _MARGINS[spec.kind](spec, state, events, targets, mask.numpy())
+    return margin.astype(np.float32)
+
+
+def _scored(spec: ModelSpec, asked: Floats, found: Floats, mask: Bools, masked: float) -> Floats:
+    """Margin [B, C] of the top-k of asked [B, C, w] . found [B, N, w], masked ones as given."""
+    topk = int(spec.options["topk"])
+    scores = np.where(mask[:, None], asked @ found.transpose(0, 2, 1), masked)
+    terms = np.where(mask[:, None], np.abs(asked) @ np.abs(found).transpose(0, 2, 1), 0.0)
+    scale = terms.max(axis=-1, initial=0.0)
+    return np.divide(gap(scores, topk), scale, out=np.full(scale.shape, np.inf), where=scale > 0)
+
+
+def gap(scores: Floats, topk: int) -> Floats:
+    """Least distance between different values on both sides of the top-k of scores [..., N]."""
+    if scores.shape[-1] <= topk:
+        return np.full(scores.shape[:-1], np.inf)
+    ordered = -np.sort(-scores, axis=-1)
+    last, first = ordered[..., topk - 1, None], ordered[..., topk, None]
+    above = np.where(scores > last, scores - last, np.inf).min(axis=-1)
+    below = np.where(scores < last, last - scores, np.inf).min(axis=-1)
+    return np.where((last == first)[..., 0], np.minimum(above, below), below)
+
+
+def _sim(
+    spec: ModelSpec, state: Mapping[str, Floats], events: Floats, targets: Floats, mask: Bools
+) -> Floats:
+    asked = targets @ state["long.gsu_target.weight"].T
+    return _scored(spec, asked, events @ state["long.gsu_event.weight"].T, mask, 0.0)
+
+
+def _twin(
+    spec: ModelSpec, state: Mapping[str, Floats], events: Floats, targets: Floats, mask: Bools
+) -> Floats:
+    query, key = targets @ state["long.q.weight"].T, events @ state["long.k.weight"].T
+    heads = spec.attention.num_heads
+    parts = zip(np.split(query, heads, axis=-1), np.split(key, heads, axis=-1), strict=True)
+    margins = [_scored(spec, q, k, mask, MASKED) for q, k in parts]
+    return np.min(margins, axis=0)
+
+
+def _signs(state: Mapping[str, Floats], x: Floats) -> Floats:
+    """Least relative projection of each row of x [..., d_e]: [...]; zeros don't count."""
+    rotations = state["long.rotations"].reshape(x.shape[-1], -1)
+    projected, terms = np.abs(x @ rotations), np.abs(x) @ np.abs(rotations)
+    counted = projected > 0
+    relative = np.divide(projected, terms, out=np.full(terms.shape, np.inf), where=counted)
+    return relative.min(axis=-1, initial=np.inf)
+
+
+def _hashed(
+    spec: ModelSpec, state: Mapping[str, Floats], events: Floats, targets: Floats, mask: Bools
+) -> Floats:
+    if events.shape[1] <= int(spec.options.get("topk", 0)):
+        return np.full(targets.shape[:2], np.inf)
+    nearest = np.where(mask, _signs(state, events), np.inf).min(axis=-1, initial=np.inf)
+    return np.minimum(nearest[:, None], _signs(state, targets))
+
+
+Margin = Callable[[ModelSpec, Mapping[str, Floats], Floats, Floats, Bools], Floats]
+_MARGINS: Mapping[str, Margin] = {"sim": _sim, "twin": _twin, "eta": _hashed, "sdim": _hashed}

@@ -1,0 +1,126 @@
+"""Who is believed: the reference model, or the fp32 graphs of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ckv_export.cache.pool_file import load_pools
+from ckv_export.contract import CacheSpec, EventForm
+from ckv_export.manifest import Manifest
+from ckv_export.model.reference import Reference
+from ckv_export.parity import expected
+from ckv_export.parity.expected import ExpectedCase
+from ckv_export.parity.inputs import Case
+from ckv_export.parity.probe import GraphProbe, stacked_margins
+from ckv_export.parity.replay import decode_feeds, kept, prefill_feeds
+from ckv_export.runtimes.base import Array, Arrays
+from ckv_export.runtimes.bound import BoundRunner, without
+from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
+
+RECORDED = "the unsplit PyTorch reference, as recorded in the bundle"
+
+
+class Truth(Protocol):
+    """Answers requests by recomputing everything; `name` says who it is."""
+
+    @property
+    def name(self) -> str:
+        """For the report."""
+
+    def record(self, cases: Sequence[Case]) -> list[ExpectedCase]:
+        """The right outputs of each case."""
+
+
+class ReferenceTruth:
+    """The unsplit reference; cases name the model's features, whatever the graphs' form."""
+
+    def __init__(self, reference: Reference, form: EventForm, source: str) -> None:
+        self.reference, self.form = reference, form
+        self.name = f"the unsplit PyTorch reference of {source}"
+
+    def record(self, cases: Sequence[Case]) -> list[ExpectedCase]:
+        """See `expected.record`."""
+        return expected.record(self.reference, cases, self.form)
+
+
+class GraphTruth:
+    """A bundle's own graphs on ONNX Runtime: prefill of all events, then decode of none.
+
+    Cases are in the graphs' form. Router margins come from the prefill graph's logits; how close
+    the selection was isn't known, so that no score is excused.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.manifest, self.pools = manifest, load_pools(folder, manifest)
+        self.probe = GraphProbe(folder / "prefill.onnx")
+        runner = OnnxRuntimeRunner(folder / "decode.onnx", manifest.graph("decode"))
+        self.decode = BoundRunner(runner, self.pools)
+        self.name = (
+            f"full recomputation by the {manifest.precision} graphs of {folder} on ONNX Runtime"
+        )
+
+    def record(self, cases: Sequence[Case]) -> list[ExpectedCase]:
+        """Prefill history and appended events together, and score with nothing appended."""
+        with self.decode:
+            return [self._record_one(case) for case in cases]
+
+    def _record_one(self, case: Case) -> ExpectedCase:
+        spec = self.manifest.model
+        whole = ExpectedCase(all_cached(case), self._no_past(case), {})
+        graph = without(self.manifest.graph("prefill"), self.pools)
+        feeds = prefill_feeds(graph, whole, slice(0, None)) | self.pools
+        cache, margins = self._prefill(feeds)
+        given = decode_feeds(self.decode.io, whole, kept(spec, cache))
+        outputs: Arrays = {"score": self.decode.infer(given)["score"]}
+        for name, array in cache.items():
+            _divide(outputs, name, array, case.cached)
+        divided: Arrays = {}
+        for name, array in margins.items():
+            _divide(divided, name, array, case.cached)
+        return ExpectedCase(case, outputs, divided)
+
+    def _no_past(self, case: Case) -> Arrays:
+        users = case.inputs["history_mask"].shape[0]
+        tensors = CacheSpec.of(self.manifest.model).named("cache", "K")
+        return {t.name: np.zeros(t.shape({"B": users, "K": 0}), t.dtype) for t in tensors}
+
+    def _prefill(self, feeds: Arrays) -> tuple[Arrays, Arrays]:
+        spec = self.manifest.model
+        outputs = [t.name for t in self.manifest.graph("prefill").outputs]
+        logits = {s: self.probe.router_logits(s) for s in "kv" if spec.attention.shared(s)}
+        found = self.probe.run(feeds, [*outputs, *(n for names in logits.values() for n in names)])
+        margins: Arrays = {}
+        for side, names in logits.items():
+            index = f"cache_{side}_index"
+            # Without the logits of every layer nothing is known, and nothing is excused.
+            margins[index] = np.full(found[index].shape, np.inf, np.float32)
+            if len(names) == spec.num_layers:
+                margins[index] = stacked_margins(found, names, spec.attention.pool_rows(side))
+        return {name: found[name] for name in outputs}, margins
+
+
+def _divide(into: Arrays, name: str, array: Array, cached: int) -> None:
+    into[name] = array[:, :, :cached]
+    into[name.replace("cache_", "append_", 1)] = array[:, :, cached:]
+
+
+def all_cached(case: Case) -> Case:
+    """The same request with every event in the history and none appended."""
+    return cut(case, 0, case.cached + case.appended, 0)
+
+
+def cut(case: Case, start: int, cached: int, appended: int) -> Case:
+    """The request of the events from `start` on: so many cached, so many appended behind them."""
+    inputs = dict(case.inputs)
+    for name in case.inputs:
+        group, _, rest = name.partition("_")
+        if group == "history":
+            joined = np.concatenate([inputs[name], case.inputs[f"append_{rest}"]], axis=1)
+            middle = start + cached
+            inputs[name] = np.ascontiguousarray(joined[:, start:middle])
+            inputs[f"append_{rest}"] = np.ascontiguousarray(joined[:, middle : middle + appended])
+    return Case(case.name, inputs, case.labels)

@@ -1,0 +1,82 @@
+// Engines run by TensorRT or TensorRT for RTX, with the caller's device memory and stream.
+#pragma once
+
+#include <ckv/manifest.h>
+#include <ckv/tensor.h>
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+struct CUstream_st;  // cudaStream_t is a pointer to it
+
+namespace ckv {
+
+enum class LogLevel { kError, kWarning, kInfo };
+
+struct EngineOptions {
+    // Path of the engine in the bundle; empty: the graph's first that the linked library built.
+    std::string file;
+    // The plugin library of the dynamic flavour (plugins/README.md), for engines that need it.
+    std::filesystem::path plugin_library;
+    // Let an engine that carries a plugin library inside run that code in this process.
+    bool allow_host_code = false;
+    // Most execution contexts, that is, most calls running at once.
+    int contexts = 1;
+    // Leave it to TensorRT whether it runs an engine that another version built.
+    bool allow_other_version = false;
+    // Called from any thread, at any time until the engine is gone.
+    std::function<void(LogLevel, std::string const&)> log;
+};
+
+// Device addresses by tensor name: every input and output of the graph, at least
+// TensorSpec::bytes(sizes) each. A tensor without elements may be null.
+using Buffers = std::map<std::string, void*>;
+
+struct EngineState;
+
+// One graph. Every member function may be called from any thread.
+class Engine {
+public:
+    // Check the engine's entry against the linked library and this GPU, load the plugin and the
+    // engine, check its tensors. Throws kEngine or kCuda, saying what to do.
+    Engine(Bundle const& bundle, std::string const& graph, EngineOptions const& options = {});
+    ~Engine();
+    Engine(Engine const&) = delete;
+    Engine& operator=(Engine const&) = delete;
+
+    GraphSpec const& graph() const;
+
+    // Put one call on `stream`, and return at once; waits for a free context. Buffers must stay
+    // until the stream has got there. Throws kShape before anything is enqueued.
+    void enqueue(Sizes const& sizes, Buffers const& buffers, CUstream_st* stream);
+
+private:
+    friend class CapturedCall;
+    std::shared_ptr<EngineState> state_;
+};
+
+// A call of fixed sizes and buffers as a CUDA graph: one per worker and shape bucket. Holds a
+// context of the engine as long as it lives. Use it from one thread, on one stream at a time.
+class CapturedCall {
+public:
+    // Runs the call once on `stream`, which must not be the default one, before capturing it; the
+    // buffers must hold valid inputs (zeros will do).
+    CapturedCall(Engine& engine, Sizes const& sizes, Buffers const& buffers, CUstream_st* stream);
+    ~CapturedCall();
+    CapturedCall(CapturedCall const&) = delete;
+    CapturedCall& operator=(CapturedCall const&) = delete;
+
+    void launch(CUstream_st* stream);
+
+private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
+
+// "TensorRT 11.1.0" or "TensorRT for RTX 1.7.1": the library that this program is linked to.
+std::string tensorrt_version();
+
+}  // namespace ckv

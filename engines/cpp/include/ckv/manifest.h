@@ -1,0 +1,78 @@
+// A bundle as `ckv-export` writes it: its manifest, and the files behind it.
+#pragma once
+
+#include <ckv/tensor.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace ckv {
+
+struct Feature {
+    std::string name;
+    std::string role;  // "item" or "user"
+    std::string kind;  // "categorical", "sequence", "numeric", "vector", "timestamp"
+    std::int64_t vocab_size = 0;
+};
+
+struct Model {
+    std::string kind;
+    std::int64_t max_len = 0;
+    std::int64_t num_layers = 1;
+    std::optional<std::int64_t> window;  // none: the whole history is cached
+    std::int64_t pool_rows_k = 0;        // 0: that side has no pool
+    std::int64_t pool_rows_v = 0;
+    std::vector<Feature> features;
+};
+
+struct FileEntry {
+    std::string sha256;  // hex
+    std::uint64_t bytes = 0;
+};
+
+struct EngineEntry {
+    std::string graph;
+    std::string file;  // relative to the bundle
+    std::string backend;  // "tensorrt" or "tensorrt_rtx"
+    std::string backend_version;
+    std::vector<std::string> targets;
+    Profile profile;
+};
+
+struct Manifest {
+    std::string name;
+    std::string fingerprint;  // SHA-256 of the model, hex
+    std::string entries_fingerprint;  // SHA-256 of all that cache entries depend on, hex
+    Model model;
+    bool item_table = false;
+    Profile profile;
+    std::map<std::string, GraphSpec> graphs;
+    std::map<std::string, FileEntry> files;
+    std::vector<EngineEntry> engines;
+
+    // Throws kBundle naming the graphs that there are.
+    GraphSpec const& graph(std::string const& name) const;
+};
+
+// Throws kBundle; `where` stands in its message.
+Manifest parse_manifest(std::string const& json, std::string const& where);
+
+struct Bundle {
+    std::filesystem::path folder;
+    Manifest manifest;
+
+    // Read the manifest and check size and SHA-256 of every file it lists: reads the whole bundle
+    // once. Throws kBundle for anything missing or different.
+    static Bundle open(std::filesystem::path const& folder);
+
+    // The same without reading any file but the manifest.
+    static Bundle open_unverified(std::filesystem::path const& folder);
+
+    std::filesystem::path file(std::string const& name) const { return folder / name; }
+};
+
+}  // namespace ckv

@@ -1,0 +1,156 @@
+#include <ckv/error.h>
+#include <ckv/record.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "opened.h"
+#include "values.h"
+
+namespace ckv {
+namespace {
+
+constexpr char kMask[] = "history_mask";
+
+[[noreturn]] void refuse(std::string const& what) { throw Error(ErrorCode::kRecord, what); }
+
+detail::Opened open_number(RecordLayout const& layout, std::vector<Bytes> const& records,
+                           std::size_t position) {
+    try {
+        return detail::open_record(layout, records[position]);
+    } catch (Error const& error) {
+        refuse("record " + std::to_string(position) + " of the batch: " + error.what());
+    }
+}
+
+std::int64_t tensor_bytes(Field const& field, std::int64_t users, std::int64_t events) {
+    return 4 * users * field.layers * events * field.width;
+}
+
+template <typename Pointer>
+Pointer address(std::map<std::string, Pointer> const& tensors, std::string const& name) {
+    auto const found = tensors.find(name);
+    if (found == tensors.end()) {
+        refuse("the tensors of the call lack '" + name + "'");
+    }
+    return found->second;
+}
+
+// One user's rows at the end of its part of the batch's tensors, zeros before.
+void place(Section const& section, std::uint8_t const* rows, std::int64_t count,
+           std::int64_t user, std::int64_t events, std::map<std::string, void*> const& out) {
+    std::int64_t const taken = std::min(count, events);
+    std::uint8_t const* const first =
+        rows + static_cast<std::size_t>(count - taken) * section.row_bytes;
+    for (Field const& field : section.fields) {
+        std::int64_t const bytes = tensor_bytes(field, 1, events);
+        if (bytes == 0) {
+            continue;
+        }
+        auto* const tensor = static_cast<std::uint8_t*>(address(out, field.name)) + user * bytes;
+        std::memset(tensor, 0, static_cast<std::size_t>(bytes));
+        detail::load(field, first, section.row_bytes, taken,
+                     tensor + 4 * field.width * (events - taken),
+                     detail::contiguous(field, events));
+    }
+}
+
+}  // namespace
+
+std::map<std::string, std::size_t> batch_bytes(RecordLayout const& layout, std::int64_t users,
+                                               std::int64_t events) {
+    std::map<std::string, std::size_t> bytes;
+    bytes[kMask] = static_cast<std::size_t>(users * events);
+    for (Field const& field : layout.window.fields) {
+        std::int64_t const cached = layout.window_rows(events);
+        bytes[field.name] = static_cast<std::size_t>(tensor_bytes(field, users, cached));
+    }
+    for (Field const& field : layout.events.fields) {
+        bytes[field.name] = static_cast<std::size_t>(tensor_bytes(field, users, events));
+    }
+    return bytes;
+}
+
+std::int64_t batch_events(RecordLayout const& layout, std::vector<Bytes> const& records) {
+    if (layout.pad_to) {
+        return *layout.pad_to;
+    }
+    std::int64_t longest = 0;
+    for (Bytes const& record : records) {
+        longest = std::max(longest, count(layout, record));
+    }
+    return longest;
+}
+
+void batch(RecordLayout const& layout, std::vector<Bytes> const& records, std::int64_t events,
+           std::map<std::string, void*> const& out) {
+    if (events < 0) {
+        refuse("a batch has 0 events or more, got " + std::to_string(events));
+    }
+    auto* const mask = static_cast<std::uint8_t*>(address(out, kMask));
+    for (std::size_t i = 0; i < records.size(); ++i) {
+        detail::Opened const opened = open_number(layout, records, i);
+        auto const user = static_cast<std::int64_t>(i);
+        try {
+            place(layout.window, opened.window, opened.header.window_rows, user,
+                  layout.window_rows(events), out);
+            place(layout.events, opened.events, opened.header.events, user, events, out);
+        } catch (Error const& error) {
+            refuse("record " + std::to_string(i) + " of the batch: " + error.what());
+        }
+        std::int64_t const padding =
+            events - std::min(events, std::int64_t{opened.header.events});
+        for (std::int64_t e = 0; e < events; ++e) {
+            mask[user * events + e] = e >= padding;
+        }
+    }
+}
+
+HostTensors user_events(RecordLayout const& layout,
+                        std::map<std::string, void const*> const& tensors, Sizes const& sizes,
+                        std::int64_t user, CallGraph graph) {
+    bool const prefill = graph == CallGraph::kPrefill;
+    std::string const event = prefill ? "event" : "append";
+    auto const length = sizes.find(prefill ? "S" : "T");
+    auto const users = sizes.find("B");
+    if (length == sizes.end() || users == sizes.end() || user < 0 || user >= users->second) {
+        refuse("sizes must give B, above the user's number, and the events of the call");
+    }
+    std::int64_t const given = length->second;
+    auto const* const mask =
+        static_cast<std::uint8_t const*>(address(tensors, event + "_mask")) + user * given;
+    std::vector<std::int64_t> real;
+    for (std::int64_t e = 0; e < given; ++e) {
+        if (mask[e] != 0) {
+            real.push_back(e);
+        }
+    }
+    HostTensors taken;
+    auto const count = static_cast<std::int64_t>(real.size());
+    for (Section const* section : {&layout.window, &layout.events}) {
+        for (Field const& field : section->fields) {
+            std::string const suffix = field.name.substr(field.name.find('_'));
+            std::string const prefix = prefill && field.layered ? "cache" : event;
+            HostTensor& tensor = taken[field.name];
+            tensor.events = count;
+            tensor.data.resize(static_cast<std::size_t>(tensor_bytes(field, 1, count)));
+            std::int64_t const vector = 4 * field.width;
+            if (tensor.data.empty()) {
+                continue;
+            }
+            auto const* const from =
+                static_cast<std::uint8_t const*>(address(tensors, prefix + suffix)) +
+                user * tensor_bytes(field, 1, given);
+            for (std::int64_t l = 0; l < field.layers; ++l) {
+                for (std::int64_t e = 0; e < count; ++e) {
+                    std::memcpy(tensor.data.data() + (l * count + e) * vector,
+                                from + (l * given + real[static_cast<std::size_t>(e)]) * vector,
+                                static_cast<std::size_t>(vector));
+                }
+            }
+        }
+    }
+    return taken;
+}
+
+}  // namespace ckv

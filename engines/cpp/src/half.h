@@ -1,0 +1,56 @@
+// float16 as IEEE 754 has it, on any CPU.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace ckv::detail {
+
+inline std::uint32_t bits_of(float value) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+
+inline float float_of(std::uint32_t bits) {
+    float value = 0;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline float half_to_float(std::uint16_t half) {
+    std::uint32_t const sign = static_cast<std::uint32_t>(half & 0x8000) << 16;
+    std::uint32_t const exponent = half >> 10 & 31, fraction = half & 1023;
+    if (exponent == 31) {
+        return float_of(sign | 0x7f800000 | fraction << 13);
+    }
+    if (exponent == 0) {
+        // Multiples of 2^-24, exact in float.
+        float const value = static_cast<float>(fraction) * 0x1p-24F;
+        return float_of(sign | bits_of(value));
+    }
+    return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+// Nearest, ties to even; infinity beyond the largest.
+inline std::uint16_t float_to_half(float value) {
+    std::uint32_t const bits = bits_of(value);
+    auto const sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000);
+    std::uint32_t const magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) {
+        return static_cast<std::uint16_t>(sign | 0x7e00);
+    }
+    if (magnitude >= 0x47800000) {  // 65536
+        return static_cast<std::uint16_t>(sign | 0x7c00);
+    }
+    if (magnitude < 0x38800000) {  // 2^-14: below it halfs are multiples of 2^-24
+        // Adding 0.5 leaves such a multiple, rounded by the FPU, in the low bits of the sum.
+        float const sum = float_of(magnitude) + 0.5F;
+        return static_cast<std::uint16_t>(sign | (bits_of(sum) - 0x3f000000));
+    }
+    std::uint32_t const odd = magnitude >> 13 & 1;
+    std::uint32_t const rounded = magnitude - 0x38000000 + 0xfff + odd;
+    return static_cast<std::uint16_t>(sign | rounded >> 13);
+}
+
+}  // namespace ckv::detail

@@ -1,0 +1,40 @@
+// TensorRT's runtime: its log, its version, plugin libraries, and CUDA's errors as ours.
+#pragma once
+
+#include <NvInferRuntime.h>
+#include <ckv/engine.h>
+#include <cuda_runtime_api.h>
+
+#include <filesystem>
+#include <string>
+
+#include "call.h"
+
+namespace ckv::detail {
+
+class Log : public nvinfer1::ILogger {
+public:
+    explicit Log(std::function<void(LogLevel, std::string const&)> sink) : sink_(std::move(sink)) {}
+
+    void log(Severity severity, char const* message) noexcept override;
+
+private:
+    std::function<void(LogLevel, std::string const&)> sink_;
+};
+
+// The first error that this thread has logged since the last call, as ": <message>"; empty where
+// there was none.
+std::string take_logged_error();
+
+Library linked_library();
+
+// Throws kCuda naming what was tried.
+void check_cuda(cudaError_t status, char const* what);
+
+// Throws kCuda where there is no usable GPU.
+void require_gpu();
+
+// Loads creators into the process's registry, once per path. Throws kEngine.
+void load_plugins(std::filesystem::path const& library);
+
+}  // namespace ckv::detail

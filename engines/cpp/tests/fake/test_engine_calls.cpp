@@ -1,0 +1,313 @@
+// What ckv::Engine asks of TensorRT and CUDA:  test_engine_calls SCRATCH-FOLDER
+#include <ckv/engine.h>
+
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include "../check.h"
+#include "../sample.h"
+#include "fake.h"
+
+namespace fs = std::filesystem;
+using ckv::ErrorCode;
+
+namespace {
+
+ckv::Bundle make_bundle(fs::path const& folder, std::string const& plan) {
+    fs::create_directories(folder);
+    std::ofstream(folder / "decode.onnx") << plan;  // the sample's engine for TensorRT 11.1.0
+    return {folder, ckv::parse_manifest(sample_manifest(), "sample")};
+}
+
+ckv::EngineOptions with_contexts(int count) {
+    ckv::EngineOptions options;
+    options.contexts = count;
+    return options;
+}
+
+// Sizes, memory and the right answer of a call.
+class Request {
+public:
+    Request(ckv::GraphSpec const& graph, std::int64_t users, std::int64_t candidates,
+            std::int64_t events)
+        : sizes{{"B", users}, {"S", events}, {"K", std::min<std::int64_t>(events, 3)}, {"T", 0},
+                {"C", candidates}} {
+        for (auto const* tensors : {&graph.inputs, &graph.outputs}) {
+            for (ckv::TensorSpec const& tensor : *tensors) {
+                auto& bytes = memory_[tensor.name];
+                bytes.assign((tensor.bytes(sizes) + 3) / 4, 0);
+                buffers[tensor.name] = tensor.bytes(sizes) == 0 ? nullptr : bytes.data();
+            }
+        }
+    }
+
+    void draw(std::mt19937& random) {
+        for (auto const* name : {"history_item_id", "candidate_item_id"}) {
+            for (std::int32_t& id : memory_.at(name)) {
+                id = static_cast<std::int32_t>(random() % 9);
+            }
+        }
+        for (std::int32_t& number : memory_.at("cache_k_user")) {
+            float const value = static_cast<float>(random() % 100) / 4;
+            std::memcpy(&number, &value, 4);
+        }
+        for (std::int32_t& number : memory_.at("score")) {
+            number = 0;
+        }
+    }
+
+    bool is_right() const {
+        std::int64_t const users = sizes.at("B"), count = sizes.at("C");
+        std::int64_t const events = sizes.at("S"), cached = sizes.at("K");
+        for (std::int64_t b = 0; b < users; ++b) {
+            float sum = 0;
+            for (std::int64_t e = 0; e < events; ++e) {
+                sum += static_cast<float>(at("history_item_id", b * events + e));
+            }
+            for (std::int64_t e = 0; e < cached; ++e) {
+                sum += number("cache_k_user", 2 * (b * cached + e));
+            }
+            for (std::int64_t c = b * count; c < (b + 1) * count; ++c) {
+                float const wanted = sum + static_cast<float>(at("candidate_item_id", c));
+                if (number("score", c) != wanted) {
+                    return false;
+                }
+            }
+        }
+        return true;
+    }
+
+    ckv::Sizes sizes;
+    ckv::Buffers buffers;
+
+private:
+    std::int32_t at(char const* name, std::int64_t i) const {
+        return memory_.at(name)[static_cast<std::size_t>(i)];
+    }
+    float number(char const* name, std::int64_t i) const {
+        std::int32_t const bits = at(name, i);
+        float value = 0;
+        std::memcpy(&value, &bits, 4);
+        return value;
+    }
+
+    std::map<std::string, std::vector<std::int32_t>> memory_;
+};
+
+void bad_engines(fs::path const& folder) {
+    ckv::Bundle const good = make_bundle(folder / "good", "plan");
+    ckv::Bundle const bad = make_bundle(folder / "bad", "junk");
+    auto const refused = [](ErrorCode code, std::string const& words, ckv::Bundle const& bundle,
+                            fake::Settings const& settings) {
+        fake::settings = settings;
+        refuses(code, words, [&] {
+            ckv::Engine engine(bundle, "decode");
+            Request request(engine.graph(), 1, 1, 1);
+            engine.enqueue(request.sizes, request.buffers, nullptr);
+        });
+        fake::settings = {};
+    };
+    int logged = 0;
+    ckv::EngineOptions options;
+    options.log = [&](ckv::LogLevel level, std::string const&) {
+        logged += level == ckv::LogLevel::kError;
+    };
+    refuses(ErrorCode::kEngine, "TensorRT 11.1.0 can't load the engine",
+            [&] { ckv::Engine(bad, "decode", options); });
+    CHECK(logged == 2);
+    refused(ErrorCode::kEngine, "decode.onnx: magic tag differs", bad, {});
+    refused(ErrorCode::kCuda, "needs an NVIDIA GPU: no CUDA-capable device", good,
+            {false, true, "", "", ""});
+    refused(ErrorCode::kEngine, "can't make a context of decode", good, {true, false, "", "", ""});
+    refused(ErrorCode::kEngine, "tensor 'cache_v_index' is not that of the graph decode", good,
+            {true, true, "cache_v_index", "", ""});
+    refused(ErrorCode::kEngine, "tensor 'history_mask' is not that of the graph decode", good,
+            {true, true, "", "history_mask", ""});
+    refused(ErrorCode::kEngine, "refuses the address of 'score'", good,
+            {true, true, "", "", "score"});
+    fs::remove(folder / "bad" / "decode.onnx");
+    refused(ErrorCode::kBundle, "can't read the engine", bad, {});
+}
+
+void plugins(fs::path const& folder) {
+    ckv::Bundle const bundle = make_bundle(folder / "good", "plan");
+    ckv::EngineOptions options;
+    options.plugin_library = folder / "plugin.so";
+    std::ofstream(options.plugin_library) << "x";
+    ckv::Engine const one(bundle, "decode", options);
+    options.plugin_library = folder / "good" / ".." / "plugin.so";
+    ckv::Engine const two(bundle, "decode", options);
+    CHECK(fake::plugin_loads == 1);
+    options.plugin_library = folder / "broken.so";
+    std::ofstream(options.plugin_library) << "x";
+    for (int i = 0; i < 2; ++i) {
+        refuses(ErrorCode::kEngine, "can't load the plugin library",
+                [&] { ckv::Engine(bundle, "decode", options); });
+    }
+}
+
+void code_inside_an_engine(fs::path const& folder) {
+    ckv::Bundle const bundle = make_bundle(folder / "code", "plan with code");
+    refuses(ErrorCode::kEngine, "can't load the engine", [&] { ckv::Engine(bundle, "decode"); });
+    ckv::EngineOptions options;
+    options.allow_host_code = true;
+    ckv::Engine const engine(bundle, "decode", options);
+}
+
+void sizes_outside_every_profile(ckv::Bundle const& bundle) {
+    ckv::Engine engine(bundle, "decode");
+    int const before = fake::calls;
+    for (auto const& [axis, words] : std::map<std::string, std::string>{
+             {"C", "candidate_item_id' of decode has C = 17, the engine takes 5 to 9"},
+             {"S", "history_mask' of decode has S = 17, the engine takes 0 to 16"}}) {
+        Request request(engine.graph(), 1, 1, 1);
+        request.sizes[axis] = 17;
+        refuses(ErrorCode::kShape, words,
+                [&] { engine.enqueue(request.sizes, request.buffers, nullptr); });
+    }
+    cudaStreamSynchronize(nullptr);
+    CHECK(fake::calls == before);
+    Request request(engine.graph(), 1, 1, 0);  // tensors without elements are null
+    std::mt19937 random(1);
+    request.draw(random);
+    engine.enqueue(request.sizes, request.buffers, nullptr);
+    cudaStreamSynchronize(nullptr);
+    CHECK(request.is_right() && fake::calls == before + 1);
+}
+
+// More workers than contexts, each with its stream, sizes of both profiles in turn; a worker has two
+// calls under way at a time.
+void many_workers(ckv::Bundle const& bundle) {
+    ckv::Engine engine(bundle, "decode", with_contexts(3));
+    std::vector<std::thread> workers;
+    for (unsigned worker = 0; worker < 6; ++worker) {
+        workers.emplace_back([&engine, worker] {
+            std::mt19937 random(worker);
+            cudaStream_t const streams[] = {fake::make_stream(), fake::make_stream()};
+            for (int i = 0; i < 60; ++i) {
+                auto const draw = [&](std::int64_t least, std::int64_t most) {
+                    return least + static_cast<std::int64_t>(random()) % (most - least + 1);
+                };
+                Request first(engine.graph(), draw(1, 8), draw(1, 9), draw(0, 16));
+                Request second(engine.graph(), draw(1, 8), draw(1, 9), draw(0, 16));
+                first.draw(random);
+                second.draw(random);
+                engine.enqueue(first.sizes, first.buffers, streams[0]);
+                engine.enqueue(second.sizes, second.buffers, streams[1]);
+                cudaStreamSynchronize(streams[0]);
+                cudaStreamSynchronize(streams[1]);
+                CHECK(first.is_right() && second.is_right());
+            }
+            fake::destroy_stream(streams[0]);
+            fake::destroy_stream(streams[1]);
+        });
+    }
+    for (std::thread& worker : workers) {
+        worker.join();
+    }
+    CHECK(fake::contexts >= 1 && fake::contexts <= 3);
+}
+
+void captured_calls(ckv::Bundle const& bundle) {
+    std::mt19937 random(5);
+    cudaStream_t const stream = fake::make_stream(), other = fake::make_stream();
+    {
+        ckv::Engine engine(bundle, "decode", with_contexts(2));
+        Request small(engine.graph(), 1, 2, 4), large(engine.graph(), 8, 9, 16);
+        ckv::CapturedCall captured(engine, large.sizes, large.buffers, stream);
+        for (int i = 0; i < 30; ++i) {
+            large.draw(random);
+            small.draw(random);
+            captured.launch(i % 2 == 0 ? stream : other);
+            engine.enqueue(small.sizes, small.buffers, i % 3 == 0 ? stream : other);
+            cudaStreamSynchronize(stream);
+            cudaStreamSynchronize(other);
+            CHECK(large.is_right() && small.is_right());
+        }
+        // On two streams, without waiting in between: one context, so one after the other.
+        large.draw(random);
+        for (int i = 0; i < 20; ++i) {
+            captured.launch(i % 2 == 0 ? stream : other);
+        }
+        refuses(ErrorCode::kCuda, "on the default stream nothing can be", [&] {
+            ckv::CapturedCall(engine, small.sizes, small.buffers, nullptr);
+        });
+        Request wide(engine.graph(), 1, 1, 1);
+        wide.sizes["B"] = 9;
+        refuses(ErrorCode::kShape, "has B = 9",
+                [&] { ckv::CapturedCall(engine, wide.sizes, wide.buffers, stream); });
+        {
+            ckv::CapturedCall second(engine, small.sizes, small.buffers, stream);
+            refuses(ErrorCode::kEngine, "all 2 contexts are held",
+                    [&] { engine.enqueue(small.sizes, small.buffers, stream); });
+            second.launch(other);
+        }
+        small.draw(random);
+        engine.enqueue(small.sizes, small.buffers, stream);
+        cudaStreamSynchronize(stream);
+        CHECK(small.is_right());
+        captured.launch(other);  // under way when all of it goes
+    }
+    CHECK(fake::contexts == 0);
+    fake::destroy_stream(stream);
+    fake::destroy_stream(other);
+}
+
+// What was enqueued is finished before the contexts go.
+void an_engine_waits_for_its_calls(ckv::Bundle const& bundle) {
+    std::mt19937 random(7);
+    cudaStream_t const stream = fake::make_stream();
+    std::vector<std::unique_ptr<Request>> requests;
+    {
+        ckv::Engine engine(bundle, "decode", with_contexts(2));
+        for (int i = 0; i < 10; ++i) {
+            requests.push_back(std::make_unique<Request>(engine.graph(), 8, 9, 16));
+            requests.back()->draw(random);
+            engine.enqueue(requests.back()->sizes, requests.back()->buffers, stream);
+        }
+    }
+    for (auto const& request : requests) {
+        CHECK(request->is_right());
+    }
+    fake::destroy_stream(stream);
+}
+
+// A captured call keeps its engine's parts alive.
+void the_engine_goes_first(ckv::Bundle const& bundle) {
+    std::mt19937 random(6);
+    cudaStream_t const stream = fake::make_stream();
+    auto engine = std::make_unique<ckv::Engine>(bundle, "decode");
+    Request request(engine->graph(), 2, 3, 4);
+    {
+        ckv::CapturedCall captured(*engine, request.sizes, request.buffers, stream);
+        engine.reset();
+        request.draw(random);
+        captured.launch(stream);
+        cudaStreamSynchronize(stream);
+        CHECK(request.is_right());
+    }
+    CHECK(fake::contexts == 0);
+    fake::destroy_stream(stream);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CHECK(argc == 2);
+    fs::path const folder = argv[1];
+    bad_engines(folder);
+    plugins(folder);
+    code_inside_an_engine(folder);
+    ckv::Bundle const bundle = make_bundle(folder / "good", "plan");
+    sizes_outside_every_profile(bundle);
+    many_workers(bundle);
+    CHECK(fake::contexts == 0);
+    captured_calls(bundle);
+    the_engine_goes_first(bundle);
+    an_engine_waits_for_its_calls(bundle);
+    CHECK(fake::violations == 0);
+    CHECK(fake::calls > 700);
+}

@@ -1,0 +1,203 @@
+// What is checked before TensorRT sees anything: sizes, buckets, buffers, engines; and the pool.
+#include <ckv/buckets.h>
+
+#include <atomic>
+#include <thread>
+
+#include "../src/call.h"
+#include "../src/pool.h"
+#include "check.h"
+#include "sample.h"
+
+using ckv::ErrorCode;
+using ckv::Sizes;
+
+namespace {
+
+ckv::Manifest const& manifest() {
+    static ckv::Manifest const read = ckv::parse_manifest(sample_manifest(), "m");
+    return read;
+}
+
+void sizes_and_profiles() {
+    ckv::GraphSpec const& graph = manifest().graph("decode");
+    Sizes const good = {{"B", 8}, {"S", 16}, {"K", 3}, {"T", 0}, {"C", 1}};
+    ckv::check_sizes(graph, manifest().profile, good);
+    Sizes large = good;
+    large["C"] = 10;
+    refuses(ErrorCode::kShape,
+            "input 'candidate_item_id' of decode has C = 10, the engine takes 1 to 9",
+            [&] { ckv::check_sizes(graph, manifest().profile, large); });
+    ckv::Profile wide = manifest().profile;
+    wide["C"] = {1, 5, 100};
+    CHECK(ckv::choose_profile(graph, {manifest().profile, wide}, good) == 0);
+    CHECK(ckv::choose_profile(graph, {manifest().profile, wide}, large) == 1);
+    large["C"] = 101;
+    refuses(ErrorCode::kShape, "the engine takes 1 to 100",
+            [&] { ckv::choose_profile(graph, {manifest().profile, wide}, large); });
+    refuses(ErrorCode::kShape, "no profile", [&] { ckv::choose_profile(graph, {}, good); });
+}
+
+void buckets() {
+    ckv::GraphSpec const& graph = manifest().graph("decode");
+    auto const bucket = [](std::int64_t b, std::int64_t c, std::int64_t t) {
+        return Sizes{{"B", b}, {"S", 16}, {"K", 3}, {"T", t}, {"C", c}};
+    };
+    ckv::Buckets const some({bucket(8, 9, 0), bucket(1, 9, 0), bucket(1, 5, 0), bucket(1, 5, 1)});
+    CHECK(some.choose(graph, bucket(1, 5, 0)) == 2);
+    CHECK(some.choose(graph, bucket(1, 6, 0)) == 1);
+    CHECK(some.choose(graph, bucket(2, 1, 0)) == 0);
+    CHECK(some.choose(graph, bucket(1, 1, 1)) == 3);
+    // A masked appended event would take a place in the window: T is never padded.
+    refuses(ErrorCode::kShape, "no bucket holds", [&] { some.choose(graph, bucket(2, 1, 1)); });
+    refuses(ErrorCode::kShape, "B = 9", [&] { some.choose(graph, bucket(9, 1, 0)); });
+    refuses(ErrorCode::kShape, "a bucket at least", [] { ckv::Buckets({}); });
+    refuses(ErrorCode::kShape, "the same axes", [] { ckv::Buckets({{{"B", 1}}, {{"C", 1}}}); });
+    refuses(ErrorCode::kShape, "the same axes", [] { ckv::Buckets({{{"B", -1}}}); });
+}
+
+void buffers() {
+    ckv::GraphSpec const& graph = manifest().graph("decode");
+    Sizes const sizes = {{"B", 1}, {"S", 0}, {"K", 0}, {"T", 0}, {"C", 1}};
+    char memory = 0, nothing = 0;
+    ckv::Buffers all;
+    for (auto const* tensors : {&graph.inputs, &graph.outputs}) {
+        for (ckv::TensorSpec const& tensor : *tensors) {
+            all[tensor.name] = tensor.bytes(sizes) > 0 ? &memory : nullptr;
+        }
+    }
+    auto const bound = ckv::detail::bind_all(graph, sizes, all, &nothing);
+    CHECK(bound.size() == 9 && bound[0].input && !bound[8].input);
+    for (auto const& each : bound) {
+        CHECK(each.address == (each.tensor->bytes(sizes) > 0 ? &memory : &nothing));
+    }
+    ckv::Buffers more = all;
+    more["other"] = &memory;
+    refuses(ErrorCode::kShape, "no tensor 'other'",
+            [&] { ckv::detail::bind_all(graph, sizes, more, &nothing); });
+    more = all;
+    more.erase("score");
+    refuses(ErrorCode::kShape, "needs a buffer for 'score'",
+            [&] { ckv::detail::bind_all(graph, sizes, more, &nothing); });
+    more["score"] = nullptr;
+    refuses(ErrorCode::kShape, "the buffer of 'score' is null, it must have 4 bytes",
+            [&] { ckv::detail::bind_all(graph, sizes, more, &nothing); });
+}
+
+void engines() {
+    using ckv::detail::choose_engine;
+    using ckv::detail::Library;
+    ckv::Bundle bundle{"b", manifest()};
+    bundle.manifest.files["engines/d.rtx"] = {"00", 1};
+    Library const rtx{10701}, full{110100}, newer{110200};
+    CHECK(rtx.label() == "TensorRT for RTX 1.7.1" && full.label() == "TensorRT 11.1.0");
+    CHECK(choose_engine(bundle, "decode", "", rtx, false).file == "engines/d.rtx");
+    CHECK(choose_engine(bundle, "decode", "", full, false).file == "decode.onnx");
+    CHECK(choose_engine(bundle, "decode", "engines/d.rtx", rtx, false).file == "engines/d.rtx");
+    refuses(ErrorCode::kEngine,
+            "was built by tensorrt 11.1.0, this program runs TensorRT 11.2.0: run ckv-export build b "
+            "--backend tensorrt",
+            [&] { choose_engine(bundle, "decode", "", newer, false); });
+    CHECK(choose_engine(bundle, "decode", "", newer, true).file == "decode.onnx");
+    refuses(ErrorCode::kEngine, "was built by tensorrt_rtx 1.7.1.116, this program runs TensorRT 11",
+            [&] { choose_engine(bundle, "decode", "engines/d.rtx", full, true); });
+    refuses(ErrorCode::kEngine, "no engine of prefill for TensorRT for RTX 1.7.1",
+            [&] { choose_engine(bundle, "prefill", "", rtx, false); });
+    refuses(ErrorCode::kEngine, "has no engine nope of decode",
+            [&] { choose_engine(bundle, "decode", "nope", rtx, false); });
+    refuses(ErrorCode::kBundle, "not 'dekode'",
+            [&] { choose_engine(bundle, "dekode", "", rtx, false); });
+    bundle.manifest.files.erase("engines/d.rtx");
+    refuses(ErrorCode::kEngine, "not among the files",
+            [&] { choose_engine(bundle, "decode", "", rtx, false); });
+}
+
+// Many threads, few slots: never two in one, never more than there may be, all come back.
+void pool() {
+    struct Slot {
+        std::atomic<int> users{0};
+    };
+    std::atomic<int> made{0}, inside{0}, calls{0};
+    ckv::detail::Pool<Slot> slots(3, [&] {
+        ++made;
+        return std::make_unique<Slot>();
+    });
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 8; ++t) {
+        threads.emplace_back([&] {
+            for (int i = 0; i < 2000; ++i) {
+                auto const slot = slots.take();
+                CHECK(++slot->users == 1);
+                CHECK(++inside <= 3);
+                ++calls;
+                --inside;
+                --slot->users;
+            }
+        });
+    }
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
+    CHECK(calls == 16000 && made <= 3);
+}
+
+void held_slots() {
+    int attempts = 0;
+    ckv::detail::Pool<int> slots(2, [&] {
+        if (++attempts == 1) {
+            throw std::runtime_error("no memory");
+        }
+        return std::make_unique<int>(attempts);
+    });
+    // A slot that couldn't be made is tried again.
+    bool failed = false;
+    try {
+        slots.take();
+    } catch (std::runtime_error const&) {
+        failed = true;
+    }
+    CHECK(failed);
+    auto const one = slots.hold();
+    {
+        auto const two = slots.take();
+        CHECK(*one != *two);
+    }
+    {
+        auto const two = slots.hold();
+        refuses(ErrorCode::kEngine, "all 2 contexts are held", [&] { slots.take(); });
+        refuses(ErrorCode::kEngine, "all 2 contexts are held", [&] { slots.hold(); });
+    }
+    auto const again = slots.take();
+    CHECK(attempts == 3);
+}
+
+// A thread that waits for a slot learns that the last one has been taken for good.
+void waiting_for_what_never_comes() {
+    ckv::detail::Pool<int> slots(1, [] { return std::make_unique<int>(1); });
+    std::atomic<bool> refused{false};
+    std::thread waiting;
+    {
+        auto const slot = slots.take();
+        waiting = std::thread([&] {
+            try {
+                auto const mine = slots.take();
+            } catch (ckv::Error const&) {
+                refused = true;
+            }
+        });
+    }
+    waiting.join();
+    CHECK(!refused);
+}
+
+}  // namespace
+
+int main() {
+    sizes_and_profiles();
+    buckets();
+    buffers();
+    engines();
+    pool();
+    held_slots();
+    waiting_for_what_never_comes();
+}

@@ -1,0 +1,67 @@
+// What of the engine can be seen without a GPU. Exits with 77 where there is one: tests/cpp in Python
+// then runs real engines.
+#include <ckv/engine.h>
+#include <cuda_runtime_api.h>
+
+#include <fstream>
+
+#include "../src/call.h"
+#include "../src/tensorrt_runtime.h"
+#include "check.h"
+#include "sample.h"
+
+using ckv::ErrorCode;
+
+namespace {
+
+constexpr int kSkipped = 77;
+
+ckv::Bundle bundle_of(ckv::detail::Library library, std::string const& version) {
+    ckv::Bundle bundle{"/nowhere", ckv::parse_manifest(sample_manifest(), "m")};
+    ckv::EngineEntry entry = bundle.manifest.engines.front();
+    entry.backend = library.backend();
+    entry.backend_version = version;
+    bundle.manifest.engines = {entry};
+    bundle.manifest.files[entry.file] = {"00", 1};
+    return bundle;
+}
+
+void a_runtime_is_made_and_logs() {
+    ckv::detail::take_logged_error();
+    int messages = 0;
+    ckv::detail::Log log([&](ckv::LogLevel, std::string const&) { ++messages; });
+    std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(log));
+    CHECK(runtime != nullptr);
+    std::string const junk(1000, 'x');
+    CHECK(runtime->deserializeCudaEngine(junk.data(), junk.size()) == nullptr);
+    CHECK(messages > 0);
+    CHECK(ckv::detail::take_logged_error().rfind(": ", 0) == 0);
+    CHECK(ckv::detail::take_logged_error().empty());
+}
+
+void without_a_gpu_it_says_so() {
+    auto const library = ckv::detail::linked_library();
+    refuses(ErrorCode::kEngine, "was built by",
+            [&] { ckv::Engine(bundle_of(library, "0.1.2"), "decode"); });
+    refuses(ErrorCode::kEngine, "no engine of prefill",
+            [&] { ckv::Engine(bundle_of(library, library.dotted()), "prefill"); });
+    ckv::EngineOptions options;
+    options.plugin_library = "/nowhere/libplugin.so";
+    refuses(ErrorCode::kEngine, "no plugin library /nowhere/libplugin.so: run ckv-export plugin",
+            [&] { ckv::Engine(bundle_of(library, library.dotted()), "decode", options); });
+    refuses(ErrorCode::kCuda, "running an engine needs an NVIDIA GPU",
+            [&] { ckv::Engine(bundle_of(library, library.dotted()), "decode"); });
+}
+
+}  // namespace
+
+int main() {
+    std::printf("%s\n", ckv::tensorrt_version().c_str());
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0) {
+        std::printf("there is a GPU\n");
+        return kSkipped;
+    }
+    a_runtime_is_made_and_logs();
+    without_a_gpu_it_says_so();
+}

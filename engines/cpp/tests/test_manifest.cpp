@@ -1,0 +1,131 @@
+// Manifests: what is read, and what is refused:  test_manifest SCRATCH-FOLDER
+#include <ckv/manifest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "../src/sha256.h"
+#include "check.h"
+#include "sample.h"
+
+namespace fs = std::filesystem;
+using ckv::ErrorCode;
+
+namespace {
+
+void everything_is_read() {
+    ckv::Manifest const manifest = ckv::parse_manifest(sample_manifest(), "m");
+    CHECK(manifest.name == "toy");
+    CHECK(manifest.model.window == 4 && manifest.model.max_len == 20);
+    CHECK(manifest.model.pool_rows_k == 10 && manifest.model.pool_rows_v == 70000);
+    CHECK(manifest.model.features.size() == 3 && manifest.model.features[0].vocab_size == 9);
+    CHECK(!manifest.item_table);
+    CHECK(manifest.profile.at("S").max == 16 && manifest.profile.at("S").opt == 10);
+    CHECK(manifest.graph("decode").inputs.size() == 8);
+    ckv::TensorSpec const& user = manifest.graph("decode").tensor("cache_k_user");
+    CHECK(user.type == ckv::ElementType::kFloat32);
+    CHECK((user.shape({{"B", 3}, {"K", 5}}) == std::vector<std::int64_t>{3, 1, 5, 2}));
+    CHECK(user.bytes({{"B", 3}, {"K", 5}}) == 120);
+    CHECK(manifest.graph("decode").tensor("history_mask").bytes({{"B", 3}, {"S", 5}}) == 15);
+    CHECK(manifest.engines.size() == 2 && manifest.engines[0].targets[0] == "sm86");
+    CHECK(ckv::parse_manifest(changed_manifest("\"window\": 4", "\"window\": null"), "m")
+              .model.window == std::nullopt);
+    refuses(ErrorCode::kShape, "the size of axis K", [&] { user.shape({{"B", 1}}); });
+    refuses(ErrorCode::kShape, "too large to address",
+            [&] { user.bytes({{"B", std::int64_t{1} << 40}, {"K", std::int64_t{1} << 40}}); });
+    refuses(ErrorCode::kShape, "no tensor 'nope'", [&] { manifest.graph("decode").tensor("nope"); });
+    refuses(ErrorCode::kBundle, "has the graphs decode, prefill, not 'x'", [&] { manifest.graph("x"); });
+}
+
+void damage_is_refused() {
+    auto const refused = [](std::string const& from, std::string const& to, std::string const& why) {
+        refuses(ErrorCode::kBundle, why,
+                [&] { ckv::parse_manifest(changed_manifest(from, to), "where"); });
+    };
+    std::string const text = sample_manifest();
+    for (std::size_t length = 0; length < text.size(); length += 7) {
+        refuses(ErrorCode::kBundle, "where",
+                [&] { ckv::parse_manifest(text.substr(0, length), "where"); });
+    }
+    refused("\"schema_version\": 1", "\"schema_version\": 2", "schema version 2, this library reads 1");
+    refused("\"schema_version\": 1, ", "", "where is damaged");
+    refused("\"fingerprint\"", "\"fingerprnt\"", "where is damaged");
+    refused("\"max_len\": 20", "\"max_len\": \"20\"", "max_len must be a whole number");
+    refused("\"max_len\": 20", "\"max_len\": 2.5", "max_len must be a whole number");
+    refused("\"window\": 4", "\"window\": 1", "window must be at least 2");
+    refused("\"int32\"", "\"int33\"", "unknown dtype 'int33'");
+    refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", -2]", "bad axis: -2");
+    refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", \"\"]", "bad axis");
+    refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", 99999999999]", "bad axis");
+    refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", null]", "must be a whole number");
+    for (char const* range : {"8", "1:8", "1:8:4", "-1:0:1", "1:2:3:4", "a:b:c", "1:2:3 ", ""}) {
+        refused("\"0:10:16\"", std::string("\"") + range + "\"", "a range must");
+    }
+    for (char const* path : {"../x", "/etc/passwd", "a/../../x", ""}) {
+        refused("\"decode.onnx\": {", "\"" + std::string(path) + "\": {", "not inside the bundle");
+    }
+    refuses(ErrorCode::kBundle, "no bundle manifest", [] { ckv::parse_manifest("{", "x"); });
+    refuses(ErrorCode::kBundle, "x", [] { ckv::parse_manifest("[]", "x"); });
+    refuses(ErrorCode::kBundle, "x", [] { ckv::parse_manifest("\xff\xfe", "x"); });
+}
+
+void write(fs::path const& path, std::string const& text) {
+    fs::create_directories(path.parent_path());
+    std::ofstream(path, std::ios::binary) << text;
+}
+
+std::string sha256(std::string const& text) {
+    ckv::detail::Sha256 digest;
+    digest.update(text.data(), text.size());
+    return digest.finish();
+}
+
+void files_are_verified(fs::path const& folder) {
+    refuses(ErrorCode::kBundle, "is no bundle: it has no manifest.json",
+            [&] { ckv::Bundle::open(folder); });
+    std::string text = sample_manifest();
+    auto const entry = [](std::string const& name, std::string const& of) {
+        return "\"" + name + "\": {\"sha256\": \"" + sha256(of) +
+               "\", \"bytes\": " + std::to_string(of.size()) + "}";
+    };
+    std::string const large(3 << 20, 'x');
+    std::size_t const start = text.find("\"files\": {") + 10;
+    text.replace(start, text.find("}}", start) + 1 - start,
+                 entry("decode.onnx", "abc") + "," + entry("prefill.onnx", "") + "," +
+                     entry("engines/d.rtx", large));
+    write(folder / "manifest.json", text);
+    write(folder / "decode.onnx", "abc");
+    write(folder / "prefill.onnx", "");
+    write(folder / "engines/d.rtx", large);
+    CHECK(ckv::Bundle::open(folder).manifest.name == "toy");
+    CHECK(ckv::Bundle::open_unverified(folder).manifest.files.size() == 3);
+
+    std::string changed = large;
+    changed.back() = 'y';
+    write(folder / "engines/d.rtx", changed);
+    refuses(ErrorCode::kBundle, "d.rtx is not the file that was exported",
+            [&] { ckv::Bundle::open(folder); });
+    write(folder / "engines/d.rtx", large.substr(1));
+    refuses(ErrorCode::kBundle, "d.rtx is not the file that was exported",
+            [&] { ckv::Bundle::open(folder); });
+    fs::remove(folder / "engines/d.rtx");
+    refuses(ErrorCode::kBundle, "lacks its file engines/d.rtx", [&] { ckv::Bundle::open(folder); });
+    fs::create_directory(folder / "engines/d.rtx");
+    refuses(ErrorCode::kBundle, "lacks its file engines/d.rtx", [&] { ckv::Bundle::open(folder); });
+    std::string const listed = "\"engines/d.rtx\": {";
+    write(folder / "manifest.json", text.replace(text.find(listed), listed.size(), "\"x\": {"));
+    refuses(ErrorCode::kBundle, "has no hash of engines/d.rtx", [&] { ckv::Bundle::open(folder); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CHECK(argc == 2);
+    everything_is_read();
+    damage_is_refused();
+    fs::path const folder = argv[1];
+    fs::remove_all(folder);
+    fs::create_directories(folder);
+    files_are_verified(folder);
+    fs::remove_all(folder);
+}

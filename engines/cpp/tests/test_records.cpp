@@ -1,0 +1,204 @@
+// Records in C++ alone; that their bytes are Python's is tested from Python.
+#include <ckv/record.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "check.h"
+#include "sample.h"
+
+using ckv::ErrorCode;
+
+namespace {
+
+struct User {
+    std::int64_t events = 0;
+    std::vector<std::int32_t> k_index, v_index, item;
+    std::vector<float> k_user, image;
+
+    User(std::int64_t count, std::mt19937& random) : events(count) {
+        std::normal_distribution<float> normal;
+        for (std::int64_t e = 0; e < count; ++e) {
+            k_index.push_back(static_cast<std::int32_t>(random() % 10));
+            v_index.push_back(static_cast<std::int32_t>(random() % 70000));
+            item.push_back(static_cast<std::int32_t>(random() % 9));
+            for (int j = 0; j < 2; ++j) {
+                k_user.push_back(normal(random));
+            }
+            for (int j = 0; j < 3; ++j) {
+                image.push_back(normal(random));
+            }
+        }
+    }
+
+    ckv::UserTensors tensors(std::int64_t start, std::int64_t end) const {
+        std::int64_t const n = end - start;
+        return {{"cache_k_index", {k_index.data() + start, n}},
+                {"cache_v_index", {v_index.data() + start, n}},
+                {"cache_k_user", {k_user.data() + 2 * start, n}},
+                {"cache_v_user", {nullptr, n}},
+                {"history_item_id", {item.data() + start, n}},
+                {"history_image", {image.data() + 3 * start, n}}};
+    }
+};
+
+ckv::RecordLayout layout_of(ckv::UserType type) {
+    return ckv::RecordLayout::of(ckv::parse_manifest(sample_manifest(), "m"), type);
+}
+
+void layout() {
+    ckv::RecordLayout const half = layout_of(ckv::UserType::kFloat16);
+    CHECK(half.describe() ==
+          "window 3\n"
+          "window cache_k_index uint16 1\nwindow cache_v_index int32 1\n"
+          "window cache_k_user float16 1x2\nwindow cache_v_user float16 1x0\n"
+          "events history_item_id int32 1\nevents history_image float32 3\n");
+    CHECK(half.window.row_bytes == 10 && half.events.row_bytes == 16);
+    CHECK(half.pad_to == 16);  // the profile's longest history, below max_len
+    CHECK(half.record_bytes(2) == 64 + 2 * 26 && half.record_bytes(5) == 64 + 30 + 80);
+    CHECK(layout_of(ckv::UserType::kInt8).window.row_bytes == 10);
+    auto const manifest = ckv::parse_manifest(sample_manifest(), "m");
+    refuses(ErrorCode::kRecord, "for a decode graph, got 'prefill'",
+            [&] { ckv::RecordLayout::of(manifest, ckv::UserType::kInt8, "prefill"); });
+    refuses(ErrorCode::kBundle, "not 'decode_items'",
+            [&] { ckv::RecordLayout::of(manifest, ckv::UserType::kInt8, "decode_items"); });
+    auto broken = manifest;
+    broken.fingerprint = "12";
+    refuses(ErrorCode::kRecord, "64 hex digits", [&] { ckv::RecordLayout::of(broken); });
+}
+
+void appending_is_encoding_everything(ckv::UserType type) {
+    ckv::RecordLayout const layout = layout_of(type);
+    std::mt19937 random(7);
+    User const user(30, random);
+    for (std::int64_t first = 0; first < 9; ++first) {
+        for (std::int64_t total = first; total < 14; ++total) {
+            auto const start = ckv::encode(layout, user.tensors(0, first));
+            auto grown = start;
+            ckv::append(layout, grown, user.tensors(first, total));
+            CHECK(grown == ckv::encode(layout, user.tensors(0, total)));
+            CHECK(ckv::count(layout, grown) == total);
+            for (std::int64_t most = 0; most < 14; ++most) {
+                std::vector<std::uint8_t> buffer = start;
+                buffer.resize(1000, 0xee);
+                std::size_t const size = ckv::append_into(layout, buffer.data(), buffer.size(),
+                                                          user.tensors(first, total), most);
+                CHECK(size == ckv::record_size(layout, buffer));
+                auto const kept = user.tensors(std::max<std::int64_t>(total - most, 0), total);
+                auto const wanted = ckv::encode(layout, kept);
+                CHECK(size == wanted.size());
+                CHECK(std::memcmp(buffer.data(), wanted.data(), size) == 0);
+                for (std::size_t i = std::max(size, start.size()); i < buffer.size(); ++i) {
+                    CHECK(buffer[i] == 0xee);
+                }
+            }
+        }
+    }
+}
+
+void refusals_leave_things_as_they_were() {
+    ckv::RecordLayout const layout = layout_of(ckv::UserType::kFloat16);
+    std::mt19937 random(8);
+    User user(5, random);
+    auto record = ckv::encode(layout, user.tensors(0, 3));
+    record.reserve(1000);
+    auto const before = record;
+    auto const refused = [&](std::string const& words, ckv::UserTensors const& tensors) {
+        refuses(ErrorCode::kRecord, words, [&] { ckv::append(layout, record, tensors); });
+        std::vector<std::uint8_t> buffer = record;
+        buffer.resize(1000);
+        auto const untouched = buffer;
+        refuses(ErrorCode::kRecord, words,
+                [&] { ckv::append_into(layout, buffer.data(), buffer.size(), tensors); });
+        CHECK(record == before && buffer == untouched);
+    };
+    ckv::UserTensors const good = user.tensors(3, 5);
+    ckv::UserTensors tensors = good;
+    tensors.erase("history_image");
+    refused("needs 'history_image'", tensors);
+    tensors["history_image"] = {user.image.data(), 1};
+    refused("as many events each: 'history_image' has 1, 'history_item_id' has 2", tensors);
+    tensors["history_image"] = {nullptr, 2};
+    refused("'history_image' has no data", tensors);
+    tensors["history_image"] = {user.image.data(), -1};
+    refused("'history_image' has no data", tensors);
+    tensors = good;
+    tensors["history_other"] = {user.image.data(), 2};
+    refused("has 6 tensors, got 7", tensors);
+    tensors = good;
+    for (char const* name : {"cache_k_index", "cache_v_index", "cache_k_user", "cache_v_user"}) {
+        tensors[name].events = 1;
+    }
+    refused("cache entries of the last 2 events, got 1", tensors);
+    user.item[4] = 9;
+    refused("'history_item_id' must lie in [0, 9), got 9", good);
+    user.item[4] = 0;
+    user.v_index[4] = -1;
+    refused("'cache_v_index' must lie in [0, 70000), got -1", good);
+    user.v_index[4] = 0;
+    user.k_user[9] = 70000;
+    refused("too large for float16", good);
+    user.k_user[9] = std::nanf("");
+    refused("'cache_k_user' holds NaN or infinity", good);
+    user.k_user[9] = 0;
+    refuses(ErrorCode::kRecord, "max_events must be at least 0, got -1",
+            [&] { ckv::append(layout, record, good, -1); });
+    refuses(ErrorCode::kRecord, "takes 174 bytes, the buffer has 142",
+            [&] { ckv::append_into(layout, record.data(), record.size(), good); });
+    CHECK(record == before);
+    ckv::append(layout, record, good);
+    CHECK(record == ckv::encode(layout, user.tensors(0, 5)));
+}
+
+void a_batch_ends_with_each_users_last_events() {
+    ckv::RecordLayout const layout = layout_of(ckv::UserType::kFloat32);
+    std::mt19937 random(9);
+    User const user(9, random);
+    auto const one = ckv::encode(layout, user.tensors(0, 9));
+    auto const two = ckv::encode(layout, user.tensors(0, 2));
+    auto const none = ckv::empty_record(layout);
+    std::vector<ckv::Bytes> const records = {one, two, none};
+    CHECK(ckv::batch_events(layout, records) == 16);
+    auto const bytes = ckv::batch_bytes(layout, 3, 5);
+    CHECK(bytes.at("cache_k_user") == 3 * 3 * 2 * 4 && bytes.at("history_mask") == 15);
+    std::vector<std::int32_t> item(15, -1), k_index(9, -1), v_index(9, -1);
+    std::vector<float> k_user(18, -1), image(45, -1);
+    std::vector<std::uint8_t> mask(15, 7);
+    std::map<std::string, void*> out = {
+        {"history_item_id", item.data()}, {"history_image", image.data()},
+        {"cache_k_index", k_index.data()}, {"cache_v_index", v_index.data()},
+        {"cache_k_user", k_user.data()}, {"history_mask", mask.data()}};
+    ckv::batch(layout, records, 5, out);
+    for (std::size_t e = 0; e < 5; ++e) {
+        CHECK(item[e] == user.item[4 + e] && image[3 * e + 2] == user.image[3 * (4 + e) + 2]);
+        CHECK(item[5 + e] == (e < 3 ? 0 : user.item[e - 3]));
+        CHECK(item[10 + e] == 0 && image[3 * (10 + e)] == 0);
+        CHECK(mask[e] == 1 && mask[5 + e] == (e >= 3) && mask[10 + e] == 0);
+    }
+    for (std::size_t e = 0; e < 3; ++e) {
+        CHECK(k_index[e] == user.k_index[6 + e] && k_user[2 * e] == user.k_user[2 * (6 + e)]);
+        CHECK(v_index[3 + e] == (e < 1 ? 0 : user.v_index[e - 1]));
+        CHECK(k_index[6 + e] == 0 && k_user[2 * (6 + e)] == 0);
+    }
+    auto broken = two;
+    broken[70] ^= 1;
+    refuses(ErrorCode::kRecord, "record 1 of the batch: the record's window section is damaged",
+            [&] { ckv::batch(layout, {one, broken}, 5, out); });
+    out.erase("cache_v_index");
+    refuses(ErrorCode::kRecord, "lack 'cache_v_index'",
+            [&] { ckv::batch(layout, records, 5, out); });
+    refuses(ErrorCode::kRecord, "0 events or more", [&] { ckv::batch(layout, records, -1, out); });
+}
+
+}  // namespace
+
+int main() {
+    layout();
+    for (auto type : {ckv::UserType::kFloat32, ckv::UserType::kFloat16, ckv::UserType::kInt8}) {
+        appending_is_encoding_everything(type);
+    }
+    refusals_leave_things_as_they_were();
+    a_batch_ends_with_each_users_last_events();
+}

@@ -1,0 +1,332 @@
+"""A store filled in bulk holds what the reference says, and serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ckv_testing.histories import some_users, write_npz, write_parquet
+from ckv_testing.serving import Shop, User, check_record
+
+from ckv_export.bulk import fill, histories
+from ckv_export.bulk.fill import FillOptions, Tally, fill_store
+from ckv_export.bulk.histories import open_histories
+from ckv_export.cache.item_table import load_item_table
+from ckv_export.cache.record import RecordLayout, count, decode
+from ckv_export.cli.main import main
+from ckv_export.errors import EventsError
+from ckv_export.parity.tolerances import TOLERANCES
+from ckv_export.serving import Answer, Request, Scorer, ScorerOptions, in_process
+from ckv_export.store import Change, Entry, open_store
+
+pa = pytest.importorskip("pyarrow", reason="the package pyarrow is not installed")
+from pyarrow import parquet  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SCORE = 2 * TOLERANCES["score"].absolute
+
+
+def quiet(total: Tally, users: int) -> None:
+    assert total.users <= users
+
+
+def filled(shop: Shop, events: Path, store: str, **more: object) -> Tally:
+    options = FillOptions(shop.folder, events, store, user_dtype="float32", threads=1, **more)  # type: ignore[arg-type]
+    return fill_store(options, quiet)
+
+
+def records(shop: Shop, store: str, users: dict[str, User]) -> dict[str, bytes | None]:
+    with open_store(store) as opened:
+        entries = opened.read(list(users))
+    return {user: entry and entry.record for user, entry in zip(users, entries, strict=True)}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npz"])
+def test_records_are_the_reference_s_and_serve(
+    shop: Shop, kind: str, tmp_path: Path, rng: np.random.Generator
+):
+    users = some_users(shop, 60, rng)
+    events, store = tmp_path / f"histories.{kind}", f"sqlite:///{tmp_path / 'users.db'}"
+    if kind == "parquet":
+        write_parquet(events, shop, users, rows=25)
+    else:
+        write_npz(events, shop, users)
+    tally = filled(shop, events, store)
+    lonely = sum(user.count == 0 for user in users.values())
+    assert (tally.users, tally.empty, tally.written) == (60, lonely, 60 - lonely)
+    assert tally.events == sum(user.count for user in users.values())
+    layout = RecordLayout.of(shop.manifest, "float32")
+    found = records(shop, store, users)
+    assert tally.bytes == sum(len(record) for record in found.values() if record)
+    for name, user in users.items():
+        record = found[name]
+        assert (record is None) == (user.count == 0)
+        if record is not None:
+            check_record(shop, user, layout, record)
+            assert count(layout, record) == min(user.count, shop.spec.max_len)
+    serves(shop, store, users, rng)
+
+
+def serves(shop: Shop, store: str, users: dict[str, User], rng: np.random.Generator) -> None:
+    """Every user, with a new event, scores as the reference says."""
+    graph = shop.manifest.graph_names[-1]
+    table = load_item_table(shop.folder) if shop.manifest.item_table else None
+    run = in_process(shop.folder / f"{graph}.onnx", shop.manifest.graph(graph), table)
+    asked, wanted = [], []
+    for name, user in users.items():
+        new = shop.draw(1, rng, shop.last(user))
+        shop.grow(user, new)
+        offered = shop.draw(3, rng, shop.last(user))
+        asked.append(Request(name, shop.inputs(user, new, offered)))
+        wanted.append((shop.scores(user, offered), user.count))
+    with open_store(store) as opened:
+        answers = Scorer(shop.manifest, opened, run, ScorerOptions("float32")).score(asked)
+    for answer, (scores, events) in zip(answers, wanted, strict=True):
+        assert isinstance(answer, Answer), answer
+        np.testing.assert_allclose(answer.scores, scores, rtol=0, atol=SCORE)
+        assert answer.events == events
+
+
+def test_calls_are_full_and_of_users_alike(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    shop = shops("hstu")
+    users = some_users(shop, 130, rng, longest=64)
+    write_parquet(tmp_path / "h.parquet", shop, users, rows=1000)
+    calls: list[tuple[int, int]] = []
+    infer = fill.OnnxRuntimeRunner.infer
+
+    def counted(self: object, feeds: dict[str, np.ndarray]) -> object:
+        calls.append(feeds["event_mask"].shape)  # type: ignore[arg-type]
+        return infer(self, feeds)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fill.OnnxRuntimeRunner, "infer", counted)
+    filled(shop, tmp_path / "h.parquet", f"sqlite:///{tmp_path / 'u.db'}")
+    assert calls == [(64, 32), (64, 64)]
+
+
+def test_a_file_is_never_in_memory_whole(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr(histories, "PIECE", 7)
+    shop, path = shops("sim"), tmp_path / "h.parquet"
+    users = some_users(shop, 30, rng)
+    write_parquet(path, shop, users, rows=20)
+    file = open_histories(path, shop.manifest)
+    assert [file.size(g) for g in range(file.groups)] == [20, 10]
+    sizes = [[len(piece.users) for piece in file.read(g)] for g in range(file.groups)]
+    assert sizes == [[7, 7, 6], [7, 3]]
+
+
+# -- again, and after a crash
+
+
+def test_what_is_done_is_not_done_again(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
+):
+    shop, store = shops("items"), f"sqlite:///{tmp_path / 'users.db'}"
+    events = tmp_path / "h.parquet"
+    users = some_users(shop, 30, rng)
+    write_parquet(events, shop, users, rows=10)
+    first = filled(shop, events, store)
+    before = records(shop, store, users)
+    assert filled(shop, events, store) == Tally(users=30, skipped=30)
+    again = filled(shop, events, store, restart=True)
+    assert (again.written, again.kept) == (0, first.written)
+    # A server has appended to one and another model's server has left one of its own.
+    names = [user for user, record in before.items() if record]
+    with open_store(store) as opened:
+        old = opened.read(names[:2])
+        opened.write(
+            [
+                Change(names[0], Entry(old[0].record, 99), old[0]),  # type: ignore[union-attr]
+                Change(names[1], Entry(b"of another model", 1), old[1]),
+            ]
+        )
+    again = filled(shop, events, store, restart=True)
+    assert (again.written, again.kept) == (1, first.written - 1)
+    assert records(shop, store, users) == before
+    with open_store(store) as opened:
+        assert opened.read(names[:1])[0].events == 99  # type: ignore[union-attr]
+    again = filled(shop, events, store, replace=True)
+    assert (again.written, again.kept) == (first.written, 0)
+    # The same file of another content is another job.
+    grown = users | {"new": shop.user(3, rng)}
+    write_parquet(events, shop, grown, rows=10)
+    assert filled(shop, events, store).written == 1
+
+
+def test_killed_at_any_moment_and_run_again_the_store_is_the_same(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
+):
+    shop, events = shops("hstu"), tmp_path / "h.parquet"
+    users = some_users(shop, 4000, rng, longest=60)
+    write_parquet(events, shop, users, rows=100)
+    straight, killed = (f"sqlite:///{tmp_path / name}.db" for name in ("straight", "killed"))
+    filled(shop, events, straight)
+    program = f"""
+from pathlib import Path
+from ckv_export.bulk.fill import FillOptions, fill_store
+options = FillOptions(Path({str(shop.folder)!r}), Path({str(events)!r}), {killed!r},
+                      user_dtype="float32", threads=1)
+fill_store(options, lambda total, users: print(total.users, flush=True))
+"""
+    kills = 0
+    for _ in range(3):
+        run = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=os.environ
+        )
+        assert run.stdout is not None
+        assert int(run.stdout.readline()) >= 100
+        time.sleep(float(rng.uniform(0, 0.1)))
+        kills += run.poll() is None
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    assert kills
+    rest = filled(shop, events, killed)
+    assert 0 < rest.skipped < rest.users == 4000
+    assert records(shop, killed, users) == records(shop, straight, users)
+
+
+def test_an_interrupt_says_how_to_go_on(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    shop, events = shops("items"), tmp_path / "h.parquet"
+    write_parquet(events, shop, some_users(shop, 9, rng), rows=3)
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fill.Filler, "fill", interrupted)
+    store = f"sqlite:///{tmp_path / 'u.db'}"
+    assert main(["prefill", str(shop.folder), f"--events={events}", f"--store={store}"]) == 2
+    assert "the same command goes on from there" in capsys.readouterr().err
+
+
+# -- a cluster
+
+
+@pytest.mark.slow
+def test_ray_fills_the_same_store(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    pytest.importorskip("ray.data", reason="the package ray[data] is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
+    shop, events = shops("sim"), tmp_path / "h.parquet"
+    users = some_users(shop, 50, rng)
+    write_parquet(events, shop, users, rows=10)
+    straight, spread = (f"sqlite:///{tmp_path / name}.db" for name in ("straight", "spread"))
+    filled(shop, events, straight)
+    command = ["prefill", str(shop.folder), f"--events={events}", f"--store={spread}"]
+    assert main([*command, "--user-dtype=fp32", "--threads=1", "--ray", "--workers=2"]) == 0
+    assert records(shop, spread, users) == records(shop, straight, users)
+    # The groups are known as done whoever did them.
+    assert filled(shop, events, spread) == Tally(users=50, skipped=50)
+
+
+# -- files that don't fit
+
+BAD = {
+    "no user": ("lacks the column 'user_id'", lambda t: t.drop_columns(["user_id"])),
+    "no feature": ("lacks the column 'event_item_id'", lambda t: t.drop_columns(["event_item_id"])),
+    "no list": (
+        "must be a column of lists, got int64",
+        lambda t: t.set_column(1, "event_item_id", pa.array([1, 2, 3])),
+    ),
+    "lengths": (
+        "the history of user 'b' has 2 events, but 1 in 'event_mask'",
+        lambda t: t.set_column(2, "event_mask", pa.array([[1], [1], [1, 1, 1]])),
+    ),
+    "null": (
+        "holds a null",
+        lambda t: t.set_column(1, "event_item_id", pa.array([[1], None, [1, 2, 3]])),
+    ),
+    "null id": (
+        "holds a null",
+        lambda t: t.set_column(1, "event_item_id", pa.array([[1], [1, None], [1, 2, 3]])),
+    ),
+    "an id too many": (
+        "must lie in",
+        lambda t: t.set_column(1, "event_item_id", pa.array([[1], [1, 10**6], [1, 2, 3]])),
+    ),
+    "twice": (
+        "two histories of user 'a'",
+        lambda t: t.set_column(0, "user_id", pa.array(["a", "b", "a"])),
+    ),
+    "nobody": (
+        "missing or empty",
+        lambda t: t.set_column(0, "user_id", pa.array(["a", None, "c"])),
+    ),
+}
+
+
+def good_table() -> object:
+    """Of a shop whose events are ids."""
+    ids, mask = [[1], [1, 2], [1, 2, 3]], [[1], [1, 0], [1, 1, 1]]
+    return pa.table({"user_id": ["a", "b", "c"], "event_item_id": ids, "event_mask": mask})
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_file_that_does_not_fit_is_refused(
+    shops: Callable[[str], Shop], tmp_path: Path, case: str
+):
+    shop, path = shops("items"), tmp_path / "h.parquet"
+    says, spoil = BAD[case]
+    parquet.write_table(spoil(good_table()), path)
+    store = f"sqlite:///{tmp_path / 'users.db'}"
+    with pytest.raises(EventsError, match=says):
+        filled(shop, path, store)
+    parquet.write_table(good_table(), path)
+    assert filled(shop, path, store).events == 5
+
+
+def test_what_is_no_file_of_histories_is_refused(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
+):
+    shop = shops("sim")
+    junk = tmp_path / "junk.parquet"
+    junk.write_bytes(b"PAR1 junk")
+    for path, says in [
+        (junk, "can't be read as a .parquet"),
+        (tmp_path / "absent.parquet", "can't be read"),
+        (tmp_path / "absent.npz", "can't be read"),
+        (tmp_path / "events.csv", "must be an .npz or .parquet"),
+    ]:
+        with pytest.raises(EventsError, match=says):
+            open_histories(path, shop.manifest)
+    users = some_users(shop, 5, rng)
+    write_npz(tmp_path / "h.npz", shop, users)
+    arrays = dict(np.load(tmp_path / "h.npz"))
+    for change, says in [
+        ({"user_id": arrays["user_id"][:3]}, "must have the shape"),
+        ({"user_id": arrays["user_id"][:, None]}, r"must have the shape \[users\]"),
+        ({"event_item_id": arrays["event_item_id"] + 100}, "must lie in"),
+    ]:
+        np.savez(tmp_path / "bad.npz", **(arrays | change))
+        with pytest.raises(EventsError, match=says):
+            list(open_histories(tmp_path / "bad.npz", shop.manifest).read(0))
+
+
+def test_max_events_keeps_the_newest(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
+):
+    shop, store = shops("sim"), f"sqlite:///{tmp_path / 'users.db'}"
+    users = {"u": shop.user(8, rng)}
+    write_parquet(tmp_path / "h.parquet", shop, users, rows=10)
+    filled(shop, tmp_path / "h.parquet", store, max_events=5)
+    record = records(shop, store, users)["u"]
+    assert record is not None
+    stored = decode(RecordLayout.of(shop.manifest, "float32"), record)
+    np.testing.assert_array_equal(stored["history_item_id"], users["u"].events["item_id"][-5:])

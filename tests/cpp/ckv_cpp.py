@@ -1,0 +1,183 @@
+"""The C++ library through engines/cpp/tests/c_api.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckv_export.cache.record import Field, RecordLayout
+from ckv_export.manifest import Manifest
+
+Arrays = Mapping[str, NDArray[Any]]
+TYPES = {"float32": 0, "float16": 1, "int8": 2}
+_ROOM = 1 << 20
+
+
+class CppError(Exception):
+    """An error of the C++ library; `code` is the position in its ErrorCode."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Library:
+    """libckv_c.so."""
+
+    def __init__(self, path: Path) -> None:
+        self.c = ctypes.CDLL(str(path))
+        for name in ("encode", "append", "decode", "batch", "user_events", "pad_to", "item_table"):
+            getattr(self.c, f"ckv_{name}").restype = ctypes.c_int64
+        for name in ("error", "describe"):
+            getattr(self.c, f"ckv_{name}").restype = ctypes.c_char_p
+        self.c.ckv_layout.restype = ctypes.c_void_p
+        self.c.ckv_crc32.restype = ctypes.c_uint32
+
+    def check(self, outcome: int) -> int:
+        if outcome < 0:
+            raise CppError(-1 - outcome, self.c.ckv_error().decode())
+        return outcome
+
+    def item_table(self, bundle: Path, name: str = "", out: NDArray[Any] | None = None) -> int:
+        """Items of a bundle's table; `out` gets the tensor `name`."""
+        address = None if out is None else _address(out)
+        return self.check(self.c.ckv_item_table(str(bundle).encode(), name.encode(), address))
+
+    def layout(
+        self, bundle: Path, user_dtype: str, graph: str = "", verify: bool = False
+    ) -> CppLayout:
+        handle = self.c.ckv_layout(
+            str(bundle).encode(), TYPES[user_dtype], graph.encode(), int(verify)
+        )
+        if handle is None:
+            raise CppError(-1, self.c.ckv_error().decode())
+        return CppLayout(self, ctypes.c_void_p(handle))
+
+
+class CppLayout:
+    """A RecordLayout of the library."""
+
+    def __init__(self, library: Library, handle: ctypes.c_void_p) -> None:
+        self.library, self.handle = library, handle
+
+    def __del__(self) -> None:
+        self.library.c.ckv_layout_free(self.handle)
+
+    def describe(self) -> str:
+        text: str = self.library.c.ckv_describe(self.handle).decode()
+        return text
+
+    def pad_to(self) -> int | None:
+        number = self.library.c.ckv_pad_to(self.handle)
+        return None if number < 0 else number
+
+    def encode(self, layout: RecordLayout, arrays: Arrays) -> bytes:
+        out = np.zeros(_ROOM, np.uint8)
+        given = _user_tensors(layout, arrays)
+        size = self.library.check(
+            self.library.c.ckv_encode(self.handle, *given.arguments, _address(out))
+        )
+        return out[:size].tobytes()
+
+    def append(
+        self, layout: RecordLayout, data: bytes, arrays: Arrays, max_events: int | None = None
+    ) -> bytes:
+        buffer = np.zeros(_ROOM, np.uint8)
+        buffer[: len(data)] = np.frombuffer(data, np.uint8)
+        given = _user_tensors(layout, arrays)
+        most = ctypes.c_int64(-1 if max_events is None else max_events)
+        size = self.library.check(
+            self.library.c.ckv_append(
+                self.handle, _address(buffer), ctypes.c_int64(_ROOM), *given.arguments, most
+            )
+        )
+        return buffer[:size].tobytes()
+
+    def decode(self, layout: RecordLayout, data: bytes) -> dict[str, NDArray[Any]]:
+        raw = np.frombuffer(data, np.uint8)
+        out = np.zeros(_ROOM, np.uint8)
+        events = self.library.check(
+            self.library.c.ckv_decode(
+                self.handle, _address(raw), ctypes.c_int64(len(data)), _address(out)
+            )
+        )
+        arrays, at = {}, 0
+        for field in layout.fields:
+            shape = field.tensor_shape(_kept(layout, field, events))
+            size = 4 * int(np.prod(shape))
+            arrays[field.name] = out[at : at + size].view(field.dtype).reshape(shape)
+            at += size
+        return arrays
+
+    def batch(
+        self, layout: RecordLayout, records: Sequence[bytes], events: int | None, out: Arrays
+    ) -> int:
+        """Fill `out`, arrays of the right shapes; returns S."""
+        raw = [np.frombuffer(r, np.uint8) for r in records]
+        pointers = (ctypes.c_void_p * len(raw))(*(r.ctypes.data for r in raw))
+        sizes = (ctypes.c_int64 * len(raw))(*map(len, records))
+        named = _Named(out)
+        return self.library.check(
+            self.library.c.ckv_batch(
+                self.handle,
+                len(raw),
+                pointers,
+                sizes,
+                ctypes.c_int64(-1 if events is None else events),
+                *named.arguments,
+            )
+        )
+
+    def user_events(self, tensors: Arrays, user: int, graph: str) -> bytes:
+        """The record of one user's real events of a call."""
+        out = np.zeros(_ROOM, np.uint8)
+        mask = tensors["event_mask" if graph == "prefill" else "append_mask"]
+        named = _Named(tensors)
+        size = self.library.check(
+            self.library.c.ckv_user_events(
+                self.handle,
+                *named.arguments,
+                *map(ctypes.c_int64, (*mask.shape, user)),
+                int(graph == "prefill"),
+                _address(out),
+            )
+        )
+        return out[:size].tobytes()
+
+
+class _Named:
+    """Names and addresses of arrays, kept alive with them."""
+
+    def __init__(self, arrays: Arrays, events: Sequence[int] | None = None) -> None:
+        self.arrays = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
+        names = (ctypes.c_char_p * len(arrays))(*(n.encode() for n in arrays))
+        data = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in self.arrays.values()))
+        self.arguments: list[Any] = [len(arrays), names, data]
+        if events is not None:
+            self.arguments.append((ctypes.c_int64 * len(arrays))(*events))
+
+
+def _user_tensors(layout: RecordLayout, arrays: Arrays) -> _Named:
+    axes = {f.name: f.axis for f in layout.fields}
+    return _Named(arrays, [a.shape[axes[n]] for n, a in arrays.items()])
+
+
+def _kept(layout: RecordLayout, field: Field, events: int) -> int:
+    return events if field in layout.events.fields else layout.window_rows(events)
+
+
+def _address(array: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """A bundle of a manifest alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest.to_dict()))
+    return folder

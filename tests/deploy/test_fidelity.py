@@ -1,0 +1,70 @@
+"""Fidelity of bundles whose graphs take something else than a tensor per feature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ckv_testing.draw import draw_state, make_spec
+
+from ckv_export.checkpoint.native import save_native
+from ckv_export.deploy.bundle import ExportRequest, export_bundle
+from ckv_export.deploy.fidelity import FidelityRequest, check_fidelity
+from ckv_export.deploy.prepare import FormRequest
+from ckv_export.errors import InputError
+from ckv_export.stages import Stages
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SPEC = make_spec("sim", max_len=12, topk=3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    save_native(path, SPEC, draw_state(SPEC, np.random.default_rng(5)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Graphs that look the category up, and an item table."""
+    folder = tmp_path_factory.mktemp("bundle")
+    np.savez(folder / "items.npz", item_id=np.arange(30), cate_id=np.arange(30) % 5)
+    form = FormRequest(item_features=folder / "items.npz", item_table=True)
+    request = ExportRequest(model=model, out=folder / "out", name="ids", form=form)
+    return export_bundle(request, Stages(), lambda: pytest.fail("nothing is built")).folder
+
+
+def check(bundle: Path, **wishes):
+    return check_fidelity(FidelityRequest(bundle, **wishes), Stages())
+
+
+@pytest.mark.slow
+def test_what_the_checkpoint_does_not_hold(bundle: Path, model: Path):
+    """PyTorch can't run such graphs; ONNX Runtime can, and steps are recomputed by the graphs."""
+    report = check(bundle, checkpoint=model, steps=3)
+    assert report.passed
+    assert [o.name for o in report.outcomes] == ["onnxruntime-cpu"]
+    assert "look item features up" in report.not_run["pytorch"]
+    steps = report.steps["onnxruntime-cpu"]
+    assert str(bundle) in steps.truth
+    assert max(step.score.max for step in steps.steps) < 2e-6
+    tables = [r for r in report.outcomes[0].results if r.case.endswith("by item table")]
+    assert len(tables) == report.cases
+
+
+@pytest.mark.slow
+def test_real_events_of_ids(bundle: Path, model: Path, tmp_path: Path, rng: np.random.Generator):
+    ids = rng.integers(0, 30, (20, 12)).astype(np.int32)
+    np.savez(tmp_path / "events.npz", event_item_id=ids, event_mask=ids > 0)
+    events = tmp_path / "events.npz"
+    report = check(bundle, against=bundle, events=events, users=10, seed=3)
+    assert report.passed
+    assert report.seed == 3
+    assert sum(run.case.outputs["score"].shape[0] for run in report.outcomes[0].runs) == 10
+    with pytest.raises(InputError, match="by --against alone"):
+        check(bundle, checkpoint=model, events=events)
+    with pytest.raises(InputError, match="--seed is for graphs"):
+        check(bundle, checkpoint=model, seed=1)

@@ -1,0 +1,169 @@
+"""Pools as inputs: swapped without another export, and only where nothing else changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from ckv_testing.draw import draw_state, make_spec
+from ckv_testing.hstu import SPEC as HSTU
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from ckv_export.cache.pool_file import load_pools
+from ckv_export.checkpoint.load import load_checkpoint
+from ckv_export.checkpoint.native import save_native
+from ckv_export.contract import EventForm, ModelSpec
+from ckv_export.deploy.bundle import ExportRequest, export_bundle
+from ckv_export.deploy.inspect import open_subject
+from ckv_export.deploy.pools import write_pools
+from ckv_export.deploy.prepare import FormRequest
+from ckv_export.errors import BundleError, SpecError
+from ckv_export.manifest import POOLS_FILE, open_bundle
+from ckv_export.model.registry import build_reference
+from ckv_export.parity.bundle import judge_onnxruntime
+from ckv_export.parity.expected import record
+from ckv_export.parity.inputs import generate
+from ckv_export.stages import Stages
+from ckv_export.training import initial_state
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIM = make_spec("sim", "rich, fuxictr mask, 2 heads")
+
+
+def no_display() -> None:
+    raise AssertionError("no engine is built")
+
+
+def export(folder: Path, model: Path, parity: bool = False, **form: str) -> Path:
+    request = ExportRequest(model, folder, parity=parity, form=FormRequest(**form))
+    return export_bundle(request, Stages(), no_display).folder
+
+
+def saved(path: Path, spec: ModelSpec, state: dict) -> Path:
+    save_native(path, spec, state)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sim(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A bundle that takes its pools, and the state it was made of."""
+    folder = tmp_path_factory.mktemp("pools")
+    state = draw_state(SIM, np.random.default_rng(0))
+    return export(folder, saved(folder / "sim.pt", SIM, state), True, pool="input"), state
+
+
+def with_pools(state: dict, change: Callable[[str], float]) -> dict:
+    return {n: t + change(n) if n.endswith(".pool") else t for n, t in state.items()}
+
+
+def test_bundle_takes_pools_and_passed_the_gate_with_them(sim: tuple[Path, dict]):
+    folder, state = sim
+    manifest = open_bundle(folder)
+    assert manifest.pool == "input"
+    assert manifest.parity is not None
+    inputs = {t.name: t for t in manifest.graph("decode").inputs}
+    pools = load_pools(folder, manifest)
+    rows = {side: SIM.attention.pool_rows(side) for side in "kv"}
+    assert {n: p.shape[0] for n, p in pools.items()} == {f"pool_{s}_0": rows[s] for s in "kv"}
+    for name, pool in pools.items():
+        assert inputs[name].axes == pool.shape
+        raw = state[f"attention.0.{name[5]}.pool"].double().numpy()
+        np.testing.assert_allclose(pool, raw / (1 + np.exp(-raw)), rtol=1e-6, atol=1e-7)
+    decode = onnx.load(str(folder / "decode.onnx"))
+    shapes = {tuple(t.dims) for t in decode.graph.initializer}
+    assert not shapes & {p.shape for p in pools.values()}, "a constant is left"
+    assert [t.name for t in manifest.graph("prefill").inputs if "pool" in t.name] == []
+
+
+def test_pools_are_read_by_inspect(sim: tuple[Path, dict]):
+    folder, _ = sim
+    pools = load_pools(folder, open_bundle(folder))
+    for (layer, side), pool in open_subject(folder).pools.items():
+        np.testing.assert_array_equal(pool, pools[f"pool_{side}_{layer}"])
+
+
+def swapped(folder: Path, pools: Path, to: Path) -> Path:
+    """The bundle's graphs beside other pools."""
+    to.mkdir()
+    for name in ("prefill.onnx", "decode.onnx"):
+        (to / name).write_bytes((folder / name).read_bytes())
+    (to / POOLS_FILE).write_bytes(pools.read_bytes())
+    return to
+
+
+def test_swapped_pools_give_what_an_export_with_them_gives(sim: tuple[Path, dict], tmp_path: Path):
+    """The old graphs with the new pools pass the gate of the new model, and not of the old one."""
+    folder, state = sim
+    retrained = saved(tmp_path / "new.pt", SIM, with_pools(state, lambda n: 0.5 + len(n) % 2))
+    new = write_pools(folder, retrained, tmp_path / "new.safetensors")
+    assert new.caches_valid
+    manifest = open_bundle(folder)
+    place = swapped(folder, new.path, tmp_path / "swapped")
+    for model, passes in (((SIM, load_checkpoint(retrained).state), True), ((SIM, state), False)):
+        cases = record(build_reference(*model), generate(SIM, 5))
+        assert judge_onnxruntime(place, manifest, cases, None).passed == passes
+    with safe_open(new.path, framework="numpy") as file:
+        metadata = file.metadata()
+    assert metadata["fingerprint"] == new.fingerprint != manifest.fingerprint
+    assert metadata["entries"] == manifest.fingerprints["entries"]
+
+
+def test_caches_of_layers_above_a_new_pool_are_not_valid(tmp_path: Path):
+    state = initial_state(HSTU, 0)
+    folder = export(tmp_path, saved(tmp_path / "hstu.pt", HSTU, state), pool="input")
+    manifest = open_bundle(folder)
+    top = f"attention.{HSTU.num_layers - 1}"
+    for name, moved, valid in (("top", top, True), ("below", "attention.0", False)):
+        changed = with_pools(state, lambda n, moved=moved: float(n.startswith(moved)))
+        model = saved(tmp_path / f"{name}.pt", HSTU, changed)
+        assert write_pools(folder, model, tmp_path / f"{name}.safetensors").caches_valid == valid
+    taken = [t.name for t in manifest.graph("prefill").inputs if t.name.startswith("pool")]
+    assert taken == ["pool_k_0", "pool_v_0"], "an entry of the last layer needs none of its own"
+
+
+def test_half_precision_pools_are_half_precision_inputs(tmp_path: Path):
+    state = draw_state(SIM, np.random.default_rng(1))
+    model = saved(tmp_path / "sim.pt", SIM, state)
+    folder = export(tmp_path, model, pool="input", precision="fp16")
+    assert {p.dtype.name for p in load_pools(folder, open_bundle(folder)).values()} == {"float16"}
+    with pytest.raises(SpecError, match=r"can't be inputs of a bf16 graph.*choose fp16 or fp32"):
+        export(tmp_path / "no", model, pool="input", precision="bf16")
+
+
+def test_other_changes_are_refused(sim: tuple[Path, dict], tmp_path: Path):
+    folder, state = sim
+    changed = state | {"attention.0.q.weight": state["attention.0.q.weight"] + 1}
+    model = saved(tmp_path / "new.pt", SIM, changed)
+    with pytest.raises(BundleError, match="in more than its pools: export it"):
+        write_pools(folder, model, tmp_path / "new.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.pt"]
+
+
+def test_bundle_with_constant_pools_is_refused(sim: tuple[Path, dict], tmp_path: Path):
+    folder = Path(shutil.copytree(sim[0], tmp_path / "constant"))
+    dataclasses.replace(open_bundle(folder), form=EventForm()).write(folder)
+    with pytest.raises(BundleError, match="hold their pools: export with --pool input"):
+        write_pools(folder, tmp_path / "any.pt", tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["gone", "renamed", "other shape", "garbage"])
+def test_damaged_pools_are_refused(sim: tuple[Path, dict], tmp_path: Path, damage: str):
+    folder, _ = sim
+    pools = load_file(folder / POOLS_FILE)
+    if damage == "renamed":
+        pools["pool_k_1"] = pools.pop("pool_k_0")
+    if damage == "other shape":
+        pools["pool_v_0"] = pools["pool_v_0"][1:].copy()
+    if damage == "garbage":
+        (tmp_path / POOLS_FILE).write_bytes(b"no pools")
+    elif damage != "gone":
+        save_file(pools, tmp_path / POOLS_FILE)
+    with pytest.raises(BundleError, match=r"pools\.safetensors (holds no pools|must hold)"):
+        load_pools(tmp_path, open_bundle(folder))

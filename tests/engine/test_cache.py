@@ -1,0 +1,189 @@
+"""The engine cache: what counts as the same build, and that only whole entries are used."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ckv_testing import fake_builder
+from ckv_testing.fake_builder import FakeTensorRt, write_library
+from onnx import helper
+
+from ckv_export.contract import Profile, Range, TensorSpec
+from ckv_export.engine import Backend, BuildRequest, BuiltEngine, PluginChoice, Settings
+from ckv_export.engine.cache import cached_build, key_of
+from ckv_export.errors import EngineError
+
+pytestmark = pytest.mark.tensorrt
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
+    """Requests that were really built."""
+    from ckv_export.engine import cache
+
+    real, requests = cache.build_engine, []
+
+    def build(request: BuildRequest, *rest: Any) -> BuiltEngine:
+        requests.append(request)
+        return real(request, *rest)
+
+    monkeypatch.setattr(cache, "build_engine", build)
+    return requests
+
+
+def test_the_same_build_is_copied(
+    rtx: Backend, projection, tmp_path: Path, builds: list[BuildRequest]
+):
+    request = projection.request(targets=("sm86",), optimization_level=0)
+    cache = tmp_path / "cache" / "engines"
+    first = cached_build(request, rtx, tmp_path / "a", None, cache)
+    second = cached_build(request, rtx, tmp_path / "b", None, cache)
+    assert len(builds) == 1
+    assert (first.cached, second.cached) == (False, True)
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+    same = dataclasses.replace(first, path=second.path, seconds=second.seconds, cached=True)
+    assert second == same
+    (entry,) = cache.iterdir()
+    assert entry.name == key_of(request, rtx)
+    assert sorted(p.name for p in entry.iterdir()) == ["built.json", "engine"]
+
+
+@pytest.mark.parametrize("damage", ["engine", "built.json", "record gone", "engine gone"])
+def test_a_damaged_entry_is_built_again(
+    rtx: Backend, projection, tmp_path: Path, builds: list[BuildRequest], damage: str
+):
+    request = projection.request(targets=("sm86",), optimization_level=0)
+    cached_build(request, rtx, tmp_path / "a", None, tmp_path / "cache")
+    entry = tmp_path / "cache" / key_of(request, rtx)
+    match damage:
+        case "engine" | "built.json":
+            data = bytearray((entry / damage).read_bytes())
+            data[len(data) // 2] ^= 1
+            (entry / damage).write_bytes(data)
+        case "record gone":
+            (entry / "built.json").unlink()
+        case _:
+            (entry / "engine").unlink()
+    again = cached_build(request, rtx, tmp_path / "b", None, tmp_path / "cache")
+    assert not again.cached
+    assert len(builds) == 2
+    assert cached_build(request, rtx, tmp_path / "c", None, tmp_path / "cache").cached
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "b").read_bytes()
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [entry.name]
+
+
+def test_a_failed_build_leaves_no_entry(rtx: Backend, projection, tmp_path: Path):
+    request = projection.request(targets=("sm75",))
+    with pytest.raises(EngineError, match="FP32 GEMM"):
+        cached_build(request, rtx, tmp_path / "a", None, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_cannot_be_written(rtx: Backend, projection, tmp_path: Path):
+    (tmp_path / "cache").write_text("a file")
+    request = projection.request(targets=("sm86",), optimization_level=0)
+    with pytest.raises(EngineError, match="can't write to the engine cache"):
+        cached_build(request, rtx, tmp_path / "a", None, tmp_path / "cache")
+
+
+def test_everything_that_decides_what_is_built_is_in_the_key(
+    rtx: Backend, projection, tmp_path: Path
+):
+    request = projection.request(targets=("sm86",))
+    more = Profile({"B": Range(1, 1, 4), "S": Range(0, 6, 41)})
+    spec = dataclasses.replace(request.tensors, name="decode")
+    others = [
+        dataclasses.replace(request, profile=more),
+        dataclasses.replace(request, more_profiles=(more,)),
+        dataclasses.replace(request, targets=("sm89",)),
+        dataclasses.replace(request, workspace_mib=64),
+        dataclasses.replace(request, optimization_level=1),
+        dataclasses.replace(request, tensors=spec),
+    ]
+    keys = [key_of(each, rtx) for each in (request, *others)]
+    keys.append(key_of(request, dataclasses.replace(rtx, version="1.8.0")))
+    content = projection.path.read_bytes()
+    projection.path.write_bytes(content.replace(b"project", b"product"))
+    keys.append(key_of(request, rtx))
+    assert len(set(keys)) == len(keys)
+    projection.path.write_bytes(content)
+    assert key_of(dataclasses.replace(request, targets=("SM_86", "8.6")), rtx) == keys[0]
+
+
+def test_weights_beside_the_file_are_in_the_key(
+    rtx: Backend, save_graph: Callable[..., Any], tmp_path: Path
+):
+    x, y = TensorSpec("x", "float32", ("B", 8)), TensorSpec("y", "float32", ("B", 4))
+    product = helper.make_node("MatMul", ["x", "W"], ["y"])
+    graph = save_graph([product], [x], [y], {"W": np.ones((8, 4), np.float32)}, external=True)
+    request = graph.request(targets=("sm86",))
+    before = key_of(request, rtx)
+    stored = next(p for p in tmp_path.iterdir() if p.name.startswith("graph.onnx."))
+    data = bytearray(stored.read_bytes())
+    data[0] ^= 1
+    stored.write_bytes(data)
+    assert key_of(request, rtx) != before
+    stored.unlink()
+    with pytest.raises(EngineError, match="lacks its weights"):
+        key_of(request, rtx)
+
+
+def test_files_that_are_no_onnx(rtx: Backend, projection, tmp_path: Path):
+    projection.path.write_bytes(b"no graph at all " * 9)
+    with pytest.raises(EngineError, match="can't be read as ONNX"):
+        key_of(projection.request(), rtx)
+    projection.path.unlink()
+    with pytest.raises(EngineError, match="there is no ONNX file"):
+        key_of(projection.request(), rtx)
+
+
+# -- the full TensorRT, a stand-in
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    monkeypatch.setattr("ckv_export.engine.cache.present_gpu_name", lambda: "H100")
+    return fake_builder.install(monkeypatch)
+
+
+def test_gpu_flags_and_plugin_are_in_the_key_and_timings_are_not(
+    projection, full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    libraries = [write_library(tmp_path / name, [name]) for name in ("a", "b")]
+    settings = [
+        Settings(),
+        Settings(version_compatible=True),
+        Settings(hardware_compatible=True),
+        *(Settings(PluginChoice("library", library)) for library in libraries),
+    ]
+    request = projection.request(targets=("current",))
+    keys = [key_of(dataclasses.replace(request, settings=s), full.backend) for s in settings]
+    timed = dataclasses.replace(request, settings=Settings(timing_cache=tmp_path / "t"))
+    assert key_of(timed, full.backend) == keys[0]
+    monkeypatch.setattr("ckv_export.engine.cache.present_gpu_name", lambda: "H200")
+    keys.append(key_of(request, full.backend))
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_library_is_found_again_with_its_engine(
+    projection, full: FakeTensorRt, tmp_path: Path, builds: list[BuildRequest]
+):
+    """So that it can be put beside the engine; it need not be loaded for that."""
+    library = write_library(tmp_path / "lib", ["PooledAttention"])
+    choice = Settings(PluginChoice("library", library.parent))
+    request = projection.request(targets=("current",), settings=choice)
+    first = cached_build(request, full.backend, tmp_path / "a", None, tmp_path / "cache")
+    full.loaded.clear()
+    second = cached_build(request, full.backend, tmp_path / "b", None, tmp_path / "cache")
+    assert len(builds) == 1
+    assert second.plugin == first.plugin
+    assert second.plugin is not None
+    assert second.plugin.source == library
+    assert second.plugin.sha256 == hashlib.sha256(library.read_bytes()).hexdigest()
+    assert full.loaded == []

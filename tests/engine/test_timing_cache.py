@@ -1,0 +1,104 @@
+"""The timing cache: read, added to, and refused where it is another's. TensorRT is a stand-in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ckv_testing import fake_builder
+from ckv_testing.fake_builder import HEADER, Config, FakeTensorRt
+
+from ckv_export.engine import Backend, Settings, build_engine
+from ckv_export.errors import EngineError
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    return fake_builder.install(monkeypatch)
+
+
+def build(projection, full: FakeTensorRt, cache: Path, out: Path) -> None:
+    request = projection.request(targets=("current",), settings=Settings(timing_cache=cache))
+    build_engine(request, full.backend, out)
+
+
+def test_timings_are_kept_and_added_to(projection, full: FakeTensorRt, tmp_path: Path):
+    cache = tmp_path / "timings"
+    build(projection, full, cache, tmp_path / "e")
+    assert cache.read_bytes() == HEADER + b"one more\n"
+    build(projection, full, cache, tmp_path / "e")
+    assert cache.read_bytes() == HEADER + b"one more\n" * 2
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_another_build_wrote_meanwhile_stays(
+    projection, full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path / "timings"
+    real = fake_builder.Builder.build_serialized_network
+
+    def build_slowly(self, network, config: Config) -> bytes:
+        cache.write_bytes(HEADER + b"theirs\n")
+        return real(self, network, config)
+
+    monkeypatch.setattr(fake_builder.Builder, "build_serialized_network", build_slowly)
+    build(projection, full, cache, tmp_path / "e")
+    assert sorted(cache.read_bytes().splitlines()) == sorted(
+        [HEADER.strip(), b"one more", b"theirs"]
+    )
+
+
+@pytest.mark.parametrize(
+    "stale", [b"timings of 11.3.0 on sm90\n", b"timings of 11.4.0 on sm86\n", b"hello"]
+)
+def test_a_stale_or_damaged_cache_is_refused_and_left(
+    projection, full: FakeTensorRt, tmp_path: Path, stale: bytes
+):
+    cache = tmp_path / "timings"
+    cache.write_bytes(stale)
+    with pytest.raises(EngineError, match=r"no timing cache that TensorRT 11\.4\.0 can use"):
+        build(projection, full, cache, tmp_path / "e")
+    assert cache.read_bytes() == stale
+    assert not (tmp_path / "e").exists()
+
+
+def test_places_that_are_no_file(projection, full: FakeTensorRt, tmp_path: Path):
+    with pytest.raises(EngineError, match="there is no folder"):
+        build(projection, full, tmp_path / "no" / "timings", tmp_path / "e")
+    with pytest.raises(EngineError, match="can't read the timing cache"):
+        build(projection, full, tmp_path, tmp_path / "e")
+
+
+def test_a_cache_that_cannot_be_written_leaves_no_engine(
+    projection, full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path / "timings"
+    real = Path.open
+
+    def refuse(self: Path, mode: str = "r", *arguments, **named):
+        if "timings" in self.name and "w" in mode:
+            raise OSError(28, "No space left on device")
+        return real(self, mode, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(EngineError, match=r"can't write the timing cache .*No space left"):
+        build(projection, full, cache, tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"timing_cache": Path("t")}, "has no --timing-cache: it measures nothing"),
+        ({"version_compatible": True}, "has no --version-compatible"),
+        ({"hardware_compatible": True}, "has no --hardware-compatible: name the GPU generations"),
+    ],
+)
+@pytest.mark.tensorrt
+def test_rtx_says_what_it_does_not_have(
+    rtx: Backend, projection, tmp_path: Path, settings: dict[str, object], says: str
+):
+    request = projection.request(settings=Settings(**settings))  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=says):
+        build_engine(request, rtx, tmp_path / "e")

@@ -1,0 +1,282 @@
+"""Faults put into one node of a graph: the node that is named is that one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from ckv_testing.bundles import manifest_of
+from ckv_testing.exports import Export
+from onnx import TensorProto, helper, numpy_helper
+
+from ckv_export.errors import ExportError
+from ckv_export.parity.fault import Believed, localize, unoptimised
+from ckv_export.parity.gate import RuntimeResult, judge
+from ckv_export.parity.localize import Divergence, Localizer, difference, last_uses, paired
+from ckv_export.parity.probe import GraphProbe, Step, top_margin
+from ckv_export.parity.replay import decode_feeds, forced_entries, prefill_feeds
+from ckv_export.runtimes.base import Arrays
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Exported = Callable[[str], Export]
+Change = Callable[[onnx.ModelProto], None]
+
+
+def broken(made: Export, graph: str, change: Change, folder: Path) -> Path:
+    """A copy of the graphs with one of them changed."""
+    for name in ("prefill", "decode"):
+        model = onnx.load(made.folder / f"{name}.onnx")
+        if name == graph:
+            change(model)
+        onnx.save(model, folder / f"{name}.onnx")
+    return folder
+
+
+def outcome_of(made: Export, folder: Path) -> RuntimeResult:
+    return judge(made.spec, *made.runners(folder), made.cases)
+
+
+def located(made: Export, folder: Path, believed: Believed | None = None) -> Divergence | str:
+    manifest = manifest_of(made)
+    believed = believed or Believed(made.folder, "the right graph", {})
+    return localize(folder, manifest, outcome_of(made, folder), believed, None)
+
+
+def nudged(weight: str, by: float = 0.125) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        tensor = next(i for i in model.graph.initializer if i.name == weight)
+        array = numpy_helper.to_array(tensor).copy()
+        array.ravel()[0] += by
+        tensor.CopyFrom(numpy_helper.from_array(array, weight))
+
+    return change
+
+
+def rows_of_v_for_k(model: onnx.ModelProto) -> None:
+    """Keys are gathered by the row numbers of values; there are fewer of those rows."""
+    (node,) = [n for n in model.graph.node if n.op_type == "PooledAttention"]
+    (body,) = [f for f in model.functions if f.name == "PooledAttention"]
+    formal = list(body.input)
+    node.input[formal.index("ckv_index_k")] = node.input[formal.index("ckv_index_v")]
+
+
+def user(model: onnx.ModelProto, weight: str) -> str:
+    """Name of the node that multiplies by a weight."""
+    (node,) = [n for n in model.graph.node if weight in n.input]
+    return node.name
+
+
+@pytest.mark.parametrize(
+    ("graph", "weight"),
+    [
+        ("decode", "model.dnn.first.target.weight"),
+        ("decode", "model.search.value.weight"),
+        ("decode", "model.attention.query.weight"),
+        ("decode", "model.gsu_event.weight"),
+        ("prefill", "model.attention.v.user.weight"),
+        ("prefill", "model.attention.k.router.logits.weight"),
+    ],
+)
+def test_wrong_weight_is_found_where_it_is_used(
+    graph: str, weight: str, exported: Exported, tmp_path: Path
+):
+    made = exported("sim")
+    folder = broken(made, graph, nudged(weight, 2.0), tmp_path)
+    found = located(made, folder)
+    assert isinstance(found, Divergence)
+    model = onnx.load(made.folder / f"{graph}.onnx")
+    assert (found.graph, found.node) == (graph, f"{found.op} {user(model, weight)}")
+    assert found.error > found.allowed
+    assert found.node in found.sentence()
+    assert "the right graph" in found.sentence()
+
+
+def test_swapped_index_is_found_inside_the_function(exported: Exported, tmp_path: Path):
+    """The function is inlined first: its first Gather gets the wrong rows."""
+    made = exported("sim")
+    assert made.spec.attention.pool_rows_v < made.spec.attention.pool_rows_k
+    found = located(made, broken(made, "decode", rows_of_v_for_k, tmp_path))
+    assert isinstance(found, Divergence)
+    assert (found.graph, found.op) == ("decode", "Gather")
+    assert "inside PooledAttention_0" in found.node
+    assert found.tensor.startswith("ckv_rows")
+
+
+def test_shifted_mask_is_found(exported: Exported, tmp_path: Path):
+    """The window's mask taken one event later than it should."""
+    made = exported("sim")
+    masks = []
+
+    def change(model: onnx.ModelProto) -> None:
+        by_output = {n.output[0]: n for n in model.graph.node}
+        (attention,) = [n for n in model.graph.node if n.op_type == "PooledAttention"]
+        gather = by_output[by_output[attention.input[-1]].input[0]]
+        masks.append(gather.output[0])
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+        late = [
+            helper.make_node("Add", [gather.input[1], "one"], ["later"], name="Later"),
+            helper.make_node("Shape", [gather.input[0]], ["events"], start=1, name="Events"),
+            helper.make_node("Sub", ["events", "one"], ["last"], name="Last"),
+            helper.make_node("Min", ["later", "last"], ["kept"], name="Kept"),
+        ]
+        place = list(model.graph.node).index(gather)
+        for node in reversed(late):
+            model.graph.node.insert(place, node)
+        gather.input[1] = "kept"
+
+    folder = broken(made, "decode", change, tmp_path)
+    assert not outcome_of(made, folder).passed
+    found = located(made, folder)
+    assert isinstance(found, Divergence)
+    assert (found.op, [found.tensor]) == ("Gather", masks)
+
+
+def test_graph_of_another_model_diverges_at_once(exported: Exported, tmp_path: Path):
+    def change(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2:
+                array = numpy_helper.to_array(tensor)
+                tensor.CopyFrom(numpy_helper.from_array(array[::-1].copy(), tensor.name))
+
+    made = exported("sim")
+    found = located(made, broken(made, "decode", change, tmp_path))
+    assert isinstance(found, Divergence)
+    assert found.op == "Gather", "an embedding table is read first of all"
+
+
+def test_right_graph_has_no_node_to_blame(exported: Exported):
+    made = exported("sim")
+    told = located(made, made.folder)
+    assert isinstance(told, str)
+    assert "no tensor differs from the right graph" in told
+
+
+def test_without_another_graph_a_wrong_weight_can_not_be_told(exported: Exported, tmp_path: Path):
+    """The same file is wrong in the same way; the sentence says what to give."""
+    made = exported("sim")
+    folder = broken(made, "decode", nudged("model.dnn.bias"), tmp_path)
+    told = located(made, folder, unoptimised(folder, manifest_of(made)))
+    assert isinstance(told, str)
+    assert "without graph optimisations" in told
+    assert "--against" in told
+
+
+def feeds(made: Export, number: int) -> tuple[Arrays, Arrays]:
+    """Inputs of prefill and decode in one case."""
+    case = made.cases[number]
+    prefill, decode = made.graphs()
+    cache = {n: a for n, a in case.outputs.items() if n.startswith("cache_")}
+    return (
+        prefill_feeds(prefill.io, case, slice(0, case.case.cached)),
+        decode_feeds(decode.io, case, forced_entries(made.spec, case, cache)),
+    )
+
+
+@pytest.mark.parametrize("kind", ["sim", "eta", "sdim", "twin"])
+def test_optimisations_change_nothing_that_counts(kind: str, exported: Exported):
+    made = exported(kind)
+    long = max(range(len(made.cases)), key=lambda n: made.cases[n].case.cached)
+    for name, given in zip(("prefill", "decode"), feeds(made, long), strict=True):
+        path = made.folder / f"{name}.onnx"
+        localizer = Localizer(GraphProbe(path), GraphProbe(path, optimised=False))
+        assert len(localizer.pairs) > 20
+        assert localizer.first(given) is None
+
+
+# -- the parts
+
+
+def test_every_tensor_can_be_asked_for(exported: Exported):
+    made = exported("sim")
+    probe = GraphProbe(made.folder / "decode.onnx")
+    inside = [name for step in probe.steps for name in step.outputs]
+    assert not any(step.op == "PooledAttention" for step in probe.steps), "inlined"
+    found = probe.run(feeds(made, 5)[1], inside)
+    assert set(found) == set(inside)
+    np.testing.assert_allclose(found["score"], made.cases[5].outputs["score"], rtol=0, atol=1e-5)
+    assert {s.caller for s in probe.steps if s.outputs[0].startswith("ckv_")} == {
+        "PooledAttention_0"
+    }
+
+
+def test_margins_of_the_router_can_be_read_from_the_graph(exported: Exported):
+    made = exported("sim")
+    probe = GraphProbe(made.folder / "prefill.onnx")
+    long = max(range(len(made.cases)), key=lambda n: made.cases[n].case.cached)
+    for side in "kv":
+        (name,) = probe.router_logits(side)
+        logits = probe.run(feeds(made, long)[0], [name])[name]
+        logits = logits[..., : made.spec.attention.pool_rows(side)]
+        ordered = np.sort(logits, axis=-1)
+        np.testing.assert_array_equal(top_margin(logits), ordered[..., -1] - ordered[..., -2])
+        margin = made.cases[long].margins[f"cache_{side}_index"][:, 0]
+        np.testing.assert_allclose(top_margin(logits), margin, atol=1e-5)
+    assert np.isinf(top_margin(np.zeros((2, 1)))).all()
+
+
+def test_no_model_at_all(tmp_path: Path):
+    (tmp_path / "x.onnx").write_bytes(b"junk")
+    with pytest.raises(ExportError, match="no ONNX model"):
+        GraphProbe(tmp_path / "x.onnx")
+
+
+def step(op: str, name: str, inputs: str, output: str) -> Step:
+    return Step(name, op, tuple(inputs), (output,))
+
+
+def test_nodes_are_paired_across_precisions():
+    """Casts have no counterpart, nor has what only one of the graphs has."""
+    fp32 = [
+        step("MatMul", "m", "aw", "b"),
+        step("Relu", "r", "b", "c"),
+        step("Add", "s", "cc", "d"),
+    ]
+    fp16 = [
+        step("Cast", "to16", "a", "h"),
+        step("MatMul", "m", "hv", "b"),
+        step("Relu", "r", "b", "c"),
+        step("Cast", "to32", "c", "e"),
+        step("Add", "s", "ee", "d"),
+    ]
+    assert [(a.name, b.name) for a, b in paired(fp16, fp32)] == [("m", "m"), ("r", "r"), ("s", "s")]
+    longer = [*fp16[:3], step("Sqrt", "x", "c", "q"), *fp16[3:]]
+    assert [(a.name, b.name) for a, b in paired(longer, fp32)] == [
+        ("m", "m"), ("r", "r"), ("s", "s")
+    ]  # fmt: skip
+
+
+def test_tensor_is_needed_as_long_as_what_follows_from_it():
+    class Graph:
+        outputs = ("d",)
+        steps = (
+            step("Relu", "1", "a", "b"),
+            step("Cast", "", "b", "c"),
+            step("Neg", "2", "a", "x"),
+            step("Add", "3", "cx", "d"),
+        )
+
+    steps = [s for s in Graph.steps if s.op != "Cast"]
+    uses = last_uses(Graph, steps)
+    assert uses["b"] == 2, "the cast of it is needed by the last"
+    assert uses["x"] == 2
+    assert uses["d"] > 2
+    assert uses["a"] == 1
+
+
+def test_difference_of_numbers_bools_and_stand_ins():
+    near = np.array([1.0, -3.4e38, np.inf, np.nan], np.float32)
+    assert not difference(near, near.copy(), "fp32").counts
+    assert not difference(near * np.float32(1 + 1e-6), near, "fp32").counts
+    off = near.copy()
+    off[0] = 1.01
+    assert difference(off, near, "fp32").counts, "a mask's stand-in is no scale"
+    assert not difference(off, near, "bf16").counts
+    assert difference(np.array([True]), np.array([False]), "bf16").error == 1.0
+    assert difference(np.zeros(2), np.zeros(3), "fp32").counts
+    assert not difference(np.zeros(0), np.zeros(0), "fp32").counts
+    nan = np.array([np.nan], np.float32)
+    assert difference(nan, np.ones(1, np.float32), "fp32").counts

@@ -1,0 +1,99 @@
+"""How close a search came to selecting other events, against loops in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from ckv_testing.draw import draw_cases, draw_state, make_spec
+from ckv_testing.slow import Slow, best
+
+from ckv_export.model.reference import Reference
+from ckv_export.parity.expected import record
+from ckv_export.parity.selection import gap
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def slow_gap(scores: list[float], topk: int) -> float:
+    """Over all pairs of a selected and another event whose scores differ."""
+    selected = best(scores, topk)
+    others = [t for t in range(len(scores)) if t not in selected]
+    pairs = itertools.product(selected, others)
+    differences = [scores[s] - scores[o] for s, o in pairs if scores[s] != scores[o]]
+    return min(differences, default=float("inf"))
+
+
+@pytest.mark.parametrize("topk", [1, 2, 3, 6, 7])
+def test_gap_is_that_of_all_pairs(topk: int, rng: np.random.Generator):
+    """Of few values, so that ties straddle the boundary."""
+    scores = rng.integers(0, 4, (50, 6)).astype(np.float64)
+    assert gap(scores, topk).tolist() == [slow_gap(list(row), topk) for row in scores]
+    assert gap(scores[:, :0], topk).tolist() == [np.inf] * 50
+
+
+def gaussian(spec, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """Without the exact numbers of drawn models: no ties, no zeros."""
+    state = draw_state(spec, rng)
+    for name, tensor in state.items():
+        if name.endswith(".table") or name.startswith("long."):
+            drawn = rng.standard_normal(tuple(tensor.shape)).astype(np.float32)
+            state[name] = torch.from_numpy(drawn)
+    return state
+
+
+def slow_margin(slow: Slow, events, mask, target) -> float:
+    """Of one candidate of one user."""
+    spec = slow.spec
+    if spec.kind in ("sim", "twin"):
+        names = ("gsu_target", "gsu_event") if spec.kind == "sim" else ("q", "k")
+        heads = 1 if spec.kind == "sim" else spec.attention.num_heads
+        asked = np.split(slow.linear(target, f"long.{names[0]}"), heads)
+        found = [np.split(slow.linear(e, f"long.{names[1]}"), heads) for e in events]
+        margins = []
+        for h in range(heads):
+            terms = [asked[h] * f[h] for f in found]
+            masked = 0.0 if spec.kind == "sim" else -1e9
+            scores = [
+                float(t.sum()) if m else masked for t, m in zip(terms, mask, strict=True)
+            ]  # fmt: skip
+            scale = max((np.abs(t).sum() for t, m in zip(terms, mask, strict=True) if m), default=0)
+            if scale > 0:
+                margins.append(slow_gap(scores, int(spec.options["topk"])) / scale)
+        return min(margins, default=np.inf)
+    if len(events) <= int(spec.options.get("topk", 0)):
+        return np.inf
+    rotations = slow.state["long.rotations"].reshape(len(target), -1)
+    near = [target, *(e for e, m in zip(events, mask, strict=True) if m)]
+    return min(
+        abs(float(x @ r)) / float(np.abs(x) @ np.abs(r)) for x in near for r in rotations.T if x @ r
+    )
+
+
+@pytest.mark.parametrize("kind", ["sim", "twin", "eta", "sdim"])
+def test_recorded_margins_are_those_of_loops(kind: str, seed: int, rng: np.random.Generator):
+    spec = make_spec(kind)
+    state = gaussian(spec, rng)
+    slow, finite = Slow(spec, state), 0
+    for case in record(Reference(spec, state), draw_cases(spec, seed)):
+        assert case.selection is not None
+        assert case.selection.shape == case.outputs["score"].shape
+        inputs = case.case.inputs
+        for b, row in enumerate(case.selection):
+            events, mask = slow.history(inputs, b)
+            for c, margin in enumerate(row):
+                values = {f.name: inputs[f"candidate_{f.name}"][b, c] for f in spec.item_features}
+                target = slow.embed(spec.item_features, values)
+                wanted = slow_margin(slow, events, mask, target)
+                assert margin == pytest.approx(wanted, rel=1e-4, abs=1e-9)
+                finite += np.isfinite(wanted)
+    assert finite > 20
+
+
+def test_exact_ties_are_no_near_ties(seed: int, rng: np.random.Generator):
+    """Which event wins them is part of the model: drawn models are full of them."""
+    spec = make_spec("eta")
+    cases = record(Reference(spec, draw_state(spec, rng)), draw_cases(spec, seed))
+    assert min(case.selection.min() for case in cases) > 1e-3

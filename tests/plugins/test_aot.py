@@ -1,0 +1,341 @@
+"""Kernels inside the engine, up to the launch: NVIDIA's ``tensorrt.plugin`` over our glue, then the
+entry kernels in the emulator with the very grid and integers that came out, against the reference.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from ckv_native import Cpu, Part, Run
+from ckv_testing import fake_tensorrt
+from ckv_testing.fake_tensorrt import Built, DataType, Node
+from hypothesis import given
+from hypothesis import strategies as st
+from test_reference import TOLERANCES, Case, cases, close, many, rounded, runs
+
+from ckv_export.engine import aot_kernels, aot_launch, aot_plugin
+from ckv_export.engine.aot_kernels import Compiler, Kernel
+from ckv_export.engine.aot_launch import INPUTS, TILES
+from ckv_export.engine.backends import Backend
+from ckv_export.errors import EngineError
+
+TYPES = {"fp32": DataType.FLOAT, "fp16": DataType.HALF, "bf16": DataType.BF16}
+WHOLE = ("index", "index_k", "index_v", "mask", "visible")
+
+
+class Launch(ctypes.Structure):
+    _fields_ = (
+        ("grid", ctypes.c_int32 * 3),
+        *((n, ctypes.c_int32) for n in ("threads", "shared", "tile", "values", "float_count")),
+        ("numbers", ctypes.POINTER(ctypes.c_int32)),
+    )
+
+
+class Named:
+    """A compiler whose PTX is the kernel's macros, in the place of text that no test here reads."""
+
+    find = staticmethod(lambda target: Named())
+
+    def ptx(self, kernel: Kernel) -> str:
+        return json.dumps(dict(kernel.macros))
+
+
+@pytest.fixture(scope="module")
+def trt() -> Iterator[ModuleType]:
+    """A module tensorrt in which our plugins are registered."""
+    with pytest.MonkeyPatch.context() as patch:
+        module = fake_tensorrt.installed(patch)
+        patch.setattr(aot_plugin, "_state", {})
+        patch.setattr(aot_plugin, "_failures", [])
+        patch.setattr(aot_plugin, "Compiler", Named)
+        aot_plugin.register(Backend("tensorrt", module, "11.4.0"), "sm80")
+        yield module
+        fake_tensorrt.forget()
+
+
+Axes = tuple[int | str, ...]
+
+
+def shapes(operator: str, static: bool, sizes: Mapping[str, int]) -> list[Axes]:
+    """Axes of every input; `static`: numbers where an exported graph has them, else all names."""
+
+    def side(name: str) -> list[Axes]:
+        return [(f"M{name}", f"G{name}"), ("B", "N"), ("B", "N", f"U{name}")]
+
+    if operator == "PoolGatherConcat":
+        named = side("k")
+    else:
+        links: list[Axes] = [("B", "C", "N"), ("B", "C", "N"), ("B", "C")]
+        own = [("B", "N")] if operator == "PooledAttention" else links
+        named = [("B", "C", "D"), *side("k"), *side("v"), *own]
+    if not static:
+        return named
+    return [tuple(a if a in "BCN" else sizes[a] for a in axes) for axes in named]
+
+
+def sizes_of(case: Case) -> dict[str, int]:
+    batch, queries, width = case.query.shape
+    sizes = {"B": batch, "C": queries, "D": width, "N": case.key.index.shape[1]}
+    for name, part in (("k", case.key), ("v", case.value)):
+        rows, pool = part.pool.shape
+        sizes |= {f"M{name}": rows, f"G{name}": pool, f"U{name}": part.user.shape[-1]}
+    return sizes
+
+
+def built(
+    trt: ModuleType,
+    operator: str,
+    case: Case,
+    dtype: str,
+    float_count: bool = True,
+    static: bool = True,
+) -> Iterator[tuple[int, Built, Mapping[str, int]]]:
+    """Every tactic of a node of `case`, with the sizes of the call."""
+    kinds = {name: DataType.INT32 if name in WHOLE else TYPES[dtype] for name in INPUTS[operator]}
+    if float_count and "count" in kinds:
+        kinds["count"] = DataType.FLOAT
+    attributes = {"num_heads": case.heads, "scale": float(np.float32(case.scale))}
+    sizes = sizes_of(case)
+    node = Node(operator, attributes, shapes(operator, static, sizes), list(kinds.values()))
+    for tactic, answer in fake_tensorrt.build(trt, node, sizes):
+        yield tactic, answer, sizes
+
+
+def launch_of(answer: Built, sizes: Mapping[str, int], float_count: bool = True) -> Launch:
+    numbers = answer.integers(sizes)
+    macros = json.loads(answer.ptx)
+    kept = (ctypes.c_int32 * len(numbers))(*numbers)
+    return Launch(
+        (ctypes.c_int32 * 3)(*answer.grid(sizes)),
+        answer.threads(sizes),
+        answer.shared(sizes),
+        int(macros.get("CKV_AOT_TILE", 0)),
+        int(macros.get("CKV_AOT_VALUES", 0)),
+        float_count,
+        ctypes.cast(kept, ctypes.POINTER(ctypes.c_int32)),
+    )
+
+
+class Emulated:
+    """The entry kernels in the emulator."""
+
+    def __init__(self, cpu: Cpu) -> None:
+        self.cpu, self.library = cpu, cpu._library
+        self.library.ckv_aot_shared_bytes.restype = ctypes.c_int64
+
+    def gather(self, case: Case, run: Run, launch: Launch) -> np.ndarray:
+        part = case.key
+        out = np.full((*part.index.shape, part.width), np.nan, np.float32)
+        side, rows = part.struct(), ctypes.c_int64(part.index.size)
+        at = ctypes.c_void_p(out.ctypes.data)
+        self._call("pool_gather_concat", run, launch, ctypes.byref(side), rows, at)
+        return out
+
+    def softmax(self, case: Case, run: Run, launch: Launch) -> np.ndarray:
+        struct, out = self.cpu._attention(*case.softmax[:3], case.heads, case.scale)
+        mask = ctypes.c_void_p(case.mask.ctypes.data)
+        self._call("pooled_attention", run, launch, ctypes.byref(struct), mask)
+        return out
+
+    def pointwise(self, case: Case, run: Run, launch: Launch) -> np.ndarray:
+        struct, out = self.cpu._attention(*case.pointwise[:3], case.heads, case.scale)
+        links = (case.bias, case.visible, case.count)
+        pointers = (ctypes.c_void_p(array.ctypes.data) for array in links)
+        self._call("pooled_pointwise_attention", run, launch, ctypes.byref(struct), *pointers)
+        return out
+
+    def _call(self, operator: str, run: Run, launch: Launch, *arguments: object) -> None:
+        # TensorRT's buffers are aligned and dense.
+        options = dataclasses.replace(run, alignment=16, padding=0).struct()
+        function = getattr(self.library, f"ckv_emulated_aot_{operator}")
+        status = function(ctypes.byref(options), ctypes.byref(launch), *arguments)
+        assert status == 0, f"the launch of {operator} returned CUDA error {status}"
+
+
+@pytest.fixture(scope="module")
+def emulated(cpu: Cpu) -> Emulated:
+    return Emulated(cpu)
+
+
+@given(case=cases(), run=runs(), static=st.booleans())
+@many
+def test_gather_concat_moves_bits(
+    trt: ModuleType, emulated: Emulated, case: Case, run: Run, static: bool
+):
+    case = rounded(emulated.cpu, case, run.dtype)
+    want, _ = emulated.cpu.pool_gather_concat(case.key)
+    for _, answer, sizes in built(trt, "PoolGatherConcat", case, run.dtype, static=static):
+        got = emulated.gather(case, run, launch_of(answer, sizes))
+        np.testing.assert_array_equal(got, want)
+
+
+@given(case=cases(most_events=120), run=runs(), static=st.booleans())
+@many
+def test_softmax_attention(trt: ModuleType, emulated: Emulated, case: Case, run: Run, static: bool):
+    case = rounded(emulated.cpu, case, run.dtype)
+    want, _ = emulated.cpu.attention(*case.softmax)
+    tactics = []
+    for tactic, answer, sizes in built(trt, "PooledAttention", case, run.dtype, static=static):
+        close(emulated.softmax(case, run, launch_of(answer, sizes)), want, TOLERANCES[run.dtype])
+        tactics.append(tactic)
+    assert sorted(tactics) == sorted(TILES)
+
+
+@given(case=cases(most_events=120), run=runs(), float_count=st.booleans())
+@many
+def test_pointwise_attention(
+    trt: ModuleType, emulated: Emulated, case: Case, run: Run, float_count: bool
+):
+    case = rounded(emulated.cpu, case, run.dtype)
+    want, _ = emulated.cpu.pointwise(*case.pointwise)
+    operator = "PooledPointwiseAttention"
+    for _, answer, sizes in built(trt, operator, case, run.dtype, float_count):
+        launch = launch_of(answer, sizes, float_count)
+        close(emulated.pointwise(case, run, launch), want, TOLERANCES[run.dtype])
+
+
+@pytest.mark.parametrize("tile", TILES.values())
+@pytest.mark.parametrize("values", [32, 128])
+def test_shared_memory_is_what_the_kernel_lays_out(emulated: Emulated, tile: int, values: int):
+    bytes_ = emulated.library.ckv_aot_shared_bytes(tile, values)
+    assert aot_launch.shared_bytes(tile, values) == bytes_ <= 48 * 1024
+
+
+def test_output_follows_the_inputs(trt: ModuleType):
+    float_, int_ = DataType.HALF, DataType.INT32
+    gather = Node(
+        "PoolGatherConcat", {}, [(9, 62), ("B", "N"), ("B", "N", 2)], [float_, int_, float_]
+    )
+    sizes = {"B": 3, "N": 5}
+    assert fake_tensorrt.output_shape(trt, gather, sizes) == ((3, 5, 64), float_)
+
+
+def test_the_scale_is_compiled_in_exactly(trt: ModuleType, rng: np.random.Generator):
+    scale = float(np.float32(rng.uniform(0.01, 2)))
+    case = Case(
+        np.zeros((1, 2, 8), np.float32), *[part(rng) for _ in range(2)],
+        np.ones((1, 3), np.int32), *[None] * 3, heads=2, scale=scale,
+    )  # fmt: skip
+    for tactic, answer, _ in built(trt, "PooledAttention", case, "bf16"):
+        macros = json.loads(answer.ptx)
+        text = macros["CKV_AOT_SCALE"].removeprefix("static_cast<float>(").removesuffix(")")
+        assert float.fromhex(text) == scale
+        assert macros["CKV_AOT_T"] == "__nv_bfloat16"
+        assert macros["CKV_AOT_TILE"] == str(TILES[tactic])
+
+
+def part(rng: np.random.Generator) -> Part:
+    return Part(
+        rng.standard_normal((4, 6), np.float32),
+        np.zeros((1, 3), np.int32),
+        np.zeros((1, 3, 2), np.float32),
+    )
+
+
+def test_other_element_types_are_refused_and_remembered(trt: ModuleType):
+    types = [DataType.INT8, DataType.INT32, DataType.INT8]
+    node = Node("PoolGatherConcat", {}, [(9, 62), ("B", "N"), ("B", "N", 2)], types)
+    with pytest.raises(EngineError, match="take FLOAT, HALF, BF16 elements, got INT8"):
+        list(fake_tensorrt.build(trt, node, {"B": 1, "N": 1}))
+    assert "got INT8" in str(aot_plugin.failure())
+    aot_plugin._failures.clear()
+
+
+def test_a_cache_that_cannot_be_written_is_remembered(
+    trt: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(self: Named, kernel: Kernel) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Named, "ptx", refuse)
+    types = [DataType.HALF, DataType.INT32, DataType.HALF]
+    node = Node("PoolGatherConcat", {}, [(9, 62), ("B", "N"), ("B", "N", 2)], types)
+    with pytest.raises(OSError, match="No space left"):
+        list(fake_tensorrt.build(trt, node, {"B": 1, "N": 1}))
+    assert "can't make the kernel of PoolGatherConcat" in str(aot_plugin.failure())
+    aot_plugin._failures.clear()
+
+
+# -- PTX
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    monkeypatch.setenv("CKV_EXPORT_CACHE", str(tmp_path / "cache"))
+    return Compiler.find("sm80")
+
+
+def attention(element: str, **macros: str) -> Kernel:
+    base = {"CKV_AOT_T": element, "CKV_AOT_TILE": "4", "CKV_AOT_VALUES": "128"}
+    base["CKV_AOT_SCALE"] = "static_cast<float>(0x1.6a09e6p-3)"
+    source = "pooled_pointwise_attention" if macros else "pooled_attention"
+    return Kernel(f"{source}.cu", f"ckv_{source}", tuple((base | macros).items()))
+
+
+KERNELS = {
+    "sm75": attention("__half", CKV_AOT_FLOAT_COUNT="true"),
+    "sm80": attention("float"),
+    "sm86": Kernel("pool_gather_concat.cu", "ckv_pool_gather_concat", (("CKV_AOT_BYTES", "2"),)),
+    "sm89": attention("__nv_bfloat16"),
+    "sm90": attention("__half"),
+    "sm100": Kernel("pool_gather_concat.cu", "ckv_pool_gather_concat", (("CKV_AOT_BYTES", "4"),)),
+    "sm120": attention("__nv_bfloat16", CKV_AOT_FLOAT_COUNT="false"),
+}
+
+
+@pytest.mark.parametrize("target", list(KERNELS))
+def test_one_entry_for_every_target_without_a_warning(compiler: Compiler, target: str):
+    kernel = KERNELS[target]
+    ptx = dataclasses.replace(compiler, target=target).ptx(kernel)
+    assert ptx.count(".entry") == 1
+    assert f".visible .entry {kernel.symbol}(" in ptx
+    assert f".target sm_{target[2:]}" in ptx
+    # Nothing that a lone module could not resolve.
+    assert ".extern .func" not in ptx
+
+
+def test_compiled_once(compiler: Compiler, monkeypatch: pytest.MonkeyPatch):
+    kernel = KERNELS["sm86"]
+    first = compiler.ptx(kernel)
+    monkeypatch.setattr(aot_kernels, "_run", lambda command: pytest.fail(f"ran {command}"))
+    assert compiler.ptx(kernel) == first
+    assert [p.suffix for p in compiler.cache.iterdir()] == [".ptx"]
+
+
+def test_other_sources_are_other_kernels(compiler: Compiler, tmp_path: Path):
+    copy = tmp_path / "plugins"
+    for folder in ("aot", "kernels", "include"):
+        shutil.copytree(compiler.sources / folder, copy / folder)
+    other = dataclasses.replace(compiler, sources=copy)
+    assert other.sha256 == compiler.sha256
+    assert dataclasses.replace(compiler, target="sm90").sha256 != compiler.sha256
+    (copy / "kernels" / "tiling.h").open("a").write("// more\n")
+    assert dataclasses.replace(other).sha256 != compiler.sha256
+
+
+def test_a_compile_error_is_told_and_not_kept(compiler: Compiler):
+    with pytest.raises(EngineError, match=r"nvcc failed: .*error"):
+        compiler.ptx(Kernel("pool_gather_concat.cu", "x", (("CKV_AOT_BYTES", "nonsense"),)))
+    assert list(compiler.cache.iterdir()) == []
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EngineError, match="needs nvcc"):
+        Compiler.find("sm80")
+    monkeypatch.setattr(aot_kernels, "default_source", lambda: tmp_path)
+    with pytest.raises(EngineError, match="install ckv-export from a clone"):
+        Compiler.find("sm80")
+    old = Backend("tensorrt", ModuleType("tensorrt"), "10.6")
+    with pytest.raises(EngineError, match=r"TensorRT 10\.6 has no ahead-of-time Python plugins"):
+        aot_plugin._plugin_module(old)

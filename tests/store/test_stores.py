@@ -1,0 +1,312 @@
+"""Both stores keep their promises: compared with a dict, raced, expired."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ckv_testing.writers import add, write_for_ever
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from ckv_export.errors import InputError, RecordError, StoreError
+from ckv_export.store import TOKENS_KEPT, Change, Entry, Kept, Store, open_store, token_of
+
+Open = Callable[[str], Store]
+USERS = ("a", "b", "ü:1", "")
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Random calls on a store and on a dict."""
+
+    store: Store
+    model: dict[str, Entry]
+    seen: dict[str, list[Entry | None]]
+
+    @rule(users=st.lists(st.sampled_from(USERS), max_size=5))
+    def read(self, users: list[str]) -> None:
+        assert self.store.read(users) == [self.model.get(u) for u in users]
+
+    @rule(
+        user=st.sampled_from(USERS),
+        record=st.binary(max_size=40),
+        back=st.integers(0, 2),
+        force=st.booleans(),
+        events=st.integers(0, 2**63),
+        tokens=st.integers(0, TOKENS_KEPT),
+    )
+    def write(
+        self, user: str, record: bytes, back: int, force: bool, events: int, tokens: int
+    ) -> None:
+        """Against what is there now, or was there before."""
+        past = self.seen.setdefault(user, [None])
+        before = past[-1 - min(back, len(past) - 1)]
+        entry = Entry(record, events, tuple(token_of(str(i)) for i in range(tokens)))
+        expected = force or before == self.model.get(user)
+        assert self.store.write([Change(user, entry, before, force)]) == [expected]
+        if expected:
+            self.model[user] = entry
+            past.append(entry)
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), head=st.binary(max_size=9), tail=st.binary(max_size=9))
+    def splice(self, data: st.DataObject, head: bytes, tail: bytes) -> None:
+        """Grow the middle of what is there by bytes around it."""
+        user = data.draw(st.sampled_from(sorted(self.model)))
+        before = self.model[user]
+        start = data.draw(st.integers(0, len(before.record)))
+        end = data.draw(st.integers(start, len(before.record)))
+        kept = Kept(start, len(head), end - start)
+        record = head + before.record[start:end] + tail
+        entry = before.followed_by(record, 1, token_of(head))
+        assert self.store.write([Change(user, entry, before, kept=kept)]) == [True]
+        self.model[user] = entry
+        self.seen[user].append(entry)
+
+    @rule(users=st.lists(st.sampled_from(USERS), max_size=3, unique=True))
+    def delete(self, users: list[str]) -> None:
+        assert self.store.delete(users) == sum(u in self.model for u in users)
+        for user in users:
+            self.model.pop(user, None)
+
+    @rule(value=st.binary(max_size=5))
+    def note(self, value: bytes) -> None:
+        self.store.put_note("a", value)
+        assert self.store.note("a") == value
+        assert self.store.note("b") is None
+
+
+def test_store_is_a_dict_that_compares_before_it_writes(url: str, opened: Open):
+    store = opened(url)
+
+    class Machine(StoreMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.store, self.model, self.seen = store, {}, {}
+            store.delete(USERS)
+
+    Machine.TestCase.settings = settings(
+        max_examples=20,
+        stateful_step_count=25,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    Machine.TestCase().runTest()
+
+
+def test_one_call_finds_its_own_changes_in_order(url: str, opened: Open):
+    store = opened(url)
+    one, two = Entry(b"one"), Entry(b"two")
+    done = store.write(
+        [Change("u", one), Change("u", two), Change("u", two, one), Change("v", one, two)]
+    )
+    assert done == [True, False, True, False]
+    assert store.read(["u", "v"]) == [two, None]
+
+
+def test_many_users_in_one_call(url: str, opened: Open):
+    store = opened(url)
+    users = [f"u{i}" for i in range(12_000)]
+    changes = [Change(u, Entry(u.encode(), i)) for i, u in enumerate(users)]
+    assert all(store.write(changes))
+    found = store.read(users[::-1])
+    assert [e.events for e in found if e] == list(range(12_000))[::-1]
+    assert store.delete(users) == 12_000
+
+
+def test_counters_count(url: str, opened: Open):
+    store = opened(url)
+    entry = Entry(b"12345")
+    store.write([Change("u", entry), Change("u", Entry(b""))])
+    store.read(["u", "v"])
+    store.delete(["u", "v"])
+    counters = dataclasses.asdict(store.counters())
+    size = len(entry.pack())
+    assert counters == {
+        "hits": 1,
+        "misses": 1,
+        "writes": 1,
+        "conflicts": 1,
+        "deletes": 1,
+        "bytes_read": size,
+        "bytes_written": size,
+    }
+    assert store.evictions() == 0
+
+
+def test_records_expire_notes_do_not(url: str, opened: Open):
+    store, forever = opened(f"{url}?ttl=0.3"), opened(url)
+    first, second = Entry(b"first"), Entry(b"second")
+    store.put_note("job", b"state")
+    store.write([Change("u", first), Change("v", first)])
+    forever.write([Change("w", first)])
+    assert store.read(["u"]) == [first]
+    time.sleep(0.2)
+    # A write begins the time anew.
+    assert store.write([Change("v", second, first)]) == [True]
+    time.sleep(0.15)
+    assert store.read(["u", "v", "w"]) == [None, second, first]
+    # What has expired is no longer there for a change either.
+    assert store.write([Change("u", second, first), Change("u", second)]) == [False, True]
+    assert store.note("job") == b"state"
+    assert store.evictions() == 1
+    assert forever.write([Change("v", first, second)]) == [True]
+    time.sleep(0.3)
+    assert store.read(["u", "v"]) == [None, first]
+
+
+def test_prefixes_are_apart(url: str, opened: Open):
+    one, two = opened(f"{url}?prefix=one"), opened(f"{url}?prefix=two")
+    entry = Entry(b"x")
+    one.write([Change("u", entry)])
+    assert two.read(["u"]) == [None]
+    assert two.delete(["u"]) == 0
+    assert one.read(["u"]) == [entry]
+
+
+# -- races
+
+
+def test_no_append_is_lost_or_doubled_between_processes_and_threads(url: str, opened: Open):
+    users = ["u", "v"]
+    context = multiprocessing.get_context("fork" if url.startswith("sqlite") else "spawn")
+    workers: list[threading.Thread | multiprocessing.process.BaseProcess] = [
+        context.Process(target=add, args=(url, name, users, 60)) for name in "AB"
+    ]
+    workers += [threading.Thread(target=add, args=(url, name, users, 60)) for name in "CD"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for entry in opened(url).read(users):
+        assert entry is not None
+        assert entry.events == 4 * 30
+        assert sorted(entry.record) == sorted(b"ABCD" * 30)
+
+
+def test_one_store_is_shared_by_threads_and_crosses_a_fork(url: str, opened: Open):
+    store = opened(url)
+    store.write([Change("u", Entry(b"x"))])
+
+    def use() -> None:
+        for i in range(30):
+            assert store.read(["u"])[0] is not None
+            store.put_note(threading.current_thread().name, bytes([i]))
+
+    child = multiprocessing.get_context("fork").Process(target=use)
+    child.start()
+    threads = [threading.Thread(target=use, name=f"t{i}") for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    child.join()
+    assert child.exitcode == 0
+    assert store.note("t3") == bytes([29])
+
+
+# -- crashes
+
+
+def test_a_writer_killed_at_any_moment_leaves_whole_records(
+    tmp_path: Path, rng: np.random.Generator
+):
+    url = f"sqlite:///{tmp_path / 'users.db'}"
+    context = multiprocessing.get_context("spawn")
+    last = -1
+    for _ in range(3):
+        ready = context.Event()
+        writer = context.Process(target=write_for_ever, args=(url, ready))
+        writer.start()
+        assert ready.wait(60)
+        time.sleep(float(rng.uniform(0.0, 0.03)))
+        writer.kill()
+        writer.join()
+        with open_store(url) as store:
+            one, two = store.read(["u", "v"])
+            assert one is not None
+            assert two is not None
+            assert one.record == two.record == str(one.events).encode() * 3000
+            assert one.events > 3 != last
+            last = one.events
+            store.write([Change("u", Entry(b"after"), one)])
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("users.db", "must be sqlite:///FILE or redis://HOST:PORT/DB, got 'users.db'"),
+        ("mysql://h/d", "must be sqlite:///FILE"),
+        ("sqlite://users.db", "sqlite:////FILE for an absolute path"),
+        ("sqlite:///", "got 'sqlite:///'"),
+        ("sqlite:///a.db?tll=3", "got 'tll'; did you mean 'ttl'?"),
+        ("sqlite:///a.db?ttl=soon", "ttl must be a number of seconds of at least 0.001"),
+        ("sqlite:///a.db?ttl=-1", "got '-1'"),
+        ("sqlite:///a.db?ttl=nan", "got 'nan'"),
+        ("redis://h:1/0?ttl=0", "got '0'"),
+        ("redis://[h", "must be sqlite:///FILE or redis://HOST:PORT/DB"),
+        ("sqlite:///a.db?synchronous=off", "must be one of normal, full, got 'off'"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(url: str, says: str):
+    with pytest.raises(InputError) as caught:
+        open_store(url)
+    assert says in str(caught.value)
+
+
+def test_a_place_that_can_not_be_a_file_is_refused(tmp_path: Path):
+    with pytest.raises(StoreError, match="unable to open"):
+        open_store(f"sqlite:///{tmp_path}/not/there.db")
+    (tmp_path / "junk.db").write_bytes(b"no database" * 100)
+    with pytest.raises(StoreError, match="not a database"):
+        open_store(f"sqlite:///{tmp_path}/junk.db")
+
+
+def test_a_full_disk_is_an_error_and_harms_nothing(tmp_path: Path):
+    if not shutil.which("sh") or not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    store = open_store(f"sqlite:///{tmp_path / 'users.db'}")
+    store.write([Change("u", Entry(b"x"))])
+    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]  # type: ignore[attr-defined]
+    store._connection.execute(f"PRAGMA max_page_count = {pages}")  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match="full"):
+        store.write([Change("v", Entry(b"y" * 100_000))])
+    assert store.read(["u", "v"])[1] is None
+    store.close()
+
+
+@pytest.mark.parametrize("damage", ["shorter", "magic", "version", "count"])
+def test_what_is_no_entry_is_refused(damage: str):
+    data = bytearray(Entry(b"record", 3, (token_of("x"),)).pack())
+    if damage == "shorter":
+        data = data[:20]
+    elif damage == "magic":
+        data[0] ^= 1
+    elif damage == "version":
+        data[4] = 9
+    else:
+        data[6:8] = b"\xff\xff"
+    with pytest.raises(RecordError, match="of user 'u'"):
+        Entry.unpack(bytes(data), "user 'u'")
+
+
+def test_tokens_tell_parts_apart_and_only_the_last_are_kept():
+    assert token_of("ab", "c") != token_of("a", "bc")
+    assert token_of("ab", b"c") == token_of("ab", "c")
+    entry = Entry(b"")
+    for i in range(TOKENS_KEPT + 3):
+        entry = entry.followed_by(b"", 2, token_of(str(i)))
+    assert entry.events == 2 * (TOKENS_KEPT + 3)
+    assert entry.tokens == tuple(token_of(str(i)) for i in range(3, TOKENS_KEPT + 3))
+    assert entry.followed_by(b"", 0, None).tokens == entry.tokens

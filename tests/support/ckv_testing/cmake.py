@@ -1,0 +1,102 @@
+"""C++ of this repository built once for many sessions.
+
+A build goes to ``build/`` of its sources (git-ignored), into a folder named after a hash of them:
+a second run finds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+SOURCES = {".h", ".cuh", ".cu", ".cpp", ".txt", ".cmake", ".in", ".map"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """A folder with a CMakeLists.txt."""
+
+    folder: Path
+
+    def hash(self) -> str:
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            inside = path.relative_to(self.folder)
+            if path.suffix in SOURCES and inside.parts[0] != "build":
+                digest.update(str(inside).encode() + path.read_bytes())
+        return digest.hexdigest()[:12]
+
+    def build_folder(self, name: str) -> Path:
+        return self.folder / "build" / f"pytest-{name}-{self.hash()}"
+
+    def start(self, name: str, *options: str, jobs: int = 2) -> subprocess.Popen[str]:
+        """Configure and build; nothing to do where that is done already.
+
+        The lock keeps two sessions from building into one folder; it is the shell's, so it goes
+        when the build ends, however it ends.
+        """
+        folder = self.build_folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.parent.glob(f"pytest-{name}-*"):
+            if stale != folder:
+                shutil.rmtree(stale, ignore_errors=True)
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        lock = (folder / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configure = ["cmake", "-S", str(self.folder), "-B", str(folder), *generator, *options]
+        done = (folder / "done").exists()
+        build = f'nice cmake --build "$0" --parallel {jobs}'
+        script = f'exec 2>&1; "$@" && {build} && touch "$0/done"'
+        return subprocess.Popen(
+            ["sh", "-c", "true" if done else script, str(folder), *configure],
+            stdout=(folder / "log").open("a" if done else "w"),
+            text=True,
+            pass_fds=[lock.fileno()],
+        )
+
+    def finish(self, build: subprocess.Popen[str], name: str) -> Path:
+        """The folder of a build when it is done; fails the test with its log where it isn't."""
+        folder = self.build_folder(name)
+        if build.wait() != 0:
+            log = (folder / "log").read_text()
+            pytest.fail(f"the build {name} failed:\n{log[-6000:]}", pytrace=False)
+        return folder
+
+
+def require(*programs: str) -> None:
+    """Skip where a program is missing."""
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+
+
+def cuda_headers() -> Path | None:
+    """Folder of cuda_runtime_api.h; no part of CUDA but its headers is needed on a CPU."""
+    homes = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))]
+    if (nvcc := shutil.which("nvcc")) is not None:
+        homes.append(Path(nvcc).resolve().parents[1])
+    folders = [home / "include" for home in homes]
+    return next((f for f in folders if (f / "cuda_runtime_api.h").exists()), None)
+
+
+def rtx_library() -> Path | None:
+    """TensorRT for RTX's library, from its Python package."""
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    found = [path for f in folders for path in Path(f).glob("libtensorrt_rtx.so*")]
+    return found[0] if found else None
+
+
+def registry_option() -> list[str]:
+    """A library with TensorRT's registry, to stand in for libnvinfer, where there is one."""
+    library = rtx_library()
+    return [] if library is None else [f"-DTensorRT_LIBRARY={library}"]

@@ -1,0 +1,209 @@
+"""Shops: a bundle to serve from, users with true histories, and what the reference says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ckv_export.cache.record import RecordLayout, decode
+from ckv_export.checkpoint.native import save_native
+from ckv_export.contract import EventForm, FeatureSpec, ModelSpec, Profile
+from ckv_export.deploy.bundle import ExportRequest, export_bundle
+from ckv_export.deploy.prepare import FormRequest
+from ckv_export.manifest import Manifest, open_bundle
+from ckv_export.model.reference import Reference
+from ckv_export.model.registry import build_reference
+from ckv_export.runtimes.base import Array, Arrays
+from ckv_export.stages import Stages
+from ckv_testing.draw import PLAIN, draw_state, exact, make_spec
+from ckv_testing.exports import Export, one_thread
+from ckv_testing.hstu import SPEC as HSTU
+from ckv_testing.hstu import hstu_state
+
+AGE = FeatureSpec("age", "user", "categorical", 3, vocab_size=6)
+ITEMS = make_spec("eta", features=(AGE, *PLAIN), window=5, max_len=12)
+_SEED = 11
+
+
+@dataclass
+class User:
+    """What a user truly did: arrays [n, ..] by item feature, and the features of the request."""
+
+    events: dict[str, Array]
+    features: dict[str, Array]
+
+    @property
+    def count(self) -> int:
+        return len(next(iter(self.events.values())))
+
+
+@dataclass
+class Shop:
+    """A published bundle, and the reference model that it came from."""
+
+    form: str
+    spec: ModelSpec
+    state: Mapping[str, Tensor]
+    folder: Path
+    manifest: Manifest
+    reference: Reference
+    items: dict[str, Array] = field(default_factory=dict)
+
+    def draw(self, count: int, rng: np.random.Generator, after: int = 0) -> dict[str, Array]:
+        """`count` events or candidates: [count, ..] by item feature; times rise from `after`."""
+        drawn: dict[str, Array] = {}
+        for f in self.spec.item_features:
+            drawn[f.name] = _draw(f, count, rng)
+            if f.kind == "timestamp":
+                gaps = rng.integers(0, 5000, count)
+                drawn[f.name] = (after + gaps.cumsum()).astype(np.int32)
+        for name, values in self.items.items():
+            drawn[name] = values[drawn["item_id"]]
+        return drawn
+
+    def user(self, events: int, rng: np.random.Generator) -> User:
+        """A user with a history of so many events."""
+        features = {f.name: _draw(f, 1, rng)[0] for f in self.spec.user_features}
+        return User(self.draw(events, rng), features)
+
+    def grow(self, user: User, events: Mapping[str, Array]) -> None:
+        """Let the user do `events`."""
+        user.events = {n: np.concatenate([a, events[n]]) for n, a in user.events.items()}
+
+    def last(self, user: User) -> int:
+        """When the user last did something; 0 where time is no feature."""
+        stamp = self.spec.timestamp
+        return int(user.events[stamp.name][-1]) if stamp and user.count else 0
+
+    def given(self, prefix: str, values: Mapping[str, Array]) -> Arrays:
+        """Those of `values` that the bundle's graphs take, under their names."""
+        taken = [f.name for f in self.spec.item_features if self.manifest.form.gives(f)]
+        return {f"{prefix}_{name}": values[name] for name in taken}
+
+    def inputs(
+        self, user: User, events: Mapping[str, Array], candidates: Mapping[str, Array]
+    ) -> Arrays:
+        """A request's inputs."""
+        features = {f"user_{n}": np.asarray(v) for n, v in user.features.items()}
+        return self.given("append", events) | self.given("candidate", candidates) | features
+
+    def scores(self, user: User, candidates: Mapping[str, Array]) -> Array:
+        """What the reference says [C], the history as long as in training for windowed models."""
+        length = self.spec.max_len if self.spec.window is not None else user.count
+        history = {n: _left_padded(a, length) for n, a in user.events.items()}
+        mask = np.arange(length) >= length - user.count
+        with torch.inference_mode():
+            score = self.reference.score(
+                _tensors(history),
+                torch.from_numpy(mask[None]),
+                _tensors(candidates),
+                _tensors(user.features),
+            )
+        return score[0].numpy()
+
+
+def check_record(shop: Shop, user: User, layout: RecordLayout, record: bytes) -> None:
+    """What the record holds is what the reference makes of all that the user truly did."""
+    stored = decode(layout, record)
+    history = {n: _tensors({n: a})[n] for n, a in user.events.items()}
+    with torch.inference_mode():
+        layers = shop.reference.cache(history, torch.ones(1, user.count, dtype=torch.bool))
+    for name, array in stored.items():
+        group, what = name.split("_", 1)
+        if group == "history":
+            wanted = user.events[what]
+            np.testing.assert_array_equal(array, wanted[len(wanted) - len(array) :], name)
+            continue
+        side, kind = what.split("_")
+        made = [getattr(entries, kind)[side][0].numpy() for entries in layers]
+        wanted = np.stack(made)[:, user.count - array.shape[1] :]
+        np.testing.assert_allclose(array, wanted, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def sim_shop(made: Export, folder: Path, max_len: int = 9) -> Shop:
+    """The session's SIM: every kind of feature in both roles, the paper authors' mask rule."""
+    spec = dataclasses.replace(made.spec, max_len=max_len)
+    return _shop("sim", spec, made.state, _bundle(spec, made.folder, folder))
+
+
+def hstu_shop(graphs: Path, folder: Path) -> Shop:
+    """The session's HSTU: two layers, times."""
+    spec = dataclasses.replace(HSTU, max_len=120)
+    return _shop("hstu", spec, hstu_state(HSTU), _bundle(spec, graphs, folder))
+
+
+def items_shop(folder: Path) -> Shop:
+    """An ETA with an item table, exported here."""
+    rng = np.random.default_rng(_SEED)
+    state, items = draw_state(ITEMS, rng), _catalogue(ITEMS, rng)
+    save_native(folder / "shop.pt", ITEMS, state)
+    np.savez(folder / "items.npz", item_id=np.arange(len(items["cate_id"])), **items)
+    request = ExportRequest(
+        model=folder / "shop.pt",
+        out=folder / "bundles",
+        form=FormRequest(item_features=folder / "items.npz", item_table=True),
+        parity=False,
+    )
+    with one_thread():
+        exported = export_bundle(request, Stages(), None)  # type: ignore[arg-type]  # no engines
+    return dataclasses.replace(_shop("items", ITEMS, state, exported.folder), items=items)
+
+
+def _bundle(spec: ModelSpec, graphs: Path, folder: Path) -> Path:
+    """A bundle around graphs that are there; its own length limit stands in the manifest alone."""
+    for name in ("prefill.onnx", "decode.onnx"):
+        shutil.copyfile(graphs / name, folder / name)
+    manifest = Manifest(
+        name=f"shop-{spec.kind}",
+        fingerprint=secrets.token_hex(32),
+        model=spec,
+        form=EventForm(),
+        item_table=None,
+        profile=Profile.default(spec),
+        source={"kind": "native"},
+        versions={},
+        operators={},
+        notes=(),
+        timings={},
+        parity=None,
+    )
+    manifest.with_files(folder).write(folder)
+    return folder
+
+
+def _shop(form: str, spec: ModelSpec, state: Mapping[str, Tensor], folder: Path) -> Shop:
+    return Shop(form, spec, state, folder, open_bundle(folder), build_reference(spec, state))
+
+
+def _catalogue(spec: ModelSpec, rng: np.random.Generator) -> dict[str, Array]:
+    ids = next(f.vocab_size for f in spec.item_features if f.name == "item_id")
+    others = (f for f in spec.embedded_item_features if f.name != "item_id")
+    drawn = {f.name: _draw(f, ids, rng) for f in others}
+    for values in drawn.values():
+        values[0] = 0  # of padding, everything is 0
+    return drawn
+
+
+def _draw(feature: FeatureSpec, count: int, rng: np.random.Generator) -> Array:
+    shape = (count, *feature.inner)
+    if feature.dtype == "float32":
+        return exact(rng.standard_normal(shape).astype(np.float32))
+    return rng.integers(1, max(feature.vocab_size, 2), shape).astype(np.int32)
+
+
+def _left_padded(values: Array, length: int) -> Array:
+    kept = values[max(len(values) - length, 0) :]
+    return np.concatenate([np.zeros((length - len(kept), *kept.shape[1:]), kept.dtype), kept])
+
+
+def _tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {n: torch.from_numpy(np.asarray(a)[None].copy()) for n, a in values.items()}
