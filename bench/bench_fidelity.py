@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    results = []
+    results, where = [], environment()
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(name)
@@ -139,9 +139,8 @@ def main() -> None:
                 path = Path(folder) / "demo-hstu.pt"
                 train_demo("hstu", path)
             results.append(measure(path, path.stem, args.users, Path(folder)))
-    text = json.dumps(
-        {"schema_version": SCHEMA_VERSION, **environment(), "result": results}, indent=1
-    )
+    facts = {"schema_version": SCHEMA_VERSION, "environment": where, "results": results}
+    text = json.dumps(facts, indent=1)
     print(text)
     if args.json is not None:
         args.json.write_text(text + "\n")
