@@ -45,8 +45,8 @@ from ckv_export.runtimes.torch import TorchRunner
 from ckv_export.stages import Stages
 from ckv_export.training.demo import train_demo
 
-EVENTS, CANDIDATES, TOP = 100, 20, 10
 SCHEMA_VERSION = 1
+EVENTS, CANDIDATES, TOP = 100, 20, 10
 
 
 def requests_file(spec: ModelSpec, users: int, path: Path) -> Path:
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    results, about = [], {"schema_version": SCHEMA_VERSION} | environment()
+    results, where = [], environment()
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(name)
@@ -139,7 +139,8 @@ def main() -> None:
                 path = Path(folder) / "demo-hstu.pt"
                 train_demo("hstu", path)
             results.append(measure(path, path.stem, args.users, Path(folder)))
-    text = json.dumps({**about, "result": results}, indent=1)
+    facts = {"schema_version": SCHEMA_VERSION, "environment": where, "results": results}
+    text = json.dumps(facts, indent=1)
     print(text)
     if args.json is not None:
         args.json.write_text(text + "\n")

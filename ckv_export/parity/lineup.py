@@ -14,6 +14,7 @@ from ckv_export.manifest import EngineEntry, Manifest
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.runtimes import onnxruntime as ort
 from ckv_export.runtimes.base import Runner
+from ckv_export.runtimes.bf16 import RoundedBf16Runner
 from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.tensorrt import TensorRtRunner
 
@@ -106,15 +107,21 @@ def _provider_problem(provider: str) -> str | None:
 
 
 def _on_onnxruntime(name: str, provider: str, folder: Path, manifest: Manifest) -> Contender:
-    def runners() -> list[Runner]:
-        pools = load_pools(folder, manifest)
-        plain = [
-            ort.OnnxRuntimeRunner(folder / f"{graph}.onnx", manifest.graph(graph), provider)
-            for graph in manifest.graph_names
-        ]
-        return [BoundRunner(runner, pools) for runner in plain]
+    return Contender(name, lambda: onnxruntime_runners(folder, manifest, provider))
 
-    return Contender(name, runners)
+
+def onnxruntime_runners(folder: Path, manifest: Manifest, provider: str = ort.CPU) -> list[Runner]:
+    """All ONNX files of `folder` on a provider, their pools bound.
+
+    The CPU provider has no bf16 products: there each is computed in fp32 and rounded.
+    """
+    rounded = manifest.precision == "bf16" and provider == ort.CPU
+    kind = RoundedBf16Runner if rounded else ort.OnnxRuntimeRunner
+    pools = load_pools(folder, manifest)
+    return [
+        BoundRunner(kind(folder / f"{graph}.onnx", manifest.graph(graph), provider), pools)
+        for graph in manifest.graph_names
+    ]
 
 
 def _engines(manifest: Manifest, backend: str) -> list[Sequence[EngineEntry]]:
