@@ -28,19 +28,20 @@ from ckv_export.runtimes.bound import without
 class Believed:
     """Graphs that are taken to be right: where they lie, and what they are, for a sentence.
 
-    `pools`: those that they take as inputs.
+    `pools`: those that they take as inputs; `precision`: theirs.
     """
 
     folder: Path
     title: str
     pools: Mapping[str, Array]
     optimised: bool = True
+    precision: str = "fp32"
 
 
 def unoptimised(folder: Path, manifest: Manifest) -> Believed:
     """A bundle's own graphs, for want of others."""
     title = "the same file run without graph optimisations"
-    return Believed(folder, title, load_pools(folder, manifest), optimised=False)
+    return Believed(folder, title, load_pools(folder, manifest), False, manifest.precision)
 
 
 def localize(
@@ -60,8 +61,8 @@ def localize(
         return "nothing was compared: there is no case to look into"
     graph, feeds = _feeds(manifest, run, result, table)
     probes = (
-        GraphProbe(folder / f"{graph}.onnx"),
-        GraphProbe(believed.folder / f"{graph}.onnx", believed.optimised),
+        GraphProbe(folder / f"{graph}.onnx", precision=manifest.precision),
+        GraphProbe(believed.folder / f"{graph}.onnx", believed.optimised, believed.precision),
     )
     own = load_pools(folder, manifest)
     localizer = Localizer(*probes, manifest.precision)

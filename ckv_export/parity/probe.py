@@ -14,6 +14,7 @@ import onnx.inliner
 
 from ckv_export.errors import ExportError
 from ckv_export.runtimes.base import Array, Arrays
+from ckv_export.runtimes.bf16 import rounded
 from ckv_export.runtimes.onnxruntime import CPU, load_module
 
 _LOGITS = re.compile(r"(?:.*/)?([kv])/router/logits(?=/)")
@@ -40,15 +41,18 @@ class GraphProbe:
     """The ONNX file `path` with its functions inlined.
 
     The file itself is left alone, and its external weights are read from where they lie.
-    `optimised`: whether ONNX Runtime may fuse and fold. Raises `ExportError`.
+    `optimised`: whether ONNX Runtime may fuse and fold; `precision`: of the graph, of which bf16 is
+    computed as `RoundedBf16Runner` does. Raises `ExportError`.
     """
 
-    def __init__(self, path: Path, optimised: bool = True) -> None:
+    def __init__(self, path: Path, optimised: bool = True, precision: str = "fp32") -> None:
         self.path, self.optimised = path, optimised
         try:
             model = onnx.load(str(path), load_external_data=False)
             callers = {n.output[0]: n.name for n in model.graph.node if n.domain == "ckv"}
-            self.model = onnx.inliner.inline_local_functions(model)
+            callers |= {f"{output}/exact": name for output, name in callers.items()}
+            inlined = rounded(path) if precision == "bf16" else None
+            self.model = inlined or onnx.inliner.inline_local_functions(model)
         except Exception as error:  # protobuf and onnx raise several classes of their own
             raise ExportError(f"{path} is no ONNX model: {error}") from error
         self.steps = _steps(self.model, callers)

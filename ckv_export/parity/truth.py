@@ -55,8 +55,8 @@ class GraphTruth:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.manifest, self.pools = manifest, load_pools(folder, manifest)
-        self.probe = GraphProbe(folder / "prefill.onnx")
-        self.decode = GraphProbe(folder / "decode.onnx")
+        self.probe = GraphProbe(folder / "prefill.onnx", precision=manifest.precision)
+        self.decode = GraphProbe(folder / "decode.onnx", precision=manifest.precision)
         self.decode_io = without(manifest.graph("decode"), self.pools)
         self.name = (
             f"full recomputation by the {manifest.precision} graphs of {folder} on ONNX Runtime"

@@ -13,6 +13,10 @@ from ckv_testing.exports import Export
 from onnx import TensorProto, helper, numpy_helper
 
 from ckv_export.errors import ExportError
+from ckv_export.graphs.decode import DecodeGraph
+from ckv_export.model.registry import build_model
+from ckv_export.onnx_export.export import export_graph
+from ckv_export.onnx_export.save import save_models
 from ckv_export.parity.fault import Believed, localize, unoptimised
 from ckv_export.parity.gate import RuntimeResult, judge
 from ckv_export.parity.localize import Divergence, Localizer, difference, last_uses, paired
@@ -50,7 +54,7 @@ def nudged(weight: str, by: float = 0.125) -> Change:
     def change(model: onnx.ModelProto) -> None:
         tensor = next(i for i in model.graph.initializer if i.name == weight)
         array = numpy_helper.to_array(tensor).copy()
-        array.ravel()[0] += by
+        array.ravel()[0] += array.dtype.type(by)
         tensor.CopyFrom(numpy_helper.from_array(array, weight))
 
     return change
@@ -280,3 +284,20 @@ def test_difference_of_numbers_bools_and_stand_ins():
     assert not difference(np.zeros(0), np.zeros(0), "fp32").counts
     nan = np.array([np.nan], np.float32)
     assert difference(nan, np.ones(1, np.float32), "fp32").counts
+
+
+def test_bf16_graph_is_searched_in_rounded_fp32(exported: Exported, tmp_path: Path):
+    """ONNX Runtime has no bf16 products on the CPU; the node is found all the same."""
+    made = exported("sim")
+    model = build_model(made.spec, made.state, precision="bf16")
+    save_models({"decode": export_graph(DecodeGraph(model))}, tmp_path)
+    path = tmp_path / "decode.onnx"
+    truth = GraphProbe(made.folder / "decode.onnx")
+    given = feeds(made, 5)[1]
+    assert Localizer(GraphProbe(path, precision="bf16"), truth, "bf16").first(given) is None
+    wrong = onnx.load(path)
+    nudged("model.dnn.first.long.weight", 8.0)(wrong)
+    onnx.save(wrong, path)
+    found = Localizer(GraphProbe(path, precision="bf16"), truth, "bf16").first(given)
+    assert found is not None
+    assert found[0].name == user(wrong, "model.dnn.first.long.weight")
