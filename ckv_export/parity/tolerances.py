@@ -137,5 +137,11 @@ def routing_of(layer: int = 0, precision: str = "fp32") -> Routing:
 
 
 def selection_of(layers: int = 1, precision: str = "fp32") -> float:
-    """Below what a selection margin excuses a score: of layers, the router margin that excuses."""
-    return routing_of(layers - 1, precision).margin if layers > 1 else EXPLAINED_SELECTION
+    """Below what a selection margin excuses a score.
+
+    A candidate that is routed through layers is one event among thousands: it is given a quarter of
+    the margin that their rare ones need, or half of all candidates would be near-ties in bf16.
+    """
+    if layers == 1:
+        return EXPLAINED_SELECTION
+    return max(routing_of(layers - 1, precision).margin / 4, EXPLAINED_MARGIN)
