@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import record
 import torch
 
+from ckv_export.bench.environment import environment
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.contract import FEATURES, ModelSpec
 from ckv_export.deploy.bundle import ExportRequest, export_bundle
@@ -45,6 +45,7 @@ from ckv_export.runtimes.torch import TorchRunner
 from ckv_export.stages import Stages
 from ckv_export.training.demo import train_demo
 
+SCHEMA_VERSION = 1
 EVENTS, CANDIDATES, TOP = 100, 20, 10
 
 
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    results = []
+    results, where = [], environment()
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(name)
@@ -138,7 +139,8 @@ def main() -> None:
                 path = Path(folder) / "demo-hstu.pt"
                 train_demo("hstu", path)
             results.append(measure(path, path.stem, args.users, Path(folder)))
-    text = json.dumps({**record.environment(), "result": results}, indent=1)
+    facts = {"schema_version": SCHEMA_VERSION, "environment": where, "results": results}
+    text = json.dumps(facts, indent=1)
     print(text)
     if args.json is not None:
         args.json.write_text(text + "\n")

@@ -119,6 +119,17 @@ def measured_ways(result: Mapping[str, Any], history: int) -> list[Measured]:
     ]
 
 
+def not_counted(spec: ModelSpec, demand: Demand) -> str | None:
+    """What else a server keeps of every user, whichever cache it has; None if that is nothing."""
+    ids = cache_sizes(spec, history=demand.history).item_id
+    if ids is None:
+        return None
+    return (
+        f"Not counted: the item ids that the long branch reads, {bytes_text(ids.bytes_per_user)} a "
+        "user with any cache and without one."
+    )
+
+
 def plans(spec: ModelSpec, demand: Demand, measured: list[Measured] | None = None) -> list[Plan]:
     """A plan for the compact cache, then for K and V in fp16 and in fp32.
 
@@ -163,6 +174,8 @@ def _lines(
     yield _bytes("bytes per event", how, each)
     user = kept * each
     yield _bytes("bytes per user", f"{kept:,} events x {each:,}", user)
+    if user:
+        yield _count("users per GB", f"1,000,000,000 / {user:,}, rounded down", 10**9 // user)
     total = demand.users * user
     yield _bytes("all users", f"{demand.users:,} users x {user:,}", total)
     room = demand.memory - pool

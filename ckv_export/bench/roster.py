@@ -38,8 +38,11 @@ FIRST = "ONNX Runtime, compact cache"
 """What all other ways are compared with."""
 NO_CACHE = "ONNX Runtime, no cache"
 _NEED_WEIGHTS = (
-    *("PyTorch eager, compact cache", "torch.compile, compact cache", "PyTorch eager, no cache"),
-    *("ONNX Runtime, full KV held", "ONNX Runtime, full KV fetched"),
+    "PyTorch eager, compact cache",
+    "torch.compile, compact cache",
+    "PyTorch eager, no cache",
+    "ONNX Runtime, full KV held",
+    "ONNX Runtime, full KV fetched",
 )
 
 

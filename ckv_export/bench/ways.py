@@ -110,12 +110,10 @@ class Prepared:
 
     def calls(self) -> Iterator[tuple[str, Callable[[], object]]]:
         """Each phase that is this way's own."""
-        way, decode = self.way, self.way.decode
-        if way.prefill is not None and way.cache in ("compact", "none"):
-            feeds = self.request.prefill_feeds(way.prefill.io, self.spec)
-            prefill = way.prefill
-            if way.cache == "compact":
-                yield "prefill", lambda: prefill.infer(feeds)
+        way, decode, prefill = self.way, self.way.decode, self.way.prefill
+        if prefill is not None and way.cache == "compact":
+            feeds = self.request.prefill_feeds(prefill.io, self.spec)
+            yield "prefill", lambda: prefill.infer(feeds)
         if way.cache in ("compact", "full, held"):
             alone = self.request.without_scoring()
             appended = alone.decode_feeds(decode.io, self.cache)

@@ -28,8 +28,8 @@ EXIT_BAD_INPUT = 2
 
 _EPILOG = """\
 `ckv-export MODEL --out DIR` is short for `ckv-export export MODEL --out DIR`.
-exit codes: 0 success, 1 the parity gate failed, 2 bad input, a missing package, a full disk or an
-interrupt; whatever goes wrong, the output folder is left as it was.
+exit codes: 0 success, 1 the parity gate failed or a benchmark became slower, 2 bad input, a missing
+package, a full disk or an interrupt; whatever goes wrong, the output folder is left as it was.
 """
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ckv_export.bench import compare
-from ckv_export.bench.plan import Demand, measured_ways, plans, whole_number
+from ckv_export.bench.plan import Demand, measured_ways, not_counted, plans, whole_number
 from ckv_export.cli import options
 from ckv_export.cli.show import console, table
 from ckv_export.errors import InputError
@@ -63,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
     for plan in made:
         rows = [(line.what, line.how, line.text) for line in plan.lines]
         console.print(table(f"{plan.cache} cache", ("what", "how", ""), rows))
+    beside = not_counted(manifest.model, demand)
+    if beside is not None:
+        console.print(beside)
     if measured is None:
         console.print("Cores and GPUs need measured times: give --bench FILE.")
     return 0

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckv_export.cache.item_table import load_item_table
-from ckv_export.cache.pool_file import load_pools
 from ckv_export.errors import BundleError, EngineError, ExportError, InputError, MissingDependency
 from ckv_export.manifest import Manifest
 from ckv_export.parity import expected
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.gate import RuntimeResult, judge_all
-from ckv_export.parity.lineup import Contender, Lineup
+from ckv_export.parity.lineup import Contender, Lineup, onnxruntime_runners
 from ckv_export.runtimes.base import Arrays
-from ckv_export.runtimes.bound import BoundRunner
-from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.stages import Stages
 
 CASES_FILE = "parity_cases.npz"
@@ -35,11 +32,7 @@ def judge_onnxruntime(
     folder: Path, manifest: Manifest, cases: Sequence[ExpectedCase], table: Arrays | None
 ) -> RuntimeResult:
     """All ONNX files of `folder` on ONNX Runtime's CPU provider."""
-    pools = load_pools(folder, manifest)
-    runners = (
-        BoundRunner(OnnxRuntimeRunner(folder / f"{name}.onnx", manifest.graph(name)), pools)
-        for name in manifest.graph_names
-    )
+    runners = onnxruntime_runners(folder, manifest)
     return judge_all(manifest.model, runners, cases, table, manifest.precision)
 
 
@@ -90,8 +83,8 @@ def _judged(
             with runner:
                 pass
     except (EngineError, ExportError, MissingDependency) as error:
-        # ONNX Runtime on the CPU runs everything but bf16: else the file is broken.
-        if contender.name == "onnxruntime-cpu" and manifest.precision != "bf16":
+        # ONNX Runtime on the CPU runs everything: else the file is broken.
+        if contender.name == "onnxruntime-cpu":
             raise
         return str(error)
     return judge_all(spec, runners, taken, table, manifest.precision)

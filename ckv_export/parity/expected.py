@@ -30,8 +30,8 @@ class ExpectedCase:
     `outputs`: ``cache_*`` [B, L, S, ...], ``append_*`` [B, L, T, ...] and ``score`` [B, C].
     `margins`: for every ``*_index`` tensor the distance between the largest and the second
     largest router logit, of the same shape: how close that index was to being another.
-    `selection` [B, C]: how close the long branch was to other events, see `selection_margin`;
-    None where it selects none, or isn't known.
+    `selection` [B, C]: how close a candidate's own choices were to others, see `selection_margin`;
+    None where that isn't known.
     """
 
     case: Case

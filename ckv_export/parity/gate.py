@@ -15,9 +15,9 @@ from ckv_export.parity.compare import TensorResult, compare_rows, compare_values
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.replay import CaseRun, comparable, replay
 from ckv_export.parity.tolerances import (
-    EXPLAINED_SELECTION,
     MOST_EXCUSED_SCORES,
     routing_of,
+    selection_of,
     tolerance_of,
 )
 from ckv_export.runtimes.base import Array, Arrays, Runner, RunnerMetadata
@@ -73,7 +73,7 @@ def judge(
     a flipped row (reported by itself) doesn't hide what else differs.
     """
     runs = tuple(replay(spec, prefill, decode, cases))
-    results = [result for run in runs for result in _compare_run(run, precision)]
+    results = [result for run in runs for result in compare_run(run, precision)]
     results += _overall(results, spec.num_layers, precision)
     return RuntimeResult(decode.metadata(), tuple(results), runs, precision)
 
@@ -122,7 +122,7 @@ def require_pass(outcome: RuntimeResult) -> None:
         )
 
 
-def _compare_run(run: CaseRun, precision: str) -> Iterator[TensorResult]:
+def compare_run(run: CaseRun, precision: str) -> Iterator[TensorResult]:
     """The comparisons of one case, in the order of computation."""
     case, name = run.case, run.case.case.name
     yield from _compare_entries(case, name, "cache", run.cache, precision)
@@ -159,9 +159,9 @@ def _compare_score(
     layers: int,
     precision: str,
 ) -> TensorResult:
-    near = (
-        None if case.selection is None else case.selection.astype(np.float64) < EXPLAINED_SELECTION
-    )
+    near = None
+    if case.selection is not None:
+        near = case.selection.astype(np.float64) < selection_of(layers, precision)
     bound = tolerance_of("score", layers, precision)
     return compare_values(name, "score", score, case.outputs["score"], bound, counted, near)
 

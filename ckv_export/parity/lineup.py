@@ -14,6 +14,7 @@ from ckv_export.manifest import EngineEntry, Manifest
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.runtimes import onnxruntime as ort
 from ckv_export.runtimes.base import Runner
+from ckv_export.runtimes.bf16 import RoundedBf16Runner
 from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.tensorrt import TensorRtRunner
 
@@ -32,23 +33,25 @@ NAMES = (PYTORCH, *PROVIDERS, *ENGINES)
 class Contender:
     """A runtime that may be able to run the bundle's graphs.
 
-    `runners`: makes prefill, decode and, with an item table, decode_items; `profile`: the sizes it
-    takes, None for any.
+    `runners`: makes prefill, decode and, with an item table, decode_items; `profiles`: of each of
+    them the sizes it takes, any of several; empty for any size.
     """
 
     name: str
     runners: Callable[[], list[Runner]]
-    profile: Profile | None = None
+    profiles: tuple[tuple[Profile, ...], ...] = ()
 
     def takes(self, case: ExpectedCase, cached: int) -> bool:
-        """Whether a case of `cached` entries K lies within the profile."""
-        if self.profile is None:
-            return True
+        """Whether a case of `cached` entries K lies within a profile of every graph."""
         score = case.outputs["score"].shape
         sizes = {"B": score[0], "C": score[1], "S": case.case.cached, "T": case.case.appended}
         sizes["K"] = cached
-        ranges = self.profile.axes
-        return all(r.min <= sizes[a] <= r.max for a, r in ranges.items() if a in sizes)
+        return all(any(_within(p, sizes) for p in graph) for graph in self.profiles)
+
+
+def _within(profile: Profile, sizes: Mapping[str, int]) -> bool:
+    ranges = profile.axes.items()
+    return all(r.min <= sizes[axis] <= r.max for axis, r in ranges if axis in sizes)
 
 
 @dataclass(frozen=True)
@@ -104,15 +107,21 @@ def _provider_problem(provider: str) -> str | None:
 
 
 def _on_onnxruntime(name: str, provider: str, folder: Path, manifest: Manifest) -> Contender:
-    def runners() -> list[Runner]:
-        pools = load_pools(folder, manifest)
-        plain = [
-            ort.OnnxRuntimeRunner(folder / f"{graph}.onnx", manifest.graph(graph), provider)
-            for graph in manifest.graph_names
-        ]
-        return [BoundRunner(runner, pools) for runner in plain]
+    return Contender(name, lambda: onnxruntime_runners(folder, manifest, provider))
 
-    return Contender(name, runners)
+
+def onnxruntime_runners(folder: Path, manifest: Manifest, provider: str = ort.CPU) -> list[Runner]:
+    """All ONNX files of `folder` on a provider, their pools bound.
+
+    The CPU provider has no bf16 products: there each is computed in fp32 and rounded.
+    """
+    rounded = manifest.precision == "bf16" and provider == ort.CPU
+    kind = RoundedBf16Runner if rounded else ort.OnnxRuntimeRunner
+    pools = load_pools(folder, manifest)
+    return [
+        BoundRunner(kind(folder / f"{graph}.onnx", manifest.graph(graph), provider), pools)
+        for graph in manifest.graph_names
+    ]
 
 
 def _engines(manifest: Manifest, backend: str) -> list[Sequence[EngineEntry]]:
@@ -148,13 +157,9 @@ def _on_engine(entries: Sequence[EngineEntry], folder: Path, manifest: Manifest)
     backend = entries[0].backend
 
     def runners() -> list[Runner]:
-        pools, module = load_pools(folder, manifest), load(backend)
-        plain = [
-            TensorRtRunner(folder / entry.file, manifest.graph(entry.graph), module)
-            for entry in entries
-        ]
+        pools = load_pools(folder, manifest)
+        plain = [TensorRtRunner.of_bundle(folder, manifest, entry) for entry in entries]
         return [BoundRunner(runner, pools) for runner in plain]
 
-    ranges = {a: r for e in entries for a, r in Profile.from_dict(e.profile).axes.items()}
-    name = f"{backend} {'-'.join(entries[0].targets)}"
-    return Contender(name, runners, Profile(ranges))
+    profiles = tuple(tuple(map(Profile.from_dict, e.profiles or (e.profile,))) for e in entries)
+    return Contender(f"{backend} {'-'.join(entries[0].targets)}", runners, profiles)

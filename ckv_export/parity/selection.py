@@ -1,9 +1,12 @@
-"""How close a long branch came to selecting other events.
+"""How close the scoring of a candidate came to a choice that no output shows.
+
+A long branch selects events; HSTU routes the candidate itself, as it does every event.
 
 SIM and TWIN keep the k best scores: near is a score next to the k-th on the other side. ETA and
 SDIM compare signs of projections: near is a projection next to zero. Distances are divided by the
 sum of the magnitudes of the terms that were added up, since rounding is proportional to it.
-Exact ties don't count: which event wins those is part of the model.
+Exact ties don't count: which event wins those is part of the model. HSTU's are the differences of
+router logits, as `ExpectedCase.margins` has them for events.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,12 +31,14 @@ def selection_margin(
     mask: Tensor,
     candidates: Mapping[str, Tensor],
 ) -> NDArray[np.float32] | None:
-    """Margin [B, C] of the selection made for each candidate; None for a model that selects none.
+    """Margin [B, C] of the choices made for each candidate; None for a kind that makes none.
 
     `history`: features of all events [B, N, ...], `mask` [B, N]. Infinity where nothing could
-    have been selected otherwise.
+    have been chosen otherwise.
     """
     spec = reference.spec
+    if spec.layers_see_history:
+        return _routed(reference, history, mask, candidates)
     if spec.kind not in _MARGINS:
         return None
     events, targets = (
@@ -42,6 +48,27 @@ def selection_margin(
     state = {n: t.double().numpy() for n, t in reference.state.items() if n.startswith("long.")}
     margin = _MARGINS[spec.kind](spec, state, events, targets, mask.numpy())
     return margin.astype(np.float32)
+
+
+def _routed(
+    reference: Reference,
+    history: Mapping[str, Tensor],
+    mask: Tensor,
+    candidates: Mapping[str, Tensor],
+) -> NDArray[np.float32]:
+    """The least router margin of each candidate, put alone behind the history, over the layers."""
+    users, count = next(iter(candidates.values())).shape[:2]
+    least = np.full((users, count), np.inf, np.float32)
+    seen = torch.cat([mask, mask.new_ones(users, 1)], dim=1)
+    for c in range(count):
+        sequence = {
+            name: torch.cat([history[name], values[:, c : c + 1]], dim=1)
+            for name, values in candidates.items()
+        }
+        for entries in reference.cache(sequence, seen):
+            found = [m[:, -1].float().numpy() for m in entries.margin.values() if m is not None]
+            least[:, c] = np.min([least[:, c], *found], axis=0)
+    return least
 
 
 def _scored(spec: ModelSpec, asked: Floats, found: Floats, mask: Bools, masked: float) -> Floats:

@@ -134,3 +134,8 @@ def tolerance_of(tensor: str, layers: int = 1, precision: str = "fp32") -> Toler
 def routing_of(layer: int = 0, precision: str = "fp32") -> Routing:
     """What excuses a flipped row number of a layer, counted from 0."""
     return ROUTINGS.get(f"router, layered, {precision}" if layer else "router", ROUTINGS["router"])
+
+
+def selection_of(layers: int = 1, precision: str = "fp32") -> float:
+    """Below what a selection margin excuses a score: of layers, the router margin that excuses."""
+    return routing_of(layers - 1, precision).margin if layers > 1 else EXPLAINED_SELECTION

@@ -18,8 +18,7 @@ from ckv_export.parity.inputs import Case
 from ckv_export.parity.probe import GraphProbe, stacked_margins
 from ckv_export.parity.replay import decode_feeds, kept, prefill_feeds
 from ckv_export.runtimes.base import Array, Arrays
-from ckv_export.runtimes.bound import BoundRunner, without
-from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
+from ckv_export.runtimes.bound import without
 
 RECORDED = "the unsplit PyTorch reference, as recorded in the bundle"
 
@@ -50,23 +49,22 @@ class ReferenceTruth:
 class GraphTruth:
     """A bundle's own graphs on ONNX Runtime: prefill of all events, then decode of none.
 
-    Cases are in the graphs' form. Router margins come from the prefill graph's logits; how close
-    the selection was isn't known, so that no score is excused.
+    Cases are in the graphs' form. Router margins come from the graphs' logits; how close a long
+    branch's selection was isn't known, so that none of its scores is excused.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.manifest, self.pools = manifest, load_pools(folder, manifest)
         self.probe = GraphProbe(folder / "prefill.onnx")
-        runner = OnnxRuntimeRunner(folder / "decode.onnx", manifest.graph("decode"))
-        self.decode = BoundRunner(runner, self.pools)
+        self.decode = GraphProbe(folder / "decode.onnx")
+        self.decode_io = without(manifest.graph("decode"), self.pools)
         self.name = (
             f"full recomputation by the {manifest.precision} graphs of {folder} on ONNX Runtime"
         )
 
     def record(self, cases: Sequence[Case]) -> list[ExpectedCase]:
         """Prefill history and appended events together, and score with nothing appended."""
-        with self.decode:
-            return [self._record_one(case) for case in cases]
+        return [self._record_one(case) for case in cases]
 
     def _record_one(self, case: Case) -> ExpectedCase:
         spec = self.manifest.model
@@ -74,14 +72,29 @@ class GraphTruth:
         graph = without(self.manifest.graph("prefill"), self.pools)
         feeds = prefill_feeds(graph, whole, slice(0, None)) | self.pools
         cache, margins = self._prefill(feeds)
-        given = decode_feeds(self.decode.io, whole, kept(spec, cache))
-        outputs: Arrays = {"score": self.decode.infer(given)["score"]}
+        given = decode_feeds(self.decode_io, whole, kept(spec, cache)) | self.pools
+        score, selection = self._score(given)
+        outputs: Arrays = {"score": score}
         for name, array in cache.items():
             _divide(outputs, name, array, case.cached)
         divided: Arrays = {}
         for name, array in margins.items():
             _divide(divided, name, array, case.cached)
-        return ExpectedCase(case, outputs, divided)
+        return ExpectedCase(case, outputs, divided, selection)
+
+    def _score(self, feeds: Arrays) -> tuple[Array, Array | None]:
+        """Scores and, of a model that routes candidates as events, their least margin [B, C]."""
+        spec = self.manifest.model
+        names: dict[str, list[str]] = {}
+        if spec.layers_see_history:
+            names = {s: self.decode.router_logits(s) for s in "kv" if spec.attention.shared(s)}
+        found = self.decode.run(feeds, ["score", *(n for each in names.values() for n in each)])
+        margins = [
+            stacked_margins(found, each, spec.attention.pool_rows(side)).min(axis=1)
+            for side, each in names.items()
+            if len(each) == spec.num_layers
+        ]
+        return found["score"], np.min(margins, axis=0) if margins else None
 
     def _no_past(self, case: Case) -> Arrays:
         users = case.inputs["history_mask"].shape[0]

@@ -60,7 +60,10 @@ class OnnxRuntimeRunner(Runner):
             options.intra_op_num_threads = self.threads
         providers = _PROVIDERS.get(self.provider, [self.provider])
         try:
-            session = ort.InferenceSession(str(self.path), options, providers=providers)
+            source = self._source(options)
+            session = ort.InferenceSession(source, options, providers=providers)
+        except ExportError:
+            raise
         except Exception as error:  # the binding raises several classes of its own
             raise ExportError(f"ONNX Runtime can't load {self.path.name}: {error}") from error
         if self.provider not in session.get_providers():
@@ -69,6 +72,10 @@ class OnnxRuntimeRunner(Runner):
                 f"{', '.join(session.get_providers())}: see its own log for the library it misses"
             )
         self.session = session
+
+    def _source(self, options: Any) -> str | bytes:
+        """What the session is made from: a path, or a model in memory."""
+        return str(self.path)
 
     def _deactivate(self) -> None:
         self.session = None

@@ -2,7 +2,8 @@
 
 Inputs, B users each: ``user_id`` [B, 1], ``append_<f>`` [B, T, ..] with ``append_mask`` [B, T]
 where users have done different numbers of things, ``candidate_<f>`` [B, C, ..], ``user_<f>``.
-``append_id`` [B, 1] names an append, so that a client may send it again after an error.
+``append_id`` [B, 1] names an append, so that a client may send it again after an error; "" names
+none. An error of one user is the whole request's, while the appends of the others have happened.
 Outputs: ``score`` [B, C], and ``events`` [B, 1], how many events the user has had.
 """
 
@@ -67,14 +68,17 @@ class TritonPythonModel:
             tensors = {t.name(): t.as_numpy() for t in request.inputs()}
             names = _texts(tensors.pop("user_id"))
             given = tensors.pop("append_id", None)
-            tokens = [None] * len(names) if given is None else [token_of(t) for t in _texts(given)]
+            named = [""] * len(names) if given is None else _texts(given)
+            tokens = [token_of(name) if name else None for name in named]
             mask = tensors.pop("append_mask", None)
             return [
                 Request(name, self._row(tensors, mask, row), tokens[row])
                 for row, name in enumerate(names)
             ]
-        except (InputError, UnicodeDecodeError) as error:
-            return InputError(str(error))
+        except UnicodeDecodeError as error:
+            return InputError(f"user_id and append_id must be texts in UTF-8: {error}")
+        except InputError as error:
+            return error
 
     def _row(self, tensors: Arrays, mask: Array | None, row: int) -> Arrays:
         inputs = {}

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from ckv_testing.draw import make_spec
 
-from ckv_export.bench.plan import Demand, Measured, measured_ways, plans, whole_number
+from ckv_export.bench.plan import (
+    Demand,
+    Measured,
+    measured_ways,
+    not_counted,
+    plans,
+    whole_number,
+)
 from ckv_export.contract import AttentionSpec
 from ckv_export.errors import InputError
 
@@ -20,6 +27,10 @@ def test_a_billion_users_to_the_byte():
     assert compact.value("bytes per event") == 12
     assert compact.value("bytes per user") == 12_000
     assert compact.value("all users") == 12_000_000_000_000
+    assert compact.value("users per GB") == 83_333
+    beside = not_counted(SPEC, demand)
+    assert beside is not None
+    assert "4.00 kB a user" in beside  # 1000 ids of 4 bytes
     assert compact.value("servers for memory") == -(-12 * 10**12 // (512 * 10**9 - POOLS))
     assert compact.value("fetched per second") == 123_457 * 12_000
     assert compact.value("links") == 1

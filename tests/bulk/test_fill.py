@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ckv_testing.histories import some_users, write_npz, write_parquet
+from ckv_testing.servers import free_port
 from ckv_testing.serving import Shop, User, check_record
 
 from ckv_export.bulk import fill, histories
@@ -317,6 +318,28 @@ def test_what_is_no_file_of_histories_is_refused(
         np.savez(tmp_path / "bad.npz", **(arrays | change))
         with pytest.raises(EventsError, match=says):
             list(open_histories(tmp_path / "bad.npz", shop.manifest).read(0))
+
+
+def test_bad_input_is_one_sentence(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    shop, events = shops("items"), tmp_path / "h.parquet"
+    write_parquet(events, shop, some_users(shop, 3, rng), rows=3)
+    good = {"--events": str(events), "--store": f"sqlite:///{tmp_path / 'u.db'}"}
+    for change, says in [
+        ({"--store": "users.db"}, "must be sqlite:///FILE or redis://"),
+        ({"--store": f"sqlite:///{tmp_path}/not/there.db"}, "unable to open"),
+        ({"--store": f"redis://127.0.0.1:{free_port()}/0"}, "can't be used"),
+        ({"--user-column": "user"}, "did you mean 'user_id'?"),
+        ({"--user-dtype": "fp64"}, "invalid choice"),
+        ({"--max-events": "0"}, "at least 1"),
+    ]:
+        words = [f"{flag}={value}" for flag, value in (good | change).items()]
+        assert main(["prefill", str(shop.folder), *words]) == 2
+        message = capsys.readouterr().err
+        assert len(message.splitlines()) == 1, message
+        assert says in message
 
 
 def test_max_events_keeps_the_newest(

@@ -63,9 +63,9 @@ def test_two_targets_in_one_engine_each(cli, bundle: Path, bundle_copy: Path):
         check(bundle_copy, file, graph, ["sm86", "sm120"])
         line = next(x for x in result.out.splitlines() if x.startswith(f"build {graph} engine"))
         assert re.search(r"done +\d+\.\d s .*sm86, sm120", line)
-    for path in bundle.iterdir():
+    for path in (p for p in bundle.rglob("*") if p.is_file()):
         if path.name != "manifest.json":
-            assert (bundle_copy / path.name).read_bytes() == path.read_bytes()
+            assert (bundle_copy / path.relative_to(bundle)).read_bytes() == path.read_bytes()
     assert {p.name for p in bundle_copy.parent.iterdir()} == {bundle_copy.name}
     assert {p.name for p in bundle_copy.iterdir()} == {
         *(p.name for p in bundle.iterdir()),

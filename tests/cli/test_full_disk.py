@@ -33,7 +33,7 @@ def small_disks(
 ) -> Callable[[], Results]:
     """Real file systems that fill up at different moments; all in one process."""
     graphs = on_disk(bundle / "prefill.onnx", bundle / "decode.onnx")
-    cases, whole = on_disk(bundle / "parity_cases.npz"), on_disk(*bundle.iterdir())
+    cases, whole = on_disk(bundle / "parity_cases.npz"), on_disk(*bundle.rglob("*"))
     sizes = {
         "graphs": on_disk(bundle / "decode.onnx") // 2,
         "new-cases": graphs + cases // 2,

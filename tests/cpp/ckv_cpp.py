@@ -32,7 +32,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.c = ctypes.CDLL(str(path))
-        for name in ("encode", "append", "decode", "batch", "user_events", "pad_to", "item_table"):
+        for name in ("encode", "append", "decode", "batch", "user_events", "pad_to", "tensor_file"):
             getattr(self.c, f"ckv_{name}").restype = ctypes.c_int64
         for name in ("error", "describe"):
             getattr(self.c, f"ckv_{name}").restype = ctypes.c_char_p
@@ -44,10 +44,13 @@ class Library:
             raise CppError(-1 - outcome, self.c.ckv_error().decode())
         return outcome
 
-    def item_table(self, bundle: Path, name: str = "", out: NDArray[Any] | None = None) -> int:
-        """Items of a bundle's table; `out` gets the tensor `name`."""
+    def tensor_file(
+        self, bundle: Path, name: str = "", out: NDArray[Any] | None = None, pools: bool = False
+    ) -> int:
+        """Rows of a bundle's item table, 0 for its pools; `out` gets the tensor `name`."""
         address = None if out is None else _address(out)
-        return self.check(self.c.ckv_item_table(str(bundle).encode(), name.encode(), address))
+        given = str(bundle).encode(), int(pools), name.encode(), address
+        return self.check(self.c.ckv_tensor_file(*given))
 
     def layout(
         self, bundle: Path, user_dtype: str, graph: str = "", verify: bool = False

@@ -20,7 +20,7 @@ from ckv_export.manifest import EngineEntry
 CPP = ROOT / "engines" / "cpp"
 HEADERS = {
     f"{name}.h"
-    for name in ("buckets", "engine", "error", "item_table", "manifest", "record", "tensor")
+    for name in ("buckets", "engine", "error", "manifest", "record", "tensor", "tensor_file")
 }
 FUZZED = ("every kind of feature, int8", "HSTU with time, float16", "item table, float16")
 

@@ -13,9 +13,10 @@ import onnx
 import pytest
 from ckv_testing import fake_builder, fake_tensorrt
 from ckv_testing.draw import KINDS, PLAIN, draw_state, make_spec
-from ckv_testing.exports import Export
+from ckv_testing.exports import VARIANTS, Export
 from ckv_testing.fake_builder import FakeTensorRt
-from ckv_testing.hstu import exported_hstu
+from ckv_testing.hstu import SPEC as HSTU
+from ckv_testing.hstu import exported_hstu, hstu_state
 
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.contract import EventForm, GraphSpec, Profile
@@ -122,6 +123,23 @@ def test_target_attention_models_build(
 def test_hstu_builds(graph: str, hstu: Files, rtx: Backend, tmp_path: Path):
     assert {"B", "S", "T", "C", "K"} <= set(hstu.profile.axes)
     check(hstu.build(graph, rtx, tmp_path), hstu, graph)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("kind", [*KINDS, "hstu"])
+def test_half_precision_builds(kind: str, precision: str, rtx: Backend, tmp_path: Path):
+    """Decode of every kind; of HSTU prefill too, which is not the same in every precision."""
+    spec = HSTU if kind == "hstu" else VARIANTS[kind]
+    state = hstu_state(spec) if kind == "hstu" else draw_state(spec, np.random.default_rng(0))
+    model = build_model(spec, state, precision=precision)
+    graphs = [DecodeGraph(model), *([PrefillGraph(model)] if kind == "hstu" else [])]
+    files = files_of(tmp_path, *graphs)
+    for graph in graphs:
+        save_models({graph.io.name: export_graph(graph)}, tmp_path)
+        built = files.build(graph.io.name, rtx, tmp_path)
+        check(built, files, graph.io.name)
+        assert built.report is not None
+        print(built.report.parts)
 
 
 def test_decode_by_item_table_builds(by_items: Files, rtx: Backend, tmp_path: Path):

@@ -140,7 +140,7 @@ def test_engines_need_every_graph_and_a_gpu(made, manifest, monkeypatch: pytest.
 def test_cases_beyond_a_profile_are_left_out(made, manifest):
     """And told: an engine is not judged by shapes that it wasn't built for."""
     full = line_up(made.folder, manifest).contenders[0]
-    small = Contender("small", full.runners, Profile.from_dict({"S": "0:4:6", "T": "0:1:1"}))
+    small = Contender("small", full.runners, ((Profile.from_dict({"S": "0:4:6", "T": "0:1:1"}),),))
     stages = Stages()
     outcomes, _ = judge_lineup(
         made.folder, manifest, made.cases, Lineup((small,), {}), False, stages
@@ -149,7 +149,7 @@ def test_cases_beyond_a_profile_are_left_out(made, manifest):
     wanted = [(c.case.cached, c.case.appended) for c in made.cases]
     assert sizes == [(s, t) for s, t in wanted if s <= 6 and t <= 1]
     assert f"{len(wanted) - len(sizes)} cases are beyond" in stages.finished[-1].remark
-    none = Contender("none", full.runners, Profile.from_dict({"B": "1000"}))
+    none = Contender("none", full.runners, ((Profile.from_dict({"B": "1000"}),),))
     outcomes, not_run = judge_lineup(
         made.folder, manifest, made.cases, Lineup((none,), {}), False, Stages()
     )

@@ -18,8 +18,9 @@ from ckv_export.model import ops
 from ckv_export.model.reference import Reference
 from ckv_export.model.registry import build_model
 from ckv_export.parity.expected import ExpectedCase, load, record, save
-from ckv_export.parity.gate import EVERY_CASE, RuntimeResult, judge
+from ckv_export.parity.gate import EVERY_CASE, RuntimeResult, compare_run, judge
 from ckv_export.parity.inputs import Case
+from ckv_export.parity.replay import CaseRun
 from ckv_export.parity.tolerances import EXPLAINED_SELECTION, MOST_EXCUSED_SCORES
 from ckv_export.runtimes.torch import TorchRunner
 
@@ -149,3 +150,25 @@ def test_margins_are_recorded_in_the_file(exported: Callable[[str], Export], tmp
     old = [dataclasses.replace(case, selection=None) for case in made.cases]
     save(tmp_path / "cases.npz", old)
     assert all(case.selection is None for case in load(tmp_path / "cases.npz"))
+
+
+def test_candidate_that_is_routed_is_excused_by_its_routers_margin(rng: np.random.Generator):
+    """Of a model with layers: by the precision of those below, and no more widely in fp32."""
+    scores = rng.random((1, 40)).astype(np.float32)
+    rows = np.zeros((1, 2, 1), np.int32)
+    outputs = {"score": scores, "cache_k_index": rows, "append_k_index": rows[..., :0]}
+    margins = {name: a.astype(np.float32) for name, a in outputs.items() if name != "score"}
+    wrong = scores.copy()
+    wrong[0, 7] += 0.4
+    decoded = {"score": wrong, "append_k_index": rows[..., :0]}
+    for precision, margin, passed in (
+        ("fp16", 1e-2, True),
+        ("fp16", 0.2, False),
+        ("fp32", 1e-2, False),
+        ("fp32", 5e-6, True),
+    ):
+        near = np.full_like(scores, margin)
+        case = ExpectedCase(Case("x", {}), outputs, margins, near)
+        run = CaseRun(case, {"cache_k_index": rows}, None, decoded, None)
+        results = list(compare_run(run, precision))
+        assert all(r.passed for r in results) == passed, precision

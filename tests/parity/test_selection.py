@@ -11,8 +11,11 @@ from ckv_testing.draw import draw_cases, draw_state, make_spec
 from ckv_testing.slow import Slow, best
 
 from ckv_export.model.reference import Reference
+from ckv_export.model.registry import build_reference
 from ckv_export.parity.expected import record
+from ckv_export.parity.inputs import Case, CaseSize, generate_case
 from ckv_export.parity.selection import gap
+from ckv_export.training import demo_spec, initial_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,3 +100,22 @@ def test_exact_ties_are_no_near_ties(seed: int, rng: np.random.Generator):
     spec = make_spec("eta")
     cases = record(Reference(spec, draw_state(spec, rng)), draw_cases(spec, seed))
     assert min(case.selection.min() for case in cases) > 1e-3
+
+
+def test_candidate_of_hstu_is_as_near_as_its_own_router(seed: int):
+    """Put behind the history as one more event, it has the margins that are recorded of events."""
+    spec = demo_spec("hstu")
+    reference = build_reference(spec, initial_state(spec, 1))
+    size = CaseSize("x", 2, 5, 2, 3)
+    case = generate_case(spec, size, np.random.default_rng(seed))
+    (told,) = record(reference, [case])
+    for c in range(size.candidates):
+        inputs = dict(case.inputs)
+        for feature in spec.item_features:
+            shown = case.inputs[f"candidate_{feature.name}"][:, c : c + 1]
+            appended = case.inputs[f"append_{feature.name}"]
+            inputs[f"append_{feature.name}"] = np.concatenate([appended, shown], axis=1)
+        real = np.concatenate([case.inputs["append_mask"], np.ones((2, 1), bool)], axis=1)
+        (as_event,) = record(reference, [Case("as an event", {**inputs, "append_mask": real})])
+        margins = [as_event.margins[f"append_{side}_index"][:, :, -1] for side in "kv"]
+        np.testing.assert_array_equal(told.selection[:, c], np.min(margins, axis=(0, 2)))

@@ -123,6 +123,16 @@ def test_one_request_of_several_users(place: Place, form: str, rng: np.random.Ge
     client.close()
 
 
+def test_only_named_appends_are_made_once(place: Place, rng: np.random.Generator):
+    shop, client = place.shops["items"], place.client("grpc")
+    user = shop.user(0, rng)
+    inputs = shop.inputs(user, shop.draw(1, rng), shop.draw(2, rng))
+    for append_id, events in [("", 1), ("", 2), ("a", 3), ("a", 3), ("b", 4), (None, 5), ("a", 5)]:
+        got = client.score(shop.manifest.name, "named", inputs, append_id)
+        assert got[1].tolist() == [events]
+    client.close()
+
+
 def test_bad_requests_are_told_what_is_wrong(place: Place, rng: np.random.Generator):
     shop, client = place.shops["items"], place.client("http")
     user = shop.user(0, rng)
@@ -135,6 +145,15 @@ def test_bad_requests_are_told_what_is_wrong(place: Place, rng: np.random.Genera
         client.score(shop.manifest.name, "bad", lacking)
     with pytest.raises(Exception, match="empty user id"):
         client.score(shop.manifest.name, "", inputs)
+    module = client.module
+    junk = [module.InferInput("user_id", [1, 1], "BYTES")]
+    junk[0].set_data_from_numpy(np.array([[b"\xff"]], object))
+    for name, array in inputs.items():
+        array = np.atleast_1d(array)[None]
+        junk.append(module.InferInput(name, array.shape, "INT32"))
+        junk[-1].set_data_from_numpy(array)
+    with pytest.raises(Exception, match="must be texts in UTF-8"):
+        client.client.infer(shop.manifest.name, junk)
     with place.store("items") as store:
         assert store.read(["bad", ""]) == [None, None]
     client.close()

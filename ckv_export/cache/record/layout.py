@@ -84,6 +84,7 @@ def _little(dtype: str) -> np.dtype[np.generic]:
 class RecordLayout:
     """What a record holds of an event, and where.
 
+    `fingerprint`: of what entries depend on; a model with other pools alone can read the records.
     `window`: fields kept of the last `cap` events, for a model with a window; `events`: fields
     kept of every event. `user_dtype`: how user parts are stored, None where there are none.
     `pad_to`: events to which a batch is padded unless told otherwise; None where padding never

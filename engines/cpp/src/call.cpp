@@ -80,8 +80,10 @@ EngineEntry const& choose_engine(Bundle const& bundle, std::string const& graph,
                              : "engine " + file + " of " + graph) +
                ": " + build_command(bundle, library));
     }
-    if (bundle.manifest.files.count(chosen->file) == 0) {
-        refuse("the engine " + chosen->file + " is not among the files of its bundle");
+    for (std::string const& needed : {chosen->file, chosen->plugin_file}) {
+        if (!needed.empty() && bundle.manifest.files.count(needed) == 0) {
+            refuse(needed + " is not among the files of its bundle");
+        }
     }
     if (chosen->backend != library.backend() ||
         (!any_version && !same_release(chosen->backend_version, library.dotted()))) {

@@ -24,6 +24,7 @@ nvinfer1::DataType data_type(ElementType type) {
     switch (type) {
         case ElementType::kBool: return nvinfer1::DataType::kBOOL;
         case ElementType::kInt32: return nvinfer1::DataType::kINT32;
+        case ElementType::kFloat16: return nvinfer1::DataType::kHALF;
         case ElementType::kFloat32: break;
     }
     return nvinfer1::DataType::kFLOAT;
@@ -106,9 +107,14 @@ EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions con
     }
     if (options.allow_host_code) {
         runtime->setEngineHostCodeAllowed(true);
+    } else if (entry.carries_library) {
+        refuse("the engine " + entry.file + " carries a plugin library, code that would run in "
+               "this process: set EngineOptions::allow_host_code");
     }
     if (!options.plugin_library.empty()) {
         detail::load_plugins(options.plugin_library);
+    } else if (!entry.plugin_file.empty()) {
+        detail::load_plugins(bundle.file(entry.plugin_file));
     }
     detail::require_gpu();
     deserialize(bundle.file(entry.file));

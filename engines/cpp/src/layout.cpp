@@ -65,6 +65,9 @@ std::array<std::uint8_t, 16> short_fingerprint(std::string const& hex) {
 
 // Sizes of an event from the tensor's axes, `outer` of which (users, layers, events) come first.
 void take_shape(Field& field, TensorSpec const& tensor, std::size_t outer) {
+    if (tensor.type != ElementType::kInt32 && tensor.type != ElementType::kFloat32) {
+        refuse("the tensor '" + tensor.name + "' is of a type that records don't hold");
+    }
     if (tensor.axes.size() < outer) {
         refuse("the tensor '" + tensor.name + "' has too few axes to be cached");
     }
@@ -140,7 +143,7 @@ RecordLayout RecordLayout::of(Manifest const& manifest, UserType user_type,
     }
     Model const& model = manifest.model;
     RecordLayout layout;
-    layout.fingerprint = short_fingerprint(manifest.entries_fingerprint);
+    layout.fingerprint = short_fingerprint(manifest.entries);
     std::vector<Field> entries, history;
     for (TensorSpec const& tensor : manifest.graph(name).inputs) {
         if (starts_with(tensor.name, "cache_")) {

@@ -65,6 +65,9 @@ ElementType parse_type(std::string const& name) {
     if (name == "float32") {
         return ElementType::kFloat32;
     }
+    if (name == "float16") {
+        return ElementType::kFloat16;
+    }
     refuse("a tensor has the unknown dtype '" + name + "'");
 }
 
@@ -122,6 +125,13 @@ EngineEntry parse_engine(json const& data) {
     engine.backend_version = data.at("backend_version").get<std::string>();
     engine.targets = data.at("targets").get<std::vector<std::string>>();
     engine.profile = parse_profile(data.at("profile"));
+    json const plugin = data.value("plugin", json());
+    if (!plugin.is_null()) {
+        json const& file = plugin.at("file");
+        engine.plugin_file = file.is_null() ? "" : file.get<std::string>();
+        // Kernels alone ("embedded") run on the GPU only; a library is code of this process.
+        engine.carries_library = plugin.value("carried", false) && plugin.at("kind") == "library";
+    }
     return engine;
 }
 
@@ -152,10 +162,10 @@ Manifest parse(json const& data) {
     Manifest manifest;
     manifest.name = data.at("name").get<std::string>();
     manifest.fingerprint = data.at("fingerprint").get<std::string>();
-    manifest.entries_fingerprint =
-        data.at("fingerprints").value("entries", manifest.fingerprint);
+    manifest.entries = data.at("fingerprints").value("entries", manifest.fingerprint);
     manifest.model = parse_model(data.at("model"));
     manifest.item_table = !data.at("item_table").is_null();
+    manifest.pools_are_inputs = !data.at("form").at("pools").is_null();
     manifest.profile = parse_profile(data.at("profile"));
     for (auto const& [name, graph] : data.at("graphs").items()) {
         manifest.graphs[name] = {name, parse_tensors(graph.at("inputs")),
@@ -200,9 +210,15 @@ void verify(Bundle const& bundle) {
     }
     for (EngineEntry const& engine : manifest.engines) {
         needed.push_back(engine.file);
+        if (!engine.plugin_file.empty()) {
+            needed.push_back(engine.plugin_file);
+        }
     }
     if (manifest.item_table) {
         needed.emplace_back("item_table.safetensors");
+    }
+    if (manifest.pools_are_inputs) {
+        needed.emplace_back("pools.safetensors");
     }
     for (std::string const& name : needed) {
         if (manifest.files.count(name) == 0) {

@@ -3,7 +3,13 @@
 
 namespace ckv {
 
-std::size_t element_bytes(ElementType type) { return type == ElementType::kBool ? 1 : 4; }
+std::size_t element_bytes(ElementType type) {
+    switch (type) {
+        case ElementType::kBool: return 1;
+        case ElementType::kFloat16: return 2;
+        default: return 4;
+    }
+}
 
 std::vector<std::int64_t> TensorSpec::shape(Sizes const& sizes) const {
     std::vector<std::int64_t> shape;

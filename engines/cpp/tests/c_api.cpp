@@ -1,8 +1,8 @@
 // The library for Python's ctypes, so that tests can compare it with the Python package. An error is
 // a negative number, its message in `g_error`.
 #include <ckv/error.h>
-#include <ckv/item_table.h>
 #include <ckv/record.h>
+#include <ckv/tensor_file.h>
 
 #include <algorithm>
 #include <cstring>
@@ -138,14 +138,17 @@ std::int64_t ckv_user_events(ckv::RecordLayout const* layout, int count, char co
     });
 }
 
-// Items of the bundle's table; `out` gets the tensor `name`, unless that is empty.
-std::int64_t ckv_item_table(char const* bundle, char const* name, void* out) {
+// Rows of the bundle's item table, or 0 for its pools; `out` gets the tensor `name`, unless that is
+// empty.
+std::int64_t ckv_tensor_file(char const* bundle, int pools, char const* name, void* out) {
     return guarded([&] {
-        auto const table = ckv::ItemTable::open(ckv::Bundle::open_unverified(bundle));
+        auto const opened = ckv::Bundle::open_unverified(bundle);
+        auto const file = pools != 0 ? ckv::TensorFile::pools(opened)
+                                     : ckv::TensorFile::item_table(opened);
         if (*name != '\0') {
-            table.read(name, out);
+            file.read(name, out);
         }
-        return table.items();
+        return file.sizes().empty() ? std::int64_t{0} : file.sizes().begin()->second;
     });
 }
 

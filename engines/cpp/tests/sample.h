@@ -5,7 +5,7 @@
 
 inline std::string sample_manifest() {
     return R"({
- "schema_version": 1, "name": "toy",
+ "schema_version": 2, "name": "toy",
  "fingerprint": "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
  "model": {"kind": "sim", "max_len": 20, "num_layers": 1, "window": 4,
   "features": [
@@ -13,7 +13,8 @@ inline std::string sample_manifest() {
    {"name": "image", "role": "item", "kind": "vector", "vocab_size": 0},
    {"name": "age", "role": "user", "kind": "categorical", "vocab_size": 5}],
   "attention": {"pool_rows_k": 10, "pool_rows_v": 70000}},
- "form": {}, "item_table": null,
+ "fingerprints": {"entries": "ff112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"},
+ "form": {"pools": null}, "item_table": null,
  "profile": {"B": "1:1:8", "S": "0:10:16", "K": "0:3:3", "T": "0:1:4", "C": "1:5:9"},
  "graphs": {
   "prefill": {"file": "prefill.onnx", "inputs": [
@@ -33,7 +34,7 @@ inline std::string sample_manifest() {
  "engines": [
   {"graph": "decode", "file": "engines/d.rtx", "backend": "tensorrt_rtx",
    "backend_version": "1.7.1.116", "targets": ["sm86"], "profile": {"B": "1:1:8"}, "layers": 1,
-   "seconds": 1.5},
+   "seconds": 1.5, "plugin": null},
   {"graph": "decode", "file": "decode.onnx", "backend": "tensorrt",
    "backend_version": "11.1.0", "targets": [], "profile": {"B": "1:1:8"}, "layers": 1,
    "seconds": 1.5}]

@@ -107,6 +107,10 @@ void engines() {
             [&] { choose_engine(bundle, "decode", "nope", rtx, false); });
     refuses(ErrorCode::kBundle, "not 'dekode'",
             [&] { choose_engine(bundle, "dekode", "", rtx, false); });
+    bundle.manifest.engines[0].plugin_file = "p.so";
+    refuses(ErrorCode::kEngine, "p.so is not among the files",
+            [&] { choose_engine(bundle, "decode", "", rtx, false); });
+    bundle.manifest.engines[0].plugin_file.clear();
     bundle.manifest.files.erase("engines/d.rtx");
     refuses(ErrorCode::kEngine, "not among the files",
             [&] { choose_engine(bundle, "decode", "", rtx, false); });

@@ -19,7 +19,19 @@ void everything_is_read() {
     CHECK(manifest.model.window == 4 && manifest.model.max_len == 20);
     CHECK(manifest.model.pool_rows_k == 10 && manifest.model.pool_rows_v == 70000);
     CHECK(manifest.model.features.size() == 3 && manifest.model.features[0].vocab_size == 9);
-    CHECK(!manifest.item_table);
+    CHECK(!manifest.item_table && !manifest.pools_are_inputs);
+    CHECK(manifest.entries.substr(0, 4) == "ff11" && manifest.fingerprint.substr(0, 4) == "0011");
+    CHECK(manifest.engines[0].plugin_file.empty() && !manifest.engines[0].carries_library);
+    for (std::string const kind : {"library", "embedded"}) {
+        std::string const plugin =
+            "\"plugin\": {\"file\": null, \"carried\": true, \"kind\": \"" + kind + "\"}";
+        auto const carrying = ckv::parse_manifest(changed_manifest("\"plugin\": null", plugin), "m");
+        CHECK(carrying.engines[0].carries_library == (kind == "library"));
+    }
+    std::string const beside = "\"plugin\": {\"file\": \"p.so\"}";
+    CHECK(ckv::parse_manifest(changed_manifest("\"plugin\": null", beside), "m")
+              .engines[0]
+              .plugin_file == "p.so");
     CHECK(manifest.profile.at("S").max == 16 && manifest.profile.at("S").opt == 10);
     CHECK(manifest.graph("decode").inputs.size() == 8);
     ckv::TensorSpec const& user = manifest.graph("decode").tensor("cache_k_user");
@@ -47,8 +59,8 @@ void damage_is_refused() {
         refuses(ErrorCode::kBundle, "where",
                 [&] { ckv::parse_manifest(text.substr(0, length), "where"); });
     }
-    refused("\"schema_version\": 1", "\"schema_version\": 2", "schema version 2, this library reads 1");
-    refused("\"schema_version\": 1, ", "", "where is damaged");
+    refused("\"schema_version\": 2", "\"schema_version\": 3", "schema version 3, this library reads 2");
+    refused("\"schema_version\": 2, ", "", "where is damaged");
     refused("\"fingerprint\"", "\"fingerprnt\"", "where is damaged");
     refused("\"max_len\": 20", "\"max_len\": \"20\"", "max_len must be a whole number");
     refused("\"max_len\": 20", "\"max_len\": 2.5", "max_len must be a whole number");

@@ -65,7 +65,7 @@ void layout() {
     refuses(ErrorCode::kBundle, "not 'decode_items'",
             [&] { ckv::RecordLayout::of(manifest, ckv::UserType::kInt8, "decode_items"); });
     auto broken = manifest;
-    broken.fingerprint = "12";
+    broken.entries = "12";
     refuses(ErrorCode::kRecord, "64 hex digits", [&] { ckv::RecordLayout::of(broken); });
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import struct
 import zlib
@@ -130,6 +131,17 @@ def test_records_of_another_model(rng):
         batch(other, [encode(other, user(other, 1, rng)), data])
     with pytest.raises(RecordError, match="of model"):
         append(other, data, user(other, 1, rng))
+
+
+def test_records_outlive_new_pools_and_no_new_router(rng):
+    of = {"entries": "11" * 32}
+    old = dataclasses.replace(manifest(), fingerprints=of)
+    data = encode(RecordLayout.of(old), user(RecordLayout.of(old), 2, rng))
+    pools = dataclasses.replace(old, fingerprint="cd" * 32)
+    assert count(RecordLayout.of(pools), data) == 2
+    router = dataclasses.replace(pools, fingerprints={"entries": "22" * 32})
+    with pytest.raises(RecordError, match=f"of model {'11' * 16}, this is {'22' * 16}"):
+        count(RecordLayout.of(router), data)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ enum class LogLevel { kError, kWarning, kInfo };
 struct EngineOptions {
     // Path of the engine in the bundle; empty: the graph's first that the linked library built.
     std::string file;
-    // The plugin library of the dynamic flavour (plugins/README.md), for engines that need it.
+    // The plugin library of the dynamic flavour (plugins/README.md), for engines that need it;
+    // empty: the one in the bundle, if the engine's entry names one.
     std::filesystem::path plugin_library;
     // Let an engine that carries a plugin library inside run that code in this process.
     bool allow_host_code = false;

@@ -40,15 +40,18 @@ struct EngineEntry {
     std::string backend;  // "tensorrt" or "tensorrt_rtx"
     std::string backend_version;
     std::vector<std::string> targets;
-    Profile profile;
+    Profile profile;  // of the first of its profiles
+    std::string plugin_file;  // the library in the bundle that it needs; empty: none
+    bool carries_library = false;  // a plugin library is inside the engine
 };
 
 struct Manifest {
     std::string name;
     std::string fingerprint;  // SHA-256 of the model, hex
-    std::string entries_fingerprint;  // SHA-256 of all that cache entries depend on, hex
+    std::string entries;  // SHA-256 of what cache entries depend on: records carry it
     Model model;
     bool item_table = false;
+    bool pools_are_inputs = false;
     Profile profile;
     std::map<std::string, GraphSpec> graphs;
     std::map<std::string, FileEntry> files;

@@ -9,7 +9,7 @@
 
 namespace ckv {
 
-enum class ElementType { kBool, kInt32, kFloat32 };
+enum class ElementType { kBool, kInt32, kFloat32, kFloat16 };
 
 std::size_t element_bytes(ElementType type);
 

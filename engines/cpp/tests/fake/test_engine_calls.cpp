@@ -141,6 +141,12 @@ void plugins(fs::path const& folder) {
     options.plugin_library = folder / "good" / ".." / "plugin.so";
     ckv::Engine const two(bundle, "decode", options);
     CHECK(fake::plugin_loads == 1);
+    ckv::Bundle with_library = bundle;
+    with_library.manifest.engines[1].plugin_file = "own.so";
+    with_library.manifest.files["own.so"] = {"00", 1};
+    std::ofstream(folder / "good" / "own.so") << "x";
+    ckv::Engine const three(with_library, "decode");
+    CHECK(fake::plugin_loads == 2);
     options.plugin_library = folder / "broken.so";
     std::ofstream(options.plugin_library) << "x";
     for (int i = 0; i < 2; ++i) {
@@ -152,9 +158,13 @@ void plugins(fs::path const& folder) {
 void code_inside_an_engine(fs::path const& folder) {
     ckv::Bundle const bundle = make_bundle(folder / "code", "plan with code");
     refuses(ErrorCode::kEngine, "can't load the engine", [&] { ckv::Engine(bundle, "decode"); });
+    ckv::Bundle said = bundle;
+    said.manifest.engines[1].carries_library = true;
+    refuses(ErrorCode::kEngine, "set EngineOptions::allow_host_code",
+            [&] { ckv::Engine(said, "decode"); });
     ckv::EngineOptions options;
     options.allow_host_code = true;
-    ckv::Engine const engine(bundle, "decode", options);
+    ckv::Engine const engine(said, "decode", options);
 }
 
 void sizes_outside_every_profile(ckv::Bundle const& bundle) {
