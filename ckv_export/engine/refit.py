@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,77 +29,78 @@ def refit_engine(engine: BundleEngine, onnx: Path, backend: Backend, out: Path) 
     engine.prepare(backend)
     changed = changed_weights(engine.graph_file, onnx)
     with listen(backend) as (logger, messages):
-        loaded = _load(engine, backend, logger, messages)
-        _exchange(loaded, engine.path, onnx, changed, backend, logger, messages)
-        plan, again = _serialize(loaded, engine.path, backend, messages)
+        # Held here, since it must outlive the engine that it loads.
+        runtime = backend.module.Runtime(logger)
+        refit = _Refit(engine.path, onnx, backend, logger, messages)
+        plan, again = refit.plan(runtime, changed)
         write_plan(plan, out)
     return again
 
 
-def _load(engine: BundleEngine, backend: Backend, logger: Any, messages: Messages) -> Any:
-    runtime = backend.module.Runtime(logger)
-    plan = engine.path.read_bytes()
-    if backend.is_rtx:
-        require_valid(runtime, plan, engine.path, backend)
-    loaded = runtime.deserialize_cuda_engine(plan)
-    if loaded is None:
-        raise _failure("load the engine", engine.path, backend, messages)
-    if not loaded.refittable:
-        raise EngineError(
-            f"{engine.path} was not built to be refitted: export with --pool refit, and build"
-        )
-    return loaded
+@dataclass(frozen=True)
+class _Refit:
+    """One engine's file, the weights that it gets, and the library that puts them in."""
 
+    path: Path
+    onnx: Path
+    backend: Backend
+    logger: Any
+    messages: Messages
 
-def _exchange(
-    loaded: Any,
-    path: Path,
-    onnx: Path,
-    changed: frozenset[str],
-    backend: Backend,
-    logger: Any,
-    messages: Messages,
-) -> None:
-    """Give the loaded engine every weight of `onnx`, or raise."""
-    refitter = backend.module.Refitter(loaded, logger)
-    fixed = changed - set(refitter.get_all_weights())
-    if fixed:
-        raise EngineError(
-            f"{path} can't exchange the weights {', '.join(sorted(fixed))}, which have changed: "
-            "run ckv-export build"
-        )
-    # It owns the weights until they are in the engine.
-    parser = backend.module.OnnxParserRefitter(refitter, logger)
-    if not parser.refit_from_file(str(onnx)):
-        told = [readable(parser.get_error(i).desc()) for i in range(parser.num_errors)]
-        raise _failure(f"put the weights of {onnx} into", path, backend, messages, told)
-    missing = refitter.get_missing_weights()
-    if missing:
-        raise EngineError(
-            f"{onnx} has no values for {', '.join(sorted(map(repr, missing)))}, which {path} needs "
-            "with those that it has: run ckv-export build"
-        )
-    if not refitter.refit_cuda_engine():
-        raise _failure("refit the engine", path, backend, messages)
+    def plan(self, runtime: Any, changed: frozenset[str]) -> tuple[Any, bool]:
+        """The new engine's bytes, weights included, and whether it stays refittable."""
+        loaded = self._load(runtime)
+        self._exchange(loaded, changed)
+        return self._serialize(loaded)
 
+    def _load(self, runtime: Any) -> Any:
+        plan = self.path.read_bytes()
+        if self.backend.is_rtx:
+            require_valid(runtime, plan, self.path, self.backend)
+        loaded = runtime.deserialize_cuda_engine(plan)
+        if loaded is None:
+            raise self._failure("load the engine")
+        if not loaded.refittable:
+            raise EngineError(
+                f"{self.path} was not built to be refitted: export with --pool refit, and build"
+            )
+        return loaded
 
-def _serialize(loaded: Any, path: Path, backend: Backend, messages: Messages) -> tuple[Any, bool]:
-    """The engine's bytes, weights included, and whether it stays refittable."""
-    flags = backend.module.SerializationFlag
-    config = loaded.create_serialization_config()
-    config.clear_flag(flags.EXCLUDE_WEIGHTS)
-    # Without it, an engine that has its weights is written as one that never changes again.
-    again = getattr(flags, "INCLUDE_REFIT", None)
-    if again is not None:
-        config.set_flag(again)
-    plan = loaded.serialize_with_config(config)
-    if plan is None:
-        raise _failure("write the refitted engine of", path, backend, messages)
-    return plan, again is not None
+    def _exchange(self, loaded: Any, changed: frozenset[str]) -> None:
+        refitter = self.backend.module.Refitter(loaded, self.logger)
+        fixed = changed - set(refitter.get_all_weights())
+        if fixed:
+            raise EngineError(
+                f"{self.path} can't exchange the weights {', '.join(sorted(fixed))}, which have "
+                "changed: run ckv-export build"
+            )
+        # It owns the weights until they are in the engine.
+        parser = self.backend.module.OnnxParserRefitter(refitter, self.logger)
+        if not parser.refit_from_file(str(self.onnx)):
+            told = [readable(parser.get_error(i).desc()) for i in range(parser.num_errors)]
+            raise self._failure(f"put the weights of {self.onnx} into", "; ".join(told))
+        missing = sorted(map(repr, refitter.get_missing_weights()))
+        if missing:
+            raise EngineError(
+                f"{self.onnx} has no values for {', '.join(missing)}, which {self.path} needs with "
+                "those that it has: run ckv-export build"
+            )
+        if not refitter.refit_cuda_engine():
+            raise self._failure("refit the engine")
 
+    def _serialize(self, loaded: Any) -> tuple[Any, bool]:
+        flags = self.backend.module.SerializationFlag
+        config = loaded.create_serialization_config()
+        config.clear_flag(flags.EXCLUDE_WEIGHTS)
+        # Without it, an engine that has its weights is written as one that never changes again.
+        again = getattr(flags, "INCLUDE_REFIT", None)
+        if again is not None:
+            config.set_flag(again)
+        plan = loaded.serialize_with_config(config)
+        if plan is None:
+            raise self._failure("write the refitted engine of")
+        return plan, again is not None
 
-def _failure(
-    what: str, path: Path, backend: Backend, messages: Messages, told: list[str] | None = None
-) -> EngineError:
-    reason = "; ".join(told or []) or messages.first_error() or "the library gives no reason"
-    return EngineError(f"{backend.label} can't {what} {path}: {reason}")
+    def _failure(self, what: str, told: str = "") -> EngineError:
+        reason = told or self.messages.first_error() or "the library gives no reason"
+        return EngineError(f"{self.backend.label} can't {what} {self.path}: {reason}")

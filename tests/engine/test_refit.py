@@ -349,7 +349,7 @@ def refuse(built: BundleEngine, new: Path, full: FakeTensorRt, tmp_path: Path) -
 
 
 def test_an_engine_gets_every_weight(
-    built: BundleEngine, new: Path, full: FakeTensorRt, tmp_path: Path, rng: np.random.Generator
+    built: BundleEngine, new: Path, full: FakeTensorRt, tmp_path: Path
 ):
     before, out = built.path.read_bytes(), tmp_path / "e"
     assert refit_engine(built, new, full.backend, out)
@@ -440,11 +440,7 @@ def test_another_graph(built: BundleEngine, full: FakeTensorRt, tmp_path: Path):
 
 
 def test_the_engine_is_checked_before_it_is_loaded(
-    built: BundleEngine,
-    new: Path,
-    full: FakeTensorRt,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    built: BundleEngine, new: Path, full: FakeTensorRt, tmp_path: Path
 ):
     built.path.write_bytes(built.path.read_bytes() + b" ")
     assert "its hash differs" in refuse(built, new, full, tmp_path)
