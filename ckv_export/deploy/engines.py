@@ -55,8 +55,17 @@ class EngineOptions:
         """Every optimization profile; raises `InputError` for one that nobody fits."""
         return resolve(self.profiles, self.profile or manifest.profile, manifest)
 
+    def settings_for(self, pool: str) -> Settings:
+        """The settings for a bundle exported with ``--pool`` `pool`.
+
+        Raises `EngineError` where the library can't build with them here.
+        """
+        settings = dataclasses.replace(self.settings, refit=pool == "refit")
+        settings.require_supported(self.backend)
+        return settings
+
     def request(self, folder: Path, manifest: Manifest, graph: str) -> BuildRequest:
-        """What to ask the engine room for; raises as `shapes`."""
+        """What to ask the engine room for; raises as `shapes` and `settings_for`."""
         profiles = self.shapes(manifest)
         return BuildRequest(
             folder / f"{graph}.onnx",
@@ -65,7 +74,7 @@ class EngineOptions:
             self.targets or default_targets(self.backend),
             self.workspace_mib,
             self.optimization_level,
-            self.settings,
+            self.settings_for(manifest.pool),
             profiles[1:],
         )
 

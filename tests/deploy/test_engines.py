@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -202,6 +202,18 @@ def test_settings_and_reports_are_recorded(bundle: Path, asked: list[BuildReques
     (bundle / manifest.engines[0].report).write_text("{")
     with pytest.raises(BundleError, match="can't be read"):
         rows(bundle, manifest.engines)
+
+
+@pytest.mark.parametrize("pool", ["constant", "refit", "input"])
+def test_the_export_says_whether_engines_can_be_refitted(
+    bundle: Path, asked: list[BuildRequest], pool: str
+):
+    dataclasses.replace(open_bundle(bundle), pool=pool).write(bundle)
+    module = ModuleType("tensorrt")
+    module.BuilderFlag = SimpleNamespace(REFIT_INDIVIDUAL=0)  # type: ignore[attr-defined]
+    manifest = build(bundle, EngineOptions(Backend("tensorrt", module, "11.0"), ("sm90",)))
+    assert [request.settings.refit for request in asked] == [pool == "refit"] * 2
+    assert {e.settings.get("refit", False) for e in manifest.engines} == {pool == "refit"}
 
 
 def write_library(folder: Path, text: str) -> PluginRecord:
