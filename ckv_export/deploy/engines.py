@@ -25,6 +25,7 @@ from ckv_export.engine import (
 )
 from ckv_export.engine.cache import cached_build
 from ckv_export.engine.plugins import NONE, PluginRecord
+from ckv_export.engine.precision import require_precision
 from ckv_export.engine.settings import DEFAULT
 from ckv_export.manifest import EngineEntry, FileEntry, Manifest
 from ckv_export.stages import Stages
@@ -96,7 +97,8 @@ def build_engines(
     """Build an engine of each graph into `folder`; the manifest returned lists them.
 
     An engine of the same graph, library, targets and kind of plugin is replaced. Beside each lies
-    the list of its layers, and with a plugin library that. Raises `EngineError`.
+    the list of its layers, and with a plugin library that. Raises `EngineError`, also for an engine
+    in another precision than the bundle's.
     """
     (folder / FOLDER).mkdir(exist_ok=True)
     entries = {engine.file: engine for engine in manifest.engines}
@@ -107,6 +109,9 @@ def build_engines(
             built = _build(request, options, folder / file, progress)
             found = ", from the engine cache" if built.cached else ""
             stage.remark = f"{built.layers} layers for {', '.join(built.targets)}{found}"
+        if built.report is not None:
+            reduced = graph != "prefill" or manifest.model.num_layers > 1
+            require_precision(built.report, manifest.precision, reduced, file)
         entries[file] = _entry(folder, graph, file, built)
     _drop_unused_libraries(folder, entries.values())
     return dataclasses.replace(manifest, engines=tuple(entries.values()))
