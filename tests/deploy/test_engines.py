@@ -62,6 +62,7 @@ def bundle(tmp_path: Path) -> Path:
         notes=(),
         timings={},
         parity=None,
+        precision="fp16",
     )
     manifest.with_files(tmp_path).write(tmp_path)
     return tmp_path
@@ -273,6 +274,13 @@ def test_stages_are_timed(bundle: Path, asked: list[BuildRequest]):
         "build decode engine",
     ]
     assert all("sm86" in stage.remark for stage in stages.finished)
+
+
+def test_an_engine_in_another_precision_is_refused(bundle: Path, asked: list[BuildRequest]):
+    dataclasses.replace(open_bundle(bundle), precision="bf16").write(bundle)
+    with pytest.raises(EngineError, match=r"was to compute in bf16 and fp32.* fp16 in router"):
+        build(bundle, EngineOptions(RTX, ("sm86",)))
+    assert open_bundle(bundle).engines == ()
 
 
 def test_a_refusal_passes_through(bundle: Path, asked: list[BuildRequest]):
