@@ -20,7 +20,7 @@ from ckv_export.errors import CkvError, InputError, Interrupted
 
 VERBS = (
     *("export", "inspect", "parity", "build", "bench", "plan", "plugin", "pool"),
-    *("triton", "prefill", "doctor", "demo"),
+    *("refit", "triton", "prefill", "doctor", "demo"),
 )
 """Each is a module beside this one: `HELP`, `add_arguments(parser)`, `run(args) -> exit code`."""
 

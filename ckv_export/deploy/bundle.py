@@ -77,6 +77,9 @@ def export_bundle(request: ExportRequest, stages: Stages, display: Display) -> E
     Raises `CheckpointError` or `SpecError` for a bad model, `BundleError` for a bad place,
     `ParityFailure` where the gate fails; whatever happens, `request.out` is then as it was.
     """
+    if request.engines is not None:
+        # Told before anything is exported.
+        request.engines.settings_for(request.form.pool)
     if request.name is not None:
         check_target(request.out, request.name, request.force)
     with stages.stage("load") as stage:

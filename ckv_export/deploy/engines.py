@@ -25,6 +25,7 @@ from ckv_export.engine import (
 )
 from ckv_export.engine.cache import cached_build
 from ckv_export.engine.plugins import NONE, PluginRecord
+from ckv_export.engine.precision import require_precision
 from ckv_export.engine.settings import DEFAULT
 from ckv_export.manifest import EngineEntry, FileEntry, Manifest
 from ckv_export.stages import Stages
@@ -55,8 +56,17 @@ class EngineOptions:
         """Every optimization profile; raises `InputError` for one that nobody fits."""
         return resolve(self.profiles, self.profile or manifest.profile, manifest)
 
+    def settings_for(self, pool: str) -> Settings:
+        """The settings for a bundle exported with ``--pool`` `pool`.
+
+        Raises `EngineError` where the library can't build with them here.
+        """
+        settings = dataclasses.replace(self.settings, refit=pool == "refit")
+        settings.require_supported(self.backend)
+        return settings
+
     def request(self, folder: Path, manifest: Manifest, graph: str) -> BuildRequest:
-        """What to ask the engine room for; raises as `shapes`."""
+        """What to ask the engine room for; raises as `shapes` and `settings_for`."""
         profiles = self.shapes(manifest)
         return BuildRequest(
             folder / f"{graph}.onnx",
@@ -65,7 +75,7 @@ class EngineOptions:
             self.targets or default_targets(self.backend),
             self.workspace_mib,
             self.optimization_level,
-            self.settings,
+            self.settings_for(manifest.pool),
             profiles[1:],
         )
 
@@ -87,7 +97,8 @@ def build_engines(
     """Build an engine of each graph into `folder`; the manifest returned lists them.
 
     An engine of the same graph, library, targets and kind of plugin is replaced. Beside each lies
-    the list of its layers, and with a plugin library that. Raises `EngineError`.
+    the list of its layers, and with a plugin library that. Raises `EngineError`, also for an engine
+    in another precision than the bundle's.
     """
     (folder / FOLDER).mkdir(exist_ok=True)
     entries = {engine.file: engine for engine in manifest.engines}
@@ -98,6 +109,9 @@ def build_engines(
             built = _build(request, options, folder / file, progress)
             found = ", from the engine cache" if built.cached else ""
             stage.remark = f"{built.layers} layers for {', '.join(built.targets)}{found}"
+        if built.report is not None:
+            reduced = graph != "prefill" or manifest.model.num_layers > 1
+            require_precision(built.report, manifest.precision, reduced, file)
         entries[file] = _entry(folder, graph, file, built)
     _drop_unused_libraries(folder, entries.values())
     return dataclasses.replace(manifest, engines=tuple(entries.values()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ckv_export.contract import GraphSpec, Profile
-from ckv_export.engine import aot_plugin, inspection, plugins, pool_steps, timing_cache
+from ckv_export.engine import aot_plugin, inspection, plugins, pool_steps, timing_cache, weights
 from ckv_export.engine.backends import Backend
-from ckv_export.engine.files import beside
+from ckv_export.engine.files import write_plan
 from ckv_export.engine.layers import LayerReport
 from ckv_export.engine.messages import Messages, listen, readable
 from ckv_export.engine.network import EngineTensor, ParsedNetwork, check_tensors, parse_onnx
@@ -152,6 +151,8 @@ def build_engine(
         steps = pool_steps.pool_steps(pool_steps.pool_nodes(request.onnx), parsed.plugins)
         # Asked before the build too: minutes of work must not end in that.
         pool_steps.require_asked(steps, settings.plugin, backend)
+        if settings.refit:
+            weights.mark_refittable(parsed.network, request.onnx, backend, messages)
         config = _configure(request, backend, builder, targets, plugin)
         plan = _serialize(builder, parsed, config, backend, progress or Silent(), messages)
         if settings.timing_cache is not None:
@@ -159,7 +160,7 @@ def build_engine(
         report = inspection.report(
             plan, parsed, steps, settings.plugin, backend, targets, logger, messages
         )
-        size = _publish(plan, out)
+        size = write_plan(plan, out)
         return BuiltEngine(
             path=out,
             backend=backend.name,
@@ -252,15 +253,3 @@ def _serialize(
         reason = messages.first_error() or "the library gives no reason"
         raise EngineError(f"{backend.label} can't build the engine: {reason}")
     return plan
-
-
-def _publish(plan: Any, out: Path) -> int:
-    view = memoryview(plan)
-    try:
-        with beside(out) as temporary, temporary.open("wb") as file:
-            file.write(view)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise EngineError(f"can't write the engine {out}: {error}") from error
-    return view.nbytes

@@ -49,6 +49,9 @@ def _settings_arguments(settings: Settings, backend: Backend) -> list[str]:
         arguments.append("--versionCompatible")
     if settings.hardware_compatible:
         arguments.append("--hardwareCompatibilityLevel=ampere+")
+    if settings.refit:
+        # The tool chooses no single weights: all that can be refitted are.
+        arguments.append("--refit")
     if settings.timing_cache is not None:
         arguments.append(f"--timingCacheFile={settings.timing_cache}")
     if settings.plugin.library is not None:

@@ -6,6 +6,9 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from ckv_export.errors import EngineError
 
 
 @contextlib.contextmanager
@@ -17,3 +20,16 @@ def beside(out: Path) -> Iterator[Path]:
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_plan(plan: Any, out: Path) -> int:
+    """Write the library's host memory `plan` to `out`; its size in bytes. Raises `EngineError`."""
+    view = memoryview(plan)
+    try:
+        with beside(out) as temporary, temporary.open("wb") as file:
+            file.write(view)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise EngineError(f"can't write the engine {out}: {error}") from error
+    return view.nbytes

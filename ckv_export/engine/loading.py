@@ -16,6 +16,7 @@ from ckv_export.engine.backends import Backend
 from ckv_export.engine.plugin_build import OPERATOR_VERSION
 from ckv_export.engine.plugin_library import PluginLibrary
 from ckv_export.engine.plugins import EMBEDDED, LIBRARY
+from ckv_export.engine.settings import BUILD_FLAGS
 from ckv_export.engine.targets import CURRENT, present_gpu
 from ckv_export.errors import EngineError
 from ckv_export.manifest import EngineEntry, FileEntry, Manifest
@@ -33,6 +34,11 @@ class BundleEngine:
     def path(self) -> Path:
         """The engine's file."""
         return self.folder / self.entry.file
+
+    @property
+    def graph_file(self) -> Path:
+        """The ONNX file that it was built from."""
+        return self.folder / f"{self.entry.graph}.onnx"
 
     @property
     def host_code(self) -> bool:
@@ -55,7 +61,8 @@ class BundleEngine:
         """The command that builds this engine anew, for this machine."""
         words = ["ckv-export", "build", str(self.folder), f"--backend={backend.name}"]
         words += [] if backend.is_rtx else [f"--target={CURRENT}"]
-        words += [f"--{n.replace('_', '-')}" for n, on in self.entry.settings.items() if on]
+        flags = [name for name in BUILD_FLAGS if self.entry.settings.get(name)]
+        words += [f"--{name.replace('_', '-')}" for name in flags]
         kind = self.entry.plugin["kind"] if self.entry.plugin else None
         words += ["--plugin-library=DIR"] if kind == LIBRARY else []
         words += [f"--plugin={EMBEDDED}"] if kind == EMBEDDED else []

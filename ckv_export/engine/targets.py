@@ -87,6 +87,15 @@ def present_gpu_name() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
+def require_gpu(purpose: str) -> None:
+    """Raise `EngineError` where this machine has no GPU for `purpose`."""
+    if present_gpu() is None:
+        raise EngineError(
+            f"{purpose} needs a GPU that they were built for, and there is none here that torch "
+            "can use: run it on the GPU machine"
+        )
+
+
 def _rtx_target(name: str, backend: Backend) -> tuple[str, ...]:
     known = known_targets(backend)
     if name == PORTABLE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -165,6 +166,21 @@ def test_two_profiles_from_a_file_and_the_engine_cache(cli, bundle_copy: Path, t
 )
 def test_what_rtx_can_not_build(refused, bundle_copy: Path, options: tuple[str, ...], says):
     refused("build", bundle_copy, *RTX, *options, watched=bundle_copy, says=says)
+
+
+@pytest.mark.parametrize("verb", ["build", "export"])
+def test_engines_to_be_refitted_need_a_gpu(
+    refused, run_folder: Path, bundle_copy: Path, monkeypatch, verb: str
+):
+    """TensorRT for RTX fails within such a build, with nothing but a CUDA error to show for it."""
+    monkeypatch.setattr("ckv_export.engine.targets.present_gpu", lambda: None)
+    dataclasses.replace(open_bundle(bundle_copy), pool="refit").write(bundle_copy)
+    words = {
+        "build": (bundle_copy,),
+        "export": (run_folder, "--out", bundle_copy.parent / "out", "--pool=refit", "--build"),
+    }
+    says = ("only on a machine with a GPU", "--pool input")
+    refused(verb, *words[verb], *RTX, "--target=sm86", watched=bundle_copy.parent, says=says)
 
 
 def test_engine_options_without_engines(refused, run_folder: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -62,6 +62,7 @@ def bundle(tmp_path: Path) -> Path:
         notes=(),
         timings={},
         parity=None,
+        precision="fp16",
     )
     manifest.with_files(tmp_path).write(tmp_path)
     return tmp_path
@@ -204,6 +205,18 @@ def test_settings_and_reports_are_recorded(bundle: Path, asked: list[BuildReques
         rows(bundle, manifest.engines)
 
 
+@pytest.mark.parametrize("pool", ["constant", "refit", "input"])
+def test_the_export_says_whether_engines_can_be_refitted(
+    bundle: Path, asked: list[BuildRequest], pool: str
+):
+    dataclasses.replace(open_bundle(bundle), pool=pool).write(bundle)
+    module = ModuleType("tensorrt")
+    module.BuilderFlag = SimpleNamespace(REFIT_INDIVIDUAL=0)  # type: ignore[attr-defined]
+    manifest = build(bundle, EngineOptions(Backend("tensorrt", module, "11.0"), ("sm90",)))
+    assert [request.settings.refit for request in asked] == [pool == "refit"] * 2
+    assert {e.settings.get("refit", False) for e in manifest.engines} == {pool == "refit"}
+
+
 def write_library(folder: Path, text: str) -> PluginRecord:
     folder.mkdir(exist_ok=True)
     library = folder / "libckv_plugins_trt11.so"
@@ -261,6 +274,13 @@ def test_stages_are_timed(bundle: Path, asked: list[BuildRequest]):
         "build decode engine",
     ]
     assert all("sm86" in stage.remark for stage in stages.finished)
+
+
+def test_an_engine_in_another_precision_is_refused(bundle: Path, asked: list[BuildRequest]):
+    dataclasses.replace(open_bundle(bundle), precision="bf16").write(bundle)
+    with pytest.raises(EngineError, match=r"was to compute in bf16 and fp32.* fp16 in router"):
+        build(bundle, EngineOptions(RTX, ("sm86",)))
+    assert open_bundle(bundle).engines == ()
 
 
 def test_a_refusal_passes_through(bundle: Path, asked: list[BuildRequest]):

@@ -160,6 +160,7 @@ def test_gpu_flags_and_plugin_are_in_the_key_and_timings_are_not(
         Settings(),
         Settings(version_compatible=True),
         Settings(hardware_compatible=True),
+        Settings(refit=True),
         *(Settings(PluginChoice("library", library)) for library in libraries),
     ]
     request = projection.request(targets=("current",))

@@ -86,7 +86,7 @@ def test_several_profiles_are_counted() -> None:
 
 def test_settings_reach_the_command(tmp_path: Path) -> None:
     library = write_library(tmp_path, ["PooledAttention"])
-    settings = Settings(PluginChoice("library", tmp_path), True, True, Path("t.cache"))
+    settings = Settings(PluginChoice("library", tmp_path), True, True, Path("t.cache"), True)
     request = BuildRequest(Path("decode.onnx"), SPEC, PROFILE, settings=settings)
     words = shlex.split(trtexec_command(request, TENSORRT_11))
     for word in (
@@ -94,6 +94,7 @@ def test_settings_reach_the_command(tmp_path: Path) -> None:
         "--versionCompatible",
         "--hardwareCompatibilityLevel=ampere+",
         "--timingCacheFile=t.cache",
+        "--refit",
         f"--dynamicPlugins={library}",
         f"--setPluginsToSerialize={library}",
     ):

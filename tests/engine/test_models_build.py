@@ -28,6 +28,8 @@ from ckv_export.engine import (
     Settings,
     build_engine,
 )
+from ckv_export.engine.layers import POOL_STEP
+from ckv_export.engine.precision import require_precision
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.decode_items import DecodeItemsGraph
 from ckv_export.graphs.prefill import PrefillGraph
@@ -39,6 +41,8 @@ from ckv_export.onnx_export.save import save_models
 pytestmark = [pytest.mark.tensorrt, pytest.mark.usefixtures("one_thread")]
 
 ITEMS = 30
+EXACT = ("events/", "gsu_", "long_query", "long_key", "input")
+"""Parts that are fp32 in every precision, beside routers, user parts and norms."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,11 @@ def test_half_precision_builds(kind: str, precision: str, rtx: Backend, tmp_path
         built = files.build(graph.io.name, rtx, tmp_path)
         check(built, files, graph.io.name)
         assert built.report is not None
-        print(built.report.parts)
+        require_precision(built.report, precision, True, graph.io.name)
+        for part, counts in built.report.parts.items():
+            if part.startswith(EXACT) or part.endswith(("router", "logits", "/user", "norm")):
+                assert part == "dnn/first/user" or set(counts) == {"fp32"}, part
+        assert precision in built.report.parts[POOL_STEP]
 
 
 def test_decode_by_item_table_builds(by_items: Files, rtx: Backend, tmp_path: Path):

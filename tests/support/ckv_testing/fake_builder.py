@@ -7,6 +7,7 @@ of the node's name, version and namespace), and its engines are JSON texts of wh
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ class Network:
         self.layers: list[Layer] = []
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
+        self.weights: dict[str, Any] = {}
+        self.marked: list[str] = []
 
     num_layers = property(lambda self: len(self.layers))
     num_inputs = property(lambda self: len(self.inputs))
@@ -82,6 +85,11 @@ class Network:
 
     def get_output(self, index: int) -> Tensor:
         return self.outputs[index]
+
+    def mark_weights_refittable(self, name: str) -> bool:
+        if name in self.weights:
+            self.marked.append(name)
+        return name in self.weights
 
 
 class Creator:
@@ -159,10 +167,19 @@ class Config:
 
 @dataclass
 class Faults:
-    """What shall go wrong: `parser` overlooks plugins, `engine` loses their layers."""
+    """What shall go wrong: `parser` overlooks plugins, `engine` loses their layers.
+
+    `unnamed`: a weight that the parser gives no name; `fixed`: one that an engine keeps;
+    `combined`: one that an engine has and no file does; `refit`, `serialize`: the library refuses.
+    """
 
     parser: bool = False
     engine: bool = False
+    unnamed: str = ""
+    fixed: str = ""
+    combined: str = ""
+    refit: bool = False
+    serialize: bool = False
 
 
 @dataclass
@@ -191,6 +208,8 @@ class Parser:
         model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
         bodies = {(f.domain, f.name): f for f in model.functions}
         kinds = {v.name: _kind(v) for v in (*model.graph.value_info, *model.graph.output)}
+        self.network.weights = weights_of(path)
+        self.network.weights.pop(self.fake.faults.unnamed, None)
         self.network.inputs = [_tensor(v) for v in model.graph.input]
         self.network.outputs = [_tensor(v) for v in model.graph.output]
         for node in model.graph.node:
@@ -243,7 +262,10 @@ class Builder:
         layers = [_inspected(layer, self.fake.faults.engine) for layer in network.layers]
         if config.cache is not None:
             config.cache.data += b"one more\n"
-        return json.dumps({"Layers": layers * len(config.profiles), "I/O Tensors": []}).encode()
+        told = {"Layers": layers * len(config.profiles), "I/O Tensors": []}
+        refit = self.fake.module.BuilderFlag.REFIT_INDIVIDUAL in config.flags
+        weights = {"all": network.weights, "refittable": network.marked if refit else []}
+        return json.dumps({"inspector": told, "weights": weights}).encode()
 
 
 def _inspected(layer: Layer, loses_plugins: bool) -> dict[str, Any]:
@@ -267,18 +289,132 @@ class Runtime:
         self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, plan: Any) -> Any:
-        return Engine(bytes(plan).decode())
+        try:
+            return Engine(json.loads(bytes(plan)))
+        except ValueError:
+            return None
 
 
 @dataclass
 class Engine:
-    text: str
+    data: dict[str, Any]
+    faults: Faults = field(default_factory=Faults)
+
+    @property
+    def refittable(self) -> bool:
+        return bool(self.data["weights"]["refittable"])
 
     def create_engine_inspector(self) -> Engine:
         return self
 
     def get_engine_information(self, form: Any) -> str:
+        return json.dumps(self.data["inspector"])
+
+    def create_serialization_config(self) -> SerializationConfig:
+        return SerializationConfig()
+
+    def serialize_with_config(self, config: SerializationConfig) -> bytes | None:
+        data = json.loads(json.dumps(self.data))
+        weights = data["weights"]
+        if config.get_flag("EXCLUDE_WEIGHTS"):
+            weights["all"] = {n: v for n, v in weights["all"].items() if not self.refittable}
+        if not config.get_flag("INCLUDE_REFIT"):
+            weights["refittable"] = []
+        return None if self.faults.serialize else json.dumps(data).encode()
+
+
+class SerializationConfig:
+    """As an engine gives it at first: weights left out, and refittable no longer."""
+
+    def __init__(self) -> None:
+        self.names = {"EXCLUDE_WEIGHTS"}
+
+    def set_flag(self, flag: Any) -> bool:
+        self.names.add(flag.name)
+        return True
+
+    def clear_flag(self, flag: Any) -> bool:
+        self.names.discard(flag.name)
+        return True
+
+    def get_flag(self, name: str) -> bool:
+        return name in self.names
+
+
+class Refitter:
+    """Takes values by name, and gives them to the engine all at once."""
+
+    def __init__(self, engine: Engine, faults: Faults) -> None:
+        assert engine.refittable, "made for an engine that can't be refitted"
+        engine.faults = faults
+        self.engine, self.faults = engine, faults
+        self.given: dict[str, Any] = {}
+
+    def get_all_weights(self) -> list[str]:
+        names: list[str] = self.engine.data["weights"]["refittable"]
+        return [name for name in names if name != self.faults.fixed]
+
+    def get_missing_weights(self) -> list[str]:
+        wanted = {
+            *self.get_all_weights(),
+            *([self.faults.combined] if self.faults.combined else []),
+        }
+        return sorted(wanted - self.given.keys())
+
+    def set_named_weights(self, name: str, weights: Any) -> bool:
+        shape = self.engine.data["weights"]["all"].get(name, {}).get("shape")
+        if name not in self.get_all_weights() or shape != weights["shape"]:
+            return False
+        self.given[name] = weights
+        return True
+
+    def refit_cuda_engine(self) -> bool:
+        if self.faults.refit or self.get_missing_weights():
+            return False
+        self.engine.data["weights"]["all"].update(self.given)
+        return True
+
+
+@dataclass
+class ParserError:
+    text: str
+
+    def desc(self) -> str:
         return self.text
+
+
+class OnnxParserRefitter:
+    """Sets what an ONNX file holds of an engine's refittable weights."""
+
+    def __init__(self, refitter: Refitter, logger: Any) -> None:
+        self.refitter = refitter
+        self.errors: list[ParserError] = []
+
+    num_errors = property(lambda self: len(self.errors))
+
+    def get_error(self, index: int) -> ParserError:
+        return self.errors[index]
+
+    def refit_from_file(self, model: str) -> bool:
+        found, wanted = weights_of(model), self.refitter.get_all_weights()
+        done = [n for n in wanted if n in found and self.refitter.set_named_weights(n, found[n])]
+        if len(done) < len(wanted):
+            told = f"Only successfully refitted {len(done)} weights out of {len(wanted)}"
+            self.errors.append(ParserError(told))
+        return not self.errors
+
+
+def weights_of(path: str | Path) -> dict[str, Any]:
+    """Shape, type and hash of each initializer of an ONNX file, by name."""
+    tensors = onnx.load(str(path)).graph.initializer
+    return {
+        t.name: {
+            "shape": list(t.dims),
+            "type": t.data_type,
+            "sha256": hashlib.sha256(onnx.numpy_helper.to_array(t).tobytes()).hexdigest(),
+        }
+        for t in tensors
+    }
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:
@@ -301,7 +437,8 @@ def _logger() -> type:
 
 
 ENUMS = {
-    "BuilderFlag": "TF32 VERSION_COMPATIBLE EXCLUDE_LEAN_RUNTIME",
+    "BuilderFlag": "TF32 VERSION_COMPATIBLE EXCLUDE_LEAN_RUNTIME REFIT REFIT_INDIVIDUAL",
+    "SerializationFlag": "EXCLUDE_WEIGHTS EXCLUDE_LEAN_RUNTIME INCLUDE_REFIT",
     "ProfilingVerbosity": "LAYER_NAMES_ONLY DETAILED NONE",
     "HardwareCompatibilityLevel": "NONE AMPERE_PLUS SAME_COMPUTE_CAPABILITY",
     "MemoryPoolType": "WORKSPACE",
@@ -323,6 +460,8 @@ def install(monkeypatch: pytest.MonkeyPatch, module: ModuleType | None = None) -
         "Builder": lambda logger: Builder(fake),
         "OnnxParser": lambda network, logger: Parser(fake, network),
         "Runtime": Runtime,
+        "Refitter": lambda engine, logger: Refitter(engine, fake.faults),
+        "OnnxParserRefitter": OnnxParserRefitter,
     }
     for name, part in parts.items():
         setattr(module, name, part)
@@ -353,8 +492,6 @@ def write_library(
     folder: Path, operators: Sequence[str], version: str = "11.4.0", **record: object
 ) -> Path:
     """A library that registers `operators`, with its record, as `ckv-export plugin build` would."""
-    import hashlib
-
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"libckv_plugins_trt{version.split('.')[0]}.so"
     file.write_text(" ".join(operators))
