@@ -135,7 +135,8 @@ class TritonServer:
 
     def __exit__(self, *error: object) -> None:
         if self.process is not None:
-            self.process.kill()
+            # Its Python models are processes of their own, and would outlive it.
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def start(self) -> None:
@@ -163,7 +164,12 @@ class TritonServer:
         command += [f"--metrics-port={self.metrics_port}", "--disable-auto-complete-config"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, cwd=self.folder
+                command,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.folder,
+                start_new_session=True,
             )
         until = time.monotonic() + SECONDS
         while not self._ready():
