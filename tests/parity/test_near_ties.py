@@ -11,7 +11,7 @@ import torch
 from ckv_testing.draw import draw_state, make_spec
 from ckv_testing.exports import Export
 
-from ckv_export.contract import FeatureSpec, ModelSpec
+from ckv_export.contract import DnnSpec, FeatureSpec, ModelSpec
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.model import ops
@@ -36,15 +36,17 @@ FEATURES = (
 
 def model(rng: np.random.Generator, size: float) -> tuple[ModelSpec, dict[str, torch.Tensor]]:
     """A SIM that searches by an item's id and, with a weight of `size`, by its twist."""
-    spec = make_spec("sim", features=FEATURES, topk=1)
+    spec = make_spec("sim", features=FEATURES, topk=1, dnn=DnnSpec((), (), batch_norm=False))
     state = draw_state(spec, rng)
     for name in ("long.gsu_event.weight", "long.gsu_target.weight"):
         state[name] = torch.zeros_like(state[name])
         state[name][0, 0] = 1.0
     state["long.gsu_event.weight"][0, -1] = size
     state["embedding.item_id.table"][1:, 0] = 1.0
-    # What is found must matter, whichever of the two it is.
+    # What is found must matter, whatever was drawn: its twist alone moves the logit by 3 and more.
     state["long.v.weight"][:, -1] = 3.0
+    state["long.o.weight"][:] = 0.05
+    state["dnn.0.weight"][:, -spec.d_event :] = 0.1
     return spec, state
 
 
