@@ -27,7 +27,7 @@ from ckv_export.bench.stored import Store
 from ckv_export.bench.traffic import bucket_of, buckets, history_lengths, padding_waste
 from ckv_export.bench.ways import LeftOut, Prepared, Way, last_entries, open_all
 from ckv_export.bench.workload import Request, Sizes, draw_request
-from ckv_export.errors import ParityFailure
+from ckv_export.errors import BundleError, ParityFailure
 from ckv_export.manifest import Manifest, open_bundle
 from ckv_export.parity.tolerances import tolerance_of
 from ckv_export.runtimes.base import Arrays
@@ -88,6 +88,12 @@ class _Bench:
             wanted = [w for w in given if w is given[0] or request.only in w.name]
             self.ways, failed = open_all(wanted)
             self.left_out += failed
+            for way in failed:
+                if way.name == given[0].name:
+                    raise BundleError(
+                        f"{way.name} is what all else is measured by, and can't run here: "
+                        f"{way.reason}"
+                    )
             stage.remark = f"{len(self.ways)} ways, {len(self.left_out)} left out"
 
     def close(self) -> None:

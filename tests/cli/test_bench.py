@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ckv_testing.results import result
 import ckv_export.bench
 from ckv_export.cli.main import main
 from ckv_export.errors import ParityFailure
+from ckv_export.manifest import open_bundle
 
 SCHEMA = json.loads((Path(ckv_export.bench.__file__).parent / "result.schema.json").read_text())
 QUICK = ("--seconds", "0.01", "--candidates", "5", "--history", "12", "--stored", "fp32")
@@ -77,6 +79,17 @@ def test_sweep_and_traffic(measured: dict[str, Any]):
 def test_pages_are_written(outputs: dict[str, Path]):
     assert outputs["html"].read_text().startswith("<!doctype html>")
     assert "| way |" in outputs["markdown"].read_text()
+
+
+def test_a_bundle_that_cannot_run_here_is_refused(cli: Any, bundle: Path, tmp_path: Path):
+    """As a bf16 bundle can't: ONNX Runtime has no such products on a CPU."""
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    (folder / "decode.onnx").write_bytes(b"no graph")
+    open_bundle(bundle).with_files(folder).write(folder)
+    ran = cli("bench", folder, *QUICK)
+    assert ran.code == 2
+    sentence = "compact cache is what all else is measured by, and can't run here: ONNX Runtime"
+    assert sentence in " ".join(ran.err.split())
 
 
 def test_without_a_checkpoint_it_says_what_is_left_out(cli: Any, bundle: Path, outputs: Any):
