@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ckv_export.engine.files import beside
 from ckv_export.errors import BundleError
 from ckv_export.manifest import POOLS_FILE, Manifest
 
@@ -29,14 +30,12 @@ def save_pools(
     `fingerprint`: of the model they are of; `entries`: of the caches that go with them.
     """
     contiguous = {name: np.ascontiguousarray(pool) for name, pool in pools.items()}
-    beside = path.with_name(f".{path.name}.partial")
+    about = {"fingerprint": fingerprint, "entries": entries}
     try:
-        save_file(contiguous, beside, metadata={"fingerprint": fingerprint, "entries": entries})
-        beside.replace(path)
+        with beside(path) as temporary:
+            save_file(contiguous, temporary, metadata=about)
     except OSError as error:
         raise BundleError(f"can't write the pools {path}: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load_pools(folder: Path, manifest: Manifest) -> Pools:

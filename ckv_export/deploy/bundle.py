@@ -115,9 +115,10 @@ def _fill(
         stage.remark = f"fingerprint {identity[:16]}"
     table = _item_table(folder, prepared, stages) if request.form.item_table else None
     _export(folder, prepared.graphs, stages)
-    if prepared.form.pools is not None:
-        _save_pools(folder, prepared, identity)
     manifest = _manifest(request, prepared, name, identity)
+    if prepared.form.pools is not None:
+        pools, entries = pool_arrays(prepared.model), manifest.entries_fingerprint
+        save_pools(folder / POOLS_FILE, pools, identity, entries)
     if request.engines is not None:
         # Told before the gate has run, not after.
         request.engines.shapes(manifest)
@@ -129,11 +130,6 @@ def _fill(
     if request.engines is not None:
         manifest = build_engines(folder, manifest, request.engines, stages, display)
     return manifest, report
-
-
-def _save_pools(folder: Path, prepared: Prepared, identity: str) -> None:
-    entries = _fingerprints(prepared)["entries"]
-    save_pools(folder / POOLS_FILE, pool_arrays(prepared.model), identity, entries)
 
 
 def _item_table(folder: Path, prepared: Prepared, stages: Stages) -> Arrays:
