@@ -47,8 +47,10 @@ class Eta(TargetAttentionModel):
     def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Attention over the k nearest events: [B, C, d]."""
         bits = self.rotations.shape[1]
-        agreement = ops.signs(self.event_key(target)) @ ops.signs(key).transpose(1, 2)
+        found = ops.masked_keys(ops.signs(key), mask)
+        agreement = ops.signs(self.event_key(target)) @ found.transpose(1, 2)
         # Of n signs, those that agree minus those that differ are n - 2 * distance: whole numbers,
         # exact in fp32. A masked event's distance is bits + 1.
-        nearness = torch.where(mask[:, None], agreement, -bits - 2.0)
+        farther = (1.0 - mask.to(torch.float32)) * (-bits - 2.0)
+        nearness = agreement + farther.unsqueeze(1)
         return self.search(target, events, mask, ops.select_largest(nearness, self.topk))

@@ -48,12 +48,14 @@ def signs(bits: Tensor) -> Tensor:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, N, d] -> [B, H, N, d / H]."""
+    if heads == 1:  # nothing to turn: no runtime has to find that out
+        return x.unsqueeze(1)
     return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """[B, H, N, w] -> [B, N, H * w]."""
-    return x.transpose(1, 2).flatten(2)
+    return x.squeeze(1) if x.shape[1] == 1 else x.transpose(1, 2).flatten(2)
 
 
 def widened(x: Tensor) -> Tensor:
@@ -75,8 +77,18 @@ def masked_logits(query: Tensor, key: Tensor, mask: Tensor, heads: int) -> Tenso
     A masked key is made zero, so that adding `MASKED` to its logit gives exactly that. One addition
     passes over all heads in a third of the time that ONNX Runtime takes for a broadcast where.
     """
-    logits = attention_logits(query, key * mask.to(key.dtype).unsqueeze(-1), heads)
-    return logits + ((1.0 - mask.to(logits.dtype)) * MASKED)[:, None, None]
+    logits = attention_logits(query, masked_keys(key, mask), heads)
+    return logits + masked_row(mask).unsqueeze(1)
+
+
+def masked_keys(key: Tensor, mask: Tensor) -> Tensor:
+    """key [B, N, d], zero where bool mask [B, N] is False."""
+    return key * mask.to(key.dtype).unsqueeze(-1)
+
+
+def masked_row(mask: Tensor) -> Tensor:
+    """What to add to the fp32 logits of `masked_keys`: [B, 1, N], 0.0 where mask, else `MASKED`."""
+    return ((1.0 - mask.to(torch.float32)) * MASKED).unsqueeze(1)
 
 
 def attention_scale(width: int, heads: int, scaled: bool) -> float:
@@ -119,7 +131,14 @@ def select_largest(scores: Tensor, count: int) -> Tensor:
     # Sorting the largest would take a sixth of the time that finding them does, for nothing.
     largest = torch.cat([scores, least], dim=-1).topk(kept, dim=-1, sorted=False).values
     boundary = largest.amin(-1, keepdim=True)
-    above = scores > boundary
+    # Whatever is above the boundary is among the largest: it is counted there, not in all of N.
+    places = kept - (largest > boundary).to(torch.int32).sum(-1, keepdim=True, dtype=torch.int32)
     tied = scores == boundary
-    places = kept - above.to(torch.int32).sum(-1, keepdim=True, dtype=torch.int32)
-    return above | (tied & (tied.to(torch.int32).cumsum(-1, dtype=torch.int32) <= places))
+    rank = tied.to(torch.int32).cumsum(-1, dtype=torch.int32)
+    return (scores > boundary) | (tied & (rank <= places))
+
+
+def excluded_logits(selected: Tensor) -> Tensor:
+    """What to add to fp32 logits so that only bool `selected` [...] count: 0.0, or `EXCLUDED`."""
+    # A product, because ONNX Runtime takes twice as long for a where.
+    return (~selected).to(torch.float32) * EXCLUDED

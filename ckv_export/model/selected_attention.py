@@ -40,9 +40,7 @@ class SelectedAttention(nn.Module):
         query = query * ops.attention_scale(query.shape[-1], self.heads, self.scaled)
         # A masked key is zero, so its logit is what is added: exactly MASKED. Mask and selection
         # are joined before there are heads, and pass over the logits in one addition.
-        key = self.key(events)
-        key = key * mask.to(key.dtype).unsqueeze(-1)
-        added = torch.where(mask[:, None], 0.0, ops.MASKED)
-        added = torch.where(selected, added, ops.EXCLUDED)
+        key = ops.masked_keys(self.key(events), mask)
+        added = ops.excluded_logits(selected) + ops.masked_row(mask)
         logits = ops.attention_logits(query, key, self.heads) + added.unsqueeze(1)
         return ops.weighted_values(logits, self.value(events), self.heads)

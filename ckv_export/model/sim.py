@@ -52,8 +52,7 @@ class Sim(TargetAttentionModel):
 
     def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Attention over the top-k events by g: [B, C, d]."""
-        relevance = self.gsu_target(target) @ key.transpose(1, 2)
-        relevance = torch.where(mask[:, None], relevance, 0.0)
+        relevance = self.gsu_target(target) @ ops.masked_keys(key, mask).transpose(1, 2)
         selected = ops.select_largest(relevance, self.topk)
         attended: Tensor = self.search(target, events, mask, selected)
         return attended

@@ -50,6 +50,5 @@ class Twin(TargetAttentionModel):
         heads = self.spec.attention.num_heads
         scale = ops.attention_scale(self.spec.attention.d, heads, scaled=True)
         logits = ops.masked_logits(self.long_query(target) * scale, key, mask, heads)
-        selected = ops.select_largest(logits, self.topk)
-        logits = torch.where(selected, logits, ops.EXCLUDED)
+        logits = logits + ops.excluded_logits(ops.select_largest(logits, self.topk))
         return ops.weighted_values(logits, self.long_value(events), heads)

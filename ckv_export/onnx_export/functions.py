@@ -61,27 +61,38 @@ _ATTENTION = """
     ckv_whole_key = {domain}.PoolGatherConcat <{plugin}> (ckv_pool_k, ckv_index_k, ckv_user_k)
     {key}
     ckv_value = {domain}.PoolGatherConcat <{plugin}> (ckv_pool_v, ckv_index_v, ckv_user_v)
-    ckv_split = Constant <value_ints = [0, 0, {heads}, {width}]> ()
-    ckv_merge = Constant <value_ints = [0, 0, {total}]> ()
     ckv_head_axis = Constant <value_ints = [1]> ()
     ckv_factor = Constant <value_float = {scale}> ()
     ckv_factor_narrow = Narrow (ckv_factor)
     ckv_scaled = Mul (ckv_query, ckv_factor_narrow)
-    ckv_query_split = Reshape (ckv_scaled, ckv_split)
-    ckv_query_heads = Transpose <perm = [0, 2, 1, 3]> (ckv_query_split)
-    ckv_key_split = Reshape (ckv_key, ckv_split)
-    ckv_key_heads = Transpose <perm = [0, 2, 3, 1]> (ckv_key_split)
-    ckv_value_split = Reshape (ckv_value, ckv_split)
-    ckv_value_heads = Transpose <perm = [0, 2, 1, 3]> (ckv_value_split)
+    {split}
     ckv_products = MatMul (ckv_query_heads, ckv_key_heads)
     ckv_logits = Wide (ckv_products)
     {weights}
     ckv_weights_narrow = Narrow (ckv_weights)
     ckv_heads = MatMul (ckv_weights_narrow, ckv_value_heads)
-    ckv_turned = Transpose <perm = [0, 2, 1, 3]> (ckv_heads)
     {merged}
+    {result}
 }}
 """
+
+_SPLIT = """ckv_split = Constant <value_ints = [0, 0, {heads}, {width}]> ()
+    ckv_merge = Constant <value_ints = [0, 0, {total}]> ()
+    ckv_query_split = Reshape (ckv_scaled, ckv_split)
+    ckv_query_heads = Transpose <perm = [0, 2, 1, 3]> (ckv_query_split)
+    ckv_key_split = Reshape (ckv_key, ckv_split)
+    ckv_key_heads = Transpose <perm = [0, 2, 3, 1]> (ckv_key_split)
+    ckv_value_split = Reshape (ckv_value, ckv_split)
+    ckv_value_heads = Transpose <perm = [0, 2, 1, 3]> (ckv_value_split)"""
+_MERGED = """ckv_turned = Transpose <perm = [0, 2, 1, 3]> (ckv_heads)
+    ckv_merged = Reshape (ckv_turned, ckv_merge)"""
+
+# One head takes no copy to split or merge, and a transposition that a product takes in its stride.
+_SPLIT_ONE = """ckv_query_heads = Unsqueeze (ckv_scaled, ckv_head_axis)
+    ckv_key_head = Unsqueeze (ckv_key, ckv_head_axis)
+    ckv_key_heads = Transpose <perm = [0, 1, 3, 2]> (ckv_key_head)
+    ckv_value_heads = Unsqueeze (ckv_value, ckv_head_axis)"""
+_MERGED_ONE = "ckv_merged = Squeeze (ckv_heads, ckv_head_axis)"
 
 # A masked key is made zero, so that adding -1e9 gives exactly that logit. An addition passes over
 # the logits of all heads in a third of the time that ONNX Runtime takes for a broadcast Where.
@@ -105,7 +116,7 @@ _WEIGHTS = {
     ckv_masked = Add (ckv_logits, ckv_added_row)
     ckv_weights = Softmax <axis = -1> (ckv_masked)
     """,
-        "ckv_out = Reshape (ckv_turned, ckv_merge)",
+        "ckv_out = Identity (ckv_merged)",
     ),
     "PooledPointwiseAttention": (
         "ckv_key = Identity (ckv_whole_key)",
@@ -121,8 +132,7 @@ _WEIGHTS = {
     ckv_seen = Unsqueeze (ckv_bool, ckv_head_axis)
     ckv_weights = Where (ckv_seen, ckv_silu, ckv_none)
     """,
-        """ckv_merged = Reshape (ckv_turned, ckv_merge)
-    ckv_total = Wide (ckv_merged)
+        """ckv_total = Wide (ckv_merged)
     ckv_divisor = Unsqueeze (ckv_count, ckv_last_axis)
     ckv_mean = Div (ckv_total, ckv_divisor)
     ckv_out = Narrow (ckv_mean)""",
@@ -142,7 +152,8 @@ def attention_body(
 
     T is the element type of `precision`; between the two products it computes in fp32.
     """
-    key, weights, merged = _WEIGHTS[name]
+    key, weights, result = _WEIGHTS[name]
+    split, merged = (_SPLIT_ONE, _MERGED_ONE) if heads == 1 else (_SPLIT, _MERGED)
     text = _ATTENTION.format(
         domain=DOMAIN,
         opset=OPSET,
@@ -150,13 +161,12 @@ def attention_body(
         plugin=_PLUGIN,
         name=name,
         inputs=", ".join(f"ckv_{i}" for i in INPUTS[name]),
-        heads=heads,
-        width=width,
-        total=heads * width,
+        split=split.format(heads=heads, width=width, total=heads * width),
         scale=repr(float(scale)),
         key=key,
         weights=weights.strip(),
         merged=merged,
+        result=result,
     )
     return ir.serde.deserialize_function(onnx.parser.parse_function(_with_casts(text, precision)))
 
