@@ -16,6 +16,7 @@ from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import frozen
 from ckv_export.model.events import EventEmbedding
+from ckv_export.model.folds import output_weight
 from ckv_export.model.selected_attention import SelectedAttention, attention_shapes
 from ckv_export.model.shapes import FREE, Shapes
 from ckv_export.model.target_attention import TargetAttentionModel
@@ -33,7 +34,7 @@ class Eta(TargetAttentionModel):
         self.topk = int(spec.options["topk"])
         self.rotations = frozen(state["long.rotations"])
         scaled = bool(spec.options["use_scale"])
-        self.search = SelectedAttention(spec.attention.num_heads, scaled, state)
+        self.search = SelectedAttention(spec, scaled, state)
 
     @classmethod
     def long_shapes(cls, spec: ModelSpec) -> Shapes:
@@ -44,8 +45,12 @@ class Eta(TargetAttentionModel):
         """Hash codes: bool [B, N, bits]."""
         return events @ self.rotations > 0
 
+    def long_output(self, state: Mapping[str, Tensor]) -> Tensor:
+        """What `SelectedAttention` leaves over."""
+        return output_weight(self.spec, state)
+
     def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-        """Attention over the k nearest events: [B, C, d]."""
+        """Attention over the k nearest events: [B, C, n]."""
         bits = self.rotations.shape[1]
         found = ops.masked_keys(ops.signs(key), mask)
         agreement = ops.signs(self.event_key(target)) @ found.transpose(1, 2)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import ReducibleProjection
+from ckv_export.model.folds import Unprojected, carried_over, takes_events
 from ckv_export.model.shapes import Shape, Shapes
 
 
@@ -25,19 +25,27 @@ def attention_shapes(spec: ModelSpec) -> Shapes:
 
 
 class SelectedAttention(nn.Module):
-    """Multi-head attention ``long.{q,k,v}`` without activations; W_o is left to what follows."""
+    """Multi-head attention ``long.{q,k,v}`` without activations; `folds.output_weight` is
+    left to what follows.
+    """
 
-    def __init__(self, heads: int, scaled: bool, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, spec: ModelSpec, scaled: bool, state: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.heads, self.scaled = heads, scaled
-        self.query, self.key, self.value = (
-            ReducibleProjection(state[f"long.{n}.weight"]) for n in "qkv"
-        )
+        self.heads = spec.attention.num_heads
+        self.scale = ops.attention_scale(spec.attention.d, self.heads, scaled)
+        query, key, value = (state[f"long.{n}.weight"] for n in "qkv")
+        self.key: nn.Module
+        self.value: nn.Module
+        if takes_events(spec):
+            query = carried_over(query, key)
+            self.key, self.value = Unprojected(), Unprojected()
+        else:
+            self.key, self.value = ReducibleProjection(key), ReducibleProjection(value)
+        self.query = ReducibleProjection(query)
 
     def forward(self, target: Tensor, events: Tensor, mask: Tensor, selected: Tensor) -> Tensor:
-        """target [B, C, d_e], events [B, N, d_e], mask [B, N], selected [B, C, N] -> [B, C, d]."""
-        query = self.query(target)
-        query = query * ops.attention_scale(query.shape[-1], self.heads, self.scaled)
+        """target [B, C, d_e], events [B, N, d_e], mask [B, N], selected [B, C, N] -> [B, C, n]."""
+        query = self.query(target) * self.scale
         # A masked key is zero, so its logit is what is added: exactly MASKED. Mask and selection
         # are joined before there are heads, and pass over the logits in one addition.
         key = ops.masked_keys(self.key(events), mask)

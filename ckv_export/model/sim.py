@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection
 from ckv_export.model.events import EventEmbedding
+from ckv_export.model.folds import carried_over, narrower, output_weight
 from ckv_export.model.selected_attention import SelectedAttention, attention_shapes
 from ckv_export.model.shapes import Shapes
 from ckv_export.model.target_attention import TargetAttentionModel
@@ -31,9 +31,10 @@ class Sim(TargetAttentionModel):
     ) -> None:
         super().__init__(spec, state, events)
         self.topk = int(spec.options["topk"])
-        self.gsu_target = Projection(state["long.gsu_target.weight"])
-        self.gsu_event = Projection(state["long.gsu_event.weight"])
-        self.search = SelectedAttention(spec.attention.num_heads, True, state)
+        asked, found = (state[f"long.gsu_{side}.weight"] for side in ("target", "event"))
+        self.gsu_event = None if narrower(spec) else Projection(found)
+        self.gsu_target = Projection(carried_over(asked, found) if narrower(spec) else asked)
+        self.search = SelectedAttention(spec, True, state)
 
     @classmethod
     def long_shapes(cls, spec: ModelSpec) -> Shapes:
@@ -46,12 +47,16 @@ class Sim(TargetAttentionModel):
         }
 
     def event_key(self, events: Tensor) -> Tensor:
-        """W_b e: [B, N, d]."""
-        key: Tensor = self.gsu_event(events)
+        """W_b e: [B, N, d]; e itself where W_b is on the target's side."""
+        key: Tensor = events if self.gsu_event is None else self.gsu_event(events)
         return key
 
+    def long_output(self, state: Mapping[str, Tensor]) -> Tensor:
+        """What `SelectedAttention` leaves over."""
+        return output_weight(self.spec, state)
+
     def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-        """Attention over the top-k events by g: [B, C, d]."""
+        """Attention over the top-k events by g: [B, C, n]."""
         relevance = self.gsu_target(target) @ ops.masked_keys(key, mask).transpose(1, 2)
         selected = ops.select_largest(relevance, self.topk)
         attended: Tensor = self.search(target, events, mask, selected)

@@ -52,8 +52,12 @@ class TargetAttentionModel(CollectiveModel):
     def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Events [B, N, d_e], their keys, mask bool [B, N], targets [B, C, d_e] -> [B, C, n].
 
-        W_o is left to the scoring network.
+        `long_output` is left to the scoring network.
         """
+
+    def long_output(self, state: Mapping[str, Tensor]) -> Tensor | None:
+        """The weight [d_e, n] that turns `long_branch` into the model's long interest, if any."""
+        return None
 
     @classmethod
     def shapes(cls, spec: ModelSpec) -> Shapes:
@@ -118,11 +122,9 @@ class TargetAttentionModel(CollectiveModel):
     def _blocks(self, state: Mapping[str, Tensor]) -> Sequence[Block]:
         event = self.spec.d_event
         widths = {"user": self.spec.d_user_features, "target": event, "short": event, "long": event}
-        outputs = {"short": "attention.0.o.weight", "long": "long.o.weight"}
+        outputs = {"short": state["attention.0.o.weight"], "long": self.long_output(state)}
         return [
-            Block(name, widths[name], state.get(outputs.get(name, "")))
-            for name in self.dnn_order
-            if widths[name]
+            Block(name, widths[name], outputs.get(name)) for name in self.dnn_order if widths[name]
         ]
 
 

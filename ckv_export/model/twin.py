@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection, ReducibleProjection
 from ckv_export.model.events import EventEmbedding
+from ckv_export.model.folds import Unprojected, carried_over, output_weight, takes_events
 from ckv_export.model.selected_attention import attention_shapes
 from ckv_export.model.shapes import Shapes
 from ckv_export.model.target_attention import TargetAttentionModel
@@ -31,9 +31,15 @@ class Twin(TargetAttentionModel):
     ) -> None:
         super().__init__(spec, state, events)
         self.topk = int(spec.options["topk"])
-        self.long_query = Projection(state["long.q.weight"])
-        self.long_key = Projection(state["long.k.weight"])
-        self.long_value = ReducibleProjection(state["long.v.weight"])
+        query, key, value = (state[f"long.{n}.weight"] for n in "qkv")
+        self.long_key: nn.Module
+        self.long_value: nn.Module
+        if takes_events(spec):
+            query = carried_over(query, key)
+            self.long_key, self.long_value = nn.Identity(), Unprojected()
+        else:
+            self.long_key, self.long_value = Projection(key), ReducibleProjection(value)
+        self.long_query = Projection(query)
 
     @classmethod
     def long_shapes(cls, spec: ModelSpec) -> Shapes:
@@ -41,12 +47,16 @@ class Twin(TargetAttentionModel):
         return attention_shapes(spec)
 
     def event_key(self, events: Tensor) -> Tensor:
-        """W_h e: [B, N, d]."""
+        """W_h e: [B, N, d]; e itself where W_h is on the query's side."""
         key: Tensor = self.long_key(events)
         return key
 
+    def long_output(self, state: Mapping[str, Tensor]) -> Tensor:
+        """W_o, or W_o W_v."""
+        return output_weight(self.spec, state)
+
     def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-        """Attention over each head's own top-k: [B, C, d]."""
+        """Attention over each head's own top-k: [B, C, n]."""
         heads = self.spec.attention.num_heads
         scale = ops.attention_scale(self.spec.attention.d, heads, scaled=True)
         logits = ops.masked_logits(self.long_query(target) * scale, key, mask, heads)

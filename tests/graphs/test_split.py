@@ -10,9 +10,10 @@ import torch
 from ckv_testing.draw import KINDS, VARIANTS, draw_cases, draw_state, drawn_spec, make_spec
 from ckv_testing.slow import Slow
 
-from ckv_export.contract import CacheSpec, ModelSpec
+from ckv_export.contract import AttentionSpec, CacheSpec, FeatureSpec, ModelSpec
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
+from ckv_export.model.folds import takes_events
 from ckv_export.model.reference import Reference
 from ckv_export.model.registry import build_model
 from ckv_export.parity.expected import ExpectedCase, record
@@ -65,6 +66,21 @@ def close(got: np.ndarray, expected: np.ndarray, tensor: str, case: str) -> None
     np.testing.assert_allclose(
         got, expected, rtol=bound.relative, atol=bound.absolute, err_msg=f"{tensor} of {case}"
     )
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("width", [15, 16, 17])
+@pytest.mark.parametrize("kind", ["sim", "eta", "twin"])
+def test_events_narrower_than_d_as_wide_and_wider(
+    kind: str, width: int, heads: int, seed: int, rng: np.random.Generator
+):
+    """Where the long branch begins to take events for their own keys and values."""
+    features = (FeatureSpec("item_id", "item", "categorical", width, vocab_size=30),)
+    attention = AttentionSpec(16, heads, 2, 1, 10, 13)
+    spec = make_spec(kind, features=features, attention=attention)
+    assert takes_events(spec) == (heads == 1 and width < 17)
+    state = draw_state(spec, rng)
+    check_split(spec, state, drawn_cases(spec, state, seed))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 D = 4
 FEATURES = (FeatureSpec("x", "item", "vector", D, length=D),)
+EYE = torch.eye(D)
 
 
 def built(kind: str, heads: int = 1, topk: int = 2, flag: bool = False, **tensors: torch.Tensor):
@@ -31,17 +32,21 @@ def built(kind: str, heads: int = 1, topk: int = 2, flag: bool = False, **tensor
         window=3,
         options=make_spec(kind, topk=topk, flag=flag).options,
     )
+    tensors |= {"o": EYE}
     state = {
         name: tensors.get(name.split(".")[1], torch.zeros([max(n, 1) for n in shape]))
         for name, shape in expected_shapes(spec).items()
     }
-    return build_model(spec, state)
+    model = build_model(spec, state)
+    return model, model.long_output(state)
 
 
-def branch(model, events: np.ndarray, mask: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The long branch before W_o: [B, C, D]."""
+def branch(built_model, events: np.ndarray, mask: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The long branch with all that is left over applied to it: [B, C, D]."""
+    model, left_over = built_model
     x, t = torch.from_numpy(events), torch.from_numpy(target)
-    return model.long_branch(x, model.event_key(x), torch.from_numpy(mask), t).numpy()
+    found = model.long_branch(x, model.event_key(x), torch.from_numpy(mask), t)
+    return (found if left_over is None else found @ left_over.to(found.dtype).T).numpy()
 
 
 def lowest_first(scores: list[float], count: int) -> list[int]:
@@ -59,9 +64,6 @@ def drawn(rng: np.random.Generator, events: int) -> tuple[np.ndarray, np.ndarray
     mask = rng.random((6, events)) < 0.7
     mask[0], mask[1] = True, False
     return x, mask, halves(rng, (6, 3, D), 1)
-
-
-EYE = torch.eye(D)
 
 
 @pytest.mark.parametrize("events", [0, 1, 2, 3, 7])
