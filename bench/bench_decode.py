@@ -34,6 +34,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ckv_export.bench.as_trained import TrainedDecode
 from ckv_export.bench.environment import environment
 from ckv_export.bench.measure import Settings, in_turn
 from ckv_export.bench.roster import reference_scores
@@ -246,16 +247,20 @@ def model_calls(model: CollectiveModel, state: Mapping[str, Tensor], folder: Pat
             decode.io, cache.infer(request.prefill_feeds(prefill.io, spec))
         )
     save_models({"decode": export_graph(decode)}, folder)
+    reference = build_reference(spec, state)
+    trained = TrainedDecode(reference)
     runners = {
         EXPORTED: OnnxRuntimeRunner(folder / "decode.onnx", decode.io, threads=1),
         "PyTorch eager": TorchRunner(decode, decode.io),
         COMPILED: TorchRunner(torch.compile(decode, dynamic=False), decode.io),
+        "PyTorch eager, as trained": TorchRunner(trained, decode.io),
+        f"{COMPILED}, as trained": TorchRunner(torch.compile(trained, dynamic=False), decode.io),
     }
     calls: Calls = {}
     for name, runner in runners.items():
         runner.activate()
         calls[name] = lambda runner=runner: runner.infer(feeds)["score"]
-    expected = reference_scores(build_reference(spec, state), request.inputs)
+    expected = reference_scores(reference, request.inputs)
     # See run.LEAST_AGREEING: a near-tie of the search is no fault of a runtime.
     check(calls, expected, tolerance_of("score").absolute, 0.99)
     return calls

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ckv_export.bench.as_trained import TRAINED_KINDS, TrainedDecode
 from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
 from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
@@ -43,6 +44,8 @@ _NEED_WEIGHTS = (
     "PyTorch eager, no cache",
     "ONNX Runtime, full KV held",
     "ONNX Runtime, full KV fetched",
+    "PyTorch eager, as trained",
+    "torch.compile, as trained",
 )
 
 
@@ -168,12 +171,20 @@ def weighted_ways(
     def expand(cache: Mapping[str, Array]) -> Arrays:
         return whole_cache(model, cache)
 
-    return [
+    ways = [
         Way(_NEED_WEIGHTS[0], "compact", *eager, first.layout),
         Way(_NEED_WEIGHTS[1], "compact", *compiled, first.layout),
         Way(_NEED_WEIGHTS[2], "none", *eager, first.layout),
         Way(_NEED_WEIGHTS[3], "full, held", first.prefill, full, whole, expand),
         Way(_NEED_WEIGHTS[4], "full, fetched", first.prefill, full, whole, expand),
+    ]
+    if spec.kind not in TRAINED_KINDS:
+        return ways
+    trained = TrainedDecode(weights.reference)
+    return [
+        *ways,
+        Way(_NEED_WEIGHTS[5], "compact", None, TorchRunner(trained, trained.io), first.layout),
+        Way(_NEED_WEIGHTS[6], "compact", None, CompiledRunner(trained, trained.io), first.layout),
     ]
 
 

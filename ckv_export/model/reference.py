@@ -169,7 +169,7 @@ class Reference:
             x = self._linear(x, f"dnn.{i}")
             if self.spec.dnn.batch_norm:
                 x = self._batch_norm(x, i)
-            x = self._dnn_activation(x, i)
+            x = self.dnn_activation(x, i)
         x = self._linear(x, f"dnn.{layers}").squeeze(-1)
         return torch.sigmoid(x) if self.spec.dnn.sigmoid else x
 
@@ -182,7 +182,8 @@ class Reference:
         mean, var = self.state[f"{prefix}.mean"], self.state[f"{prefix}.var"]
         return (x - mean) / torch.sqrt(var + eps)
 
-    def _dnn_activation(self, x: Tensor, layer: int) -> Tensor:
+    def dnn_activation(self, x: Tensor, layer: int) -> Tensor:
+        """The activation after hidden layer `layer`: [..., n] -> [..., n]."""
         name = self.spec.dnn.activations[layer]
         prefix = f"dnn.{layer}.activation"
         if name == "prelu":

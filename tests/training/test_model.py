@@ -87,7 +87,7 @@ def test_dice_normalises_by_the_batch_too(small_spec) -> None:
     model = make(dataclasses.replace(small_spec(), dnn=dnn))
     norm = nn.BatchNorm1d(16, eps=DICE_EPS, affine=False)
     x = torch.randn(20, 16) + 2
-    torch.testing.assert_close(model._dnn_activation(x, 0), torch.sigmoid(norm(x)) * x)
+    torch.testing.assert_close(model.dnn_activation(x, 0), torch.sigmoid(norm(x)) * x)
     torch.testing.assert_close(model.state["dnn.0.activation.mean"], norm.running_mean)
 
 
