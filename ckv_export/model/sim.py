@@ -32,8 +32,9 @@ class Sim(TargetAttentionModel):
         super().__init__(spec, state, events)
         self.topk = int(spec.options["topk"])
         asked, found = (state[f"long.gsu_{side}.weight"] for side in ("target", "event"))
-        self.gsu_event = None if narrower(spec) else Projection(found)
-        self.gsu_target = Projection(carried_over(asked, found) if narrower(spec) else asked)
+        carried = self.searches_events
+        self.gsu_event = None if carried else Projection(found)
+        self.gsu_target = Projection(carried_over(asked, found) if carried else asked)
         self.search = SelectedAttention(spec, True, state)
 
     @classmethod
@@ -46,8 +47,13 @@ class Sim(TargetAttentionModel):
             **attention_shapes(spec),
         }
 
+    @property
+    def searches_events(self) -> bool:
+        """Where W_b is on the target's side."""
+        return narrower(self.spec)
+
     def event_key(self, events: Tensor) -> Tensor:
-        """W_b e: [B, N, d]; e itself where W_b is on the target's side."""
+        """W_b e: [B, N, d], or e itself."""
         key: Tensor = events if self.gsu_event is None else self.gsu_event(events)
         return key
 

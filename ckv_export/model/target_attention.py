@@ -43,6 +43,11 @@ class TargetAttentionModel(CollectiveModel):
     def event_key(self, events: Tensor) -> Tensor:
         """What the long branch searches events [B, N, d_e] by: float or bool [B, N, width]."""
 
+    @property
+    def searches_events(self) -> bool:
+        """Whether `event_key` gives the events themselves."""
+        return False
+
     def key_layout(self) -> tuple[int, str]:
         """Width and dtype of `event_key`."""
         key = self.event_key(torch.zeros(1, 1, self.spec.d_event))
@@ -97,12 +102,14 @@ class TargetAttentionModel(CollectiveModel):
 
         Entries and keys depend on the item alone, so they are looked up, not computed.
         """
-        events = torch.cat([self.embedded(inputs, g) for g in ("history", "append")], dim=1)
         name = self.events.form.item_key
         ids = torch.cat([inputs[f"{g}_{name}"] for g in ("history", "append")], dim=1)
         tensors = [_rows(inputs[f"item_{suffix}"], ids) for suffix, _, _ in self.cache.tensors]
         entries = CacheEntries.of(self.cache, tensors)
-        return self._scores(inputs, entries, events, _rows(inputs["item_long_key"], ids))
+        events = key = _rows(inputs["item_long_key"], ids)
+        if not self.searches_events:
+            events = torch.cat([self.embedded(inputs, g) for g in ("history", "append")], dim=1)
+        return self._scores(inputs, entries, events, key)
 
     def _scores(self, inputs: Inputs, entries: CacheEntries, events: Tensor, key: Tensor) -> Tensor:
         mask = torch.cat([inputs["history_mask"], inputs["append_mask"]], dim=1)

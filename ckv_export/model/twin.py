@@ -46,8 +46,13 @@ class Twin(TargetAttentionModel):
         """The attention's W_q, W_h (``k``), W_v and W_o."""
         return attention_shapes(spec)
 
+    @property
+    def searches_events(self) -> bool:
+        """Where W_h is on the query's side."""
+        return takes_events(self.spec)
+
     def event_key(self, events: Tensor) -> Tensor:
-        """W_h e: [B, N, d]; e itself where W_h is on the query's side."""
+        """W_h e: [B, N, d], or e itself."""
         key: Tensor = self.long_key(events)
         return key
 

@@ -95,6 +95,10 @@ def expected_key(shop: Shop, events: Tensor) -> Tensor:
     """What the long branch of each kind searches events [1, I, d_e] by, from its formula."""
     if shop.spec.kind in ("eta", "sdim"):
         return events @ shop.state["long.rotations"].flatten(1) > 0
+    if shop.spec.d_event <= shop.spec.attention.d and (
+        shop.spec.kind == "sim" or shop.spec.attention.num_heads == 1
+    ):
+        return events
     name = {"sim": "long.gsu_event.weight", "twin": "long.k.weight"}[shop.spec.kind]
     return events @ shop.state[name].T
 
