@@ -20,24 +20,40 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
     monkeypatch.setattr(torch, "compile", lambda module, **options: module)
-    made = importlib.import_module("bench_decode")
-    for name, value in (("HISTORY", 40), ("CANDIDATES", 5), ("ROWS", 30)):
-        monkeypatch.setattr(made, name, value)
-    return made
+    return importlib.import_module("bench_decode")
+
+
+def small(script: ModuleType, d: int, heads: int):
+    case = script.Case(d, heads, history=40, candidates=5, rows=30)
+    spec = script.models.sim_spec(d, heads, case.d_u, case.rows, case.history)
+    return spec, case
 
 
 @pytest.mark.parametrize("heads", [1, 8])
 def test_every_variant_of_the_branch_computes_the_formula(script: ModuleType, heads: int):
-    spec = script.models.sim_spec(16, heads, 2, 30, 40)
+    spec, case = small(script, 16, heads)
     model = script.build_model(spec, script.models.weights(spec))
     with torch.inference_mode():
-        calls = script.branch_calls(model)
+        calls = script.branch_calls(model, case)
     assert len(calls) == 7
-    assert set(script.VARIANTS) < set(calls)
+    assert set(sys.modules["decode_branch"].VARIANTS) < set(calls)
+
+
+def test_every_form_of_the_model_computes_its_scores(script: ModuleType, tmp_path: Path):
+    spec, case = small(script, 192, 1)
+    state = script.models.weights(spec)
+    with torch.inference_mode():
+        calls = script.model_calls(script.build_model(spec, state), state, case, tmp_path)
+    first, *rest = (call() for call in calls.values())
+    assert len(rest) == 6
+    assert np.ptp(first) > 1e-4
+    for scores in rest:
+        np.testing.assert_allclose(scores, first, atol=2e-6)
 
 
 def test_a_wrong_variant_is_not_timed(script: ModuleType):
+    check = sys.modules["decode_case"].check
     calls = {"wrong": lambda: np.full(100, 1.0)}
-    script.check(calls, np.full(100, 1.0), 1e-6, 1.0)
+    check(calls, np.full(100, 1.0), 1e-6, 1.0)
     with pytest.raises(SystemExit, match=r"wrong: wrong by up to 1\.0e-03"):
-        script.check(calls, np.full(100, 1.001), 1e-6, 0.99)
+        check(calls, np.full(100, 1.001), 1e-6, 0.99)
