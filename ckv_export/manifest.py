@@ -29,7 +29,7 @@ from ckv_export.errors import BundleError, SpecError
 FILE_NAME = "manifest.json"
 POOLS_FILE = "pools.safetensors"
 ITEM_TABLE_FILE = "item_table.safetensors"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 POOLS = ("constant", "refit", "input")
 """Where pools are: constants of the graphs, constants that engines can exchange, or inputs."""
 _CHUNK = 2**20

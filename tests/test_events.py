@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ckv_testing.forms import BY_ID, EXTERNAL, HSTU, SIM
 
 from ckv_export.contract import AttentionSpec, DnnSpec, FeatureSpec, ModelSpec
 from ckv_export.errors import EventsError
-from ckv_export.events import load_events
+from ckv_export.events import event_tensors, load_events
 
 VOCAB, TAGS, LENGTH, WIDTH = 9, 5, 3, 4
 SPEC = ModelSpec(
@@ -296,3 +297,12 @@ def test_damage_anywhere_is_refused(tmp_path: Path):
         except EventsError:
             refused += 1
     assert refused > len(whole) // 6
+
+
+def test_event_files_are_of_the_form_too():
+    assert [t.name for t in event_tensors(HSTU, EXTERNAL)] == [
+        "event_embedding",
+        "event_time",
+        "event_mask",
+    ]
+    assert [t.name for t in event_tensors(SIM, BY_ID)] == ["event_item_id", "event_mask"]

@@ -188,7 +188,7 @@ def test_other_files_in_the_folder_do_no_harm(folder: Path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "null", "[]", "3", '"manifest"', "{}", '{"schema_version": 2}', "\ufeff{}"]
+    "text", ["", "{", "null", "[]", "3", '"manifest"', "{}", '{"schema_version": 3}', "\ufeff{}"]
 )
 def test_what_is_no_manifest(folder: Path, text: str):
     (folder / FILE_NAME).write_text(text)
@@ -202,7 +202,9 @@ def test_bytes_that_are_no_text(folder: Path):
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 0, -1, "1", None, 1.5, [1]])
+@pytest.mark.parametrize(
+    "version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 1, 0, -1, "1", None, 1.5, [1]]
+)
 def test_another_schema_version_names_both(folder: Path, version: object):
     data = data_of(folder) | {"schema_version": version}
     (folder / FILE_NAME).write_text(json.dumps(data))

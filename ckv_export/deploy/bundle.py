@@ -22,12 +22,7 @@ from ckv_export.deploy.publish import check_target, staged
 from ckv_export.graphs.decode_items import DecodeItemsGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.manifest import POOLS_FILE, FileEntry, ItemTable, Manifest
-from ckv_export.model.fingerprint import (
-    entries_fingerprint,
-    fingerprint,
-    fingerprint_but_pools,
-    lookup_fingerprint,
-)
+from ckv_export.model.fingerprint import Fingerprints, lookup_fingerprint
 from ckv_export.onnx_export import functions
 from ckv_export.onnx_export.check import check_file
 from ckv_export.onnx_export.export import export_graph
@@ -111,14 +106,15 @@ def _fill(
     """Put everything but the manifest into `folder`."""
     with stages.stage("split") as stage:
         prepared = prepare(checkpoint, request.form)
-        identity = fingerprint(checkpoint.spec, checkpoint.state)
-        stage.remark = f"fingerprint {identity[:16]}"
+        prints = Fingerprints.of(
+            checkpoint.spec, checkpoint.state, lookup_fingerprint(prepared.looked_up)
+        )
+        stage.remark = f"fingerprint {prints.model[:16]}"
     table = _item_table(folder, prepared, stages) if request.form.item_table else None
     _export(folder, prepared.graphs, stages)
-    manifest = _manifest(request, prepared, name, identity)
+    manifest = _manifest(request, prepared, name, prints)
     if prepared.form.pools is not None:
-        pools, entries = pool_arrays(prepared.model), manifest.entries_fingerprint
-        save_pools(folder / POOLS_FILE, pools, identity, entries)
+        save_pools(folder / POOLS_FILE, pool_arrays(prepared.model), prints.model, prints.entries)
     if request.engines is not None:
         # Told before the gate has run, not after.
         request.engines.shapes(manifest)
@@ -166,12 +162,14 @@ def _pools(graph: Graph) -> int:
     return graph.model.spec.num_layers - isinstance(graph, PrefillGraph)
 
 
-def _manifest(request: ExportRequest, prepared: Prepared, name: str, identity: str) -> Manifest:
+def _manifest(
+    request: ExportRequest, prepared: Prepared, name: str, prints: Fingerprints
+) -> Manifest:
     checkpoint = prepared.checkpoint
     files = [{"name": p.name, **dataclasses.asdict(FileEntry.of(p))} for p in checkpoint.files]
     return Manifest(
         name=name,
-        fingerprint=identity,
+        fingerprint=prints.model,
         model=checkpoint.spec,
         form=prepared.form,
         item_table=_table_layout(prepared),
@@ -184,18 +182,12 @@ def _manifest(request: ExportRequest, prepared: Prepared, name: str, identity: s
         parity=None,
         precision=request.form.precision,
         pool=request.form.pool,
-        fingerprints=_fingerprints(prepared),
+        fingerprints={
+            "entries": prints.entries,
+            "all but pools": prints.but_pools,
+            "looked up": prints.looked_up,
+        },
     )
-
-
-def _fingerprints(prepared: Prepared) -> dict[str, str]:
-    spec, state = prepared.checkpoint.spec, prepared.checkpoint.state
-    looked_up = lookup_fingerprint(prepared.looked_up)
-    return {
-        "entries": entries_fingerprint(spec, state, looked_up),
-        "all but pools": fingerprint_but_pools(spec, state),
-        "looked up": looked_up,
-    }
 
 
 def _table_layout(prepared: Prepared) -> ItemTable | None:

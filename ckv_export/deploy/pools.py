@@ -10,11 +10,7 @@ from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.errors import BundleError
 from ckv_export.manifest import POOLS_FILE, open_bundle
 from ckv_export.model.base import CollectiveModel
-from ckv_export.model.fingerprint import (
-    entries_fingerprint,
-    fingerprint,
-    fingerprint_but_pools,
-)
+from ckv_export.model.fingerprint import Fingerprints
 from ckv_export.model.registry import build_model
 
 
@@ -47,13 +43,12 @@ def write_pools(
         )
     checkpoint = load_checkpoint(model, weights=weights, params=params)
     spec, state, known = checkpoint.spec, checkpoint.state, manifest.fingerprints
-    if fingerprint_but_pools(spec, state) != known["all but pools"]:
+    prints = Fingerprints.of(spec, state, known["looked up"])
+    if prints.but_pools != known["all but pools"]:
         raise BundleError(
             f"{model} differs from the model of {bundle} in more than its pools: export it"
         )
     path = out / POOLS_FILE if out.is_dir() else out
     split = build_model(spec, state, precision=manifest.precision)
-    entries = entries_fingerprint(spec, state, known["looked up"])
-    identity = fingerprint(spec, state)
-    save_pools(path, pool_arrays(split), identity, entries)
-    return NewPools(path, identity, entries == known["entries"])
+    save_pools(path, pool_arrays(split), prints.model, prints.entries)
+    return NewPools(path, prints.model, prints.entries == known["entries"])

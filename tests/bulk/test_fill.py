@@ -12,42 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ckv_testing.filling import filled, records
 from ckv_testing.histories import some_users, write_npz, write_parquet
 from ckv_testing.servers import free_port
 from ckv_testing.serving import Shop, User, check_record
 
-from ckv_export.bulk import fill, histories
-from ckv_export.bulk.fill import FillOptions, Tally, fill_store
-from ckv_export.bulk.histories import open_histories
+from ckv_export.bulk import fill
+from ckv_export.bulk.fill import Tally
 from ckv_export.cache.item_table import load_item_table
 from ckv_export.cache.record import RecordLayout, count, decode
 from ckv_export.cli.main import main
-from ckv_export.errors import EventsError
 from ckv_export.parity.tolerances import TOLERANCES
 from ckv_export.serving import Answer, Request, Scorer, ScorerOptions, in_process
 from ckv_export.store import Change, Entry, open_store
 
-pa = pytest.importorskip("pyarrow", reason="the package pyarrow is not installed")
-from pyarrow import parquet  # noqa: E402
+pytest.importorskip("pyarrow", reason="the package pyarrow is not installed")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SCORE = 2 * TOLERANCES["score"].absolute
-
-
-def quiet(total: Tally, users: int) -> None:
-    assert total.users <= users
-
-
-def filled(shop: Shop, events: Path, store: str, **more: object) -> Tally:
-    options = FillOptions(shop.folder, events, store, user_dtype="float32", threads=1, **more)  # type: ignore[arg-type]
-    return fill_store(options, quiet)
-
-
-def records(shop: Shop, store: str, users: dict[str, User]) -> dict[str, bytes | None]:
-    with open_store(store) as opened:
-        entries = opened.read(list(users))
-    return {user: entry and entry.record for user, entry in zip(users, entries, strict=True)}
 
 
 @pytest.mark.parametrize("kind", ["parquet", "npz"])
@@ -115,18 +98,39 @@ def test_calls_are_full_and_of_users_alike(
     assert calls == [(64, 32), (64, 64)]
 
 
-def test_a_file_is_never_in_memory_whole(
+def test_bad_input_is_one_sentence(
     shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
-    monkeypatch.setattr(histories, "PIECE", 7)
-    shop, path = shops("sim"), tmp_path / "h.parquet"
-    users = some_users(shop, 30, rng)
-    write_parquet(path, shop, users, rows=20)
-    file = open_histories(path, shop.manifest)
-    assert [file.size(g) for g in range(file.groups)] == [20, 10]
-    sizes = [[len(piece.users) for piece in file.read(g)] for g in range(file.groups)]
-    assert sizes == [[7, 7, 6], [7, 3]]
+    shop, events = shops("items"), tmp_path / "h.parquet"
+    write_parquet(events, shop, some_users(shop, 3, rng), rows=3)
+    good = {"--events": str(events), "--store": f"sqlite:///{tmp_path / 'u.db'}"}
+    for change, says in [
+        ({"--store": "users.db"}, "must be sqlite:///FILE or redis://"),
+        ({"--store": f"sqlite:///{tmp_path}/not/there.db"}, "unable to open"),
+        ({"--store": f"redis://127.0.0.1:{free_port()}/0"}, "can't be used"),
+        ({"--user-column": "user"}, "did you mean 'user_id'?"),
+        ({"--user-dtype": "fp64"}, "invalid choice"),
+        ({"--max-events": "0"}, "at least 1"),
+    ]:
+        words = [f"{flag}={value}" for flag, value in (good | change).items()]
+        assert main(["prefill", str(shop.folder), *words]) == 2
+        message = capsys.readouterr().err
+        assert len(message.splitlines()) == 1, message
+        assert says in message
+
+
+def test_max_events_keeps_the_newest(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
+):
+    shop, store = shops("sim"), f"sqlite:///{tmp_path / 'users.db'}"
+    users = {"u": shop.user(8, rng)}
+    write_parquet(tmp_path / "h.parquet", shop, users, rows=10)
+    filled(shop, tmp_path / "h.parquet", store, max_events=5)
+    record = records(shop, store, users)["u"]
+    assert record is not None
+    stored = decode(RecordLayout.of(shop.manifest, "float32"), record)
+    np.testing.assert_array_equal(stored["history_item_id"], users["u"].events["item_id"][-5:])
 
 
 # -- again, and after a crash
@@ -235,121 +239,3 @@ def test_ray_fills_the_same_store(
     assert records(shop, spread, users) == records(shop, straight, users)
     # The groups are known as done whoever did them.
     assert filled(shop, events, spread) == Tally(users=50, skipped=50)
-
-
-# -- files that don't fit
-
-BAD = {
-    "no user": ("lacks the column 'user_id'", lambda t: t.drop_columns(["user_id"])),
-    "no feature": ("lacks the column 'event_item_id'", lambda t: t.drop_columns(["event_item_id"])),
-    "no list": (
-        "must be a column of lists, got int64",
-        lambda t: t.set_column(1, "event_item_id", pa.array([1, 2, 3])),
-    ),
-    "lengths": (
-        "the history of user 'b' has 2 events, but 1 in 'event_mask'",
-        lambda t: t.set_column(2, "event_mask", pa.array([[1], [1], [1, 1, 1]])),
-    ),
-    "null": (
-        "holds a null",
-        lambda t: t.set_column(1, "event_item_id", pa.array([[1], None, [1, 2, 3]])),
-    ),
-    "null id": (
-        "holds a null",
-        lambda t: t.set_column(1, "event_item_id", pa.array([[1], [1, None], [1, 2, 3]])),
-    ),
-    "an id too many": (
-        "must lie in",
-        lambda t: t.set_column(1, "event_item_id", pa.array([[1], [1, 10**6], [1, 2, 3]])),
-    ),
-    "twice": (
-        "two histories of user 'a'",
-        lambda t: t.set_column(0, "user_id", pa.array(["a", "b", "a"])),
-    ),
-    "nobody": (
-        "missing or empty",
-        lambda t: t.set_column(0, "user_id", pa.array(["a", None, "c"])),
-    ),
-}
-
-
-def good_table() -> object:
-    """Of a shop whose events are ids."""
-    ids, mask = [[1], [1, 2], [1, 2, 3]], [[1], [1, 0], [1, 1, 1]]
-    return pa.table({"user_id": ["a", "b", "c"], "event_item_id": ids, "event_mask": mask})
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_a_file_that_does_not_fit_is_refused(
-    shops: Callable[[str], Shop], tmp_path: Path, case: str
-):
-    shop, path = shops("items"), tmp_path / "h.parquet"
-    says, spoil = BAD[case]
-    parquet.write_table(spoil(good_table()), path)
-    store = f"sqlite:///{tmp_path / 'users.db'}"
-    with pytest.raises(EventsError, match=says):
-        filled(shop, path, store)
-    parquet.write_table(good_table(), path)
-    assert filled(shop, path, store).events == 5
-
-
-def test_what_is_no_file_of_histories_is_refused(
-    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
-):
-    shop = shops("sim")
-    junk = tmp_path / "junk.parquet"
-    junk.write_bytes(b"PAR1 junk")
-    for path, says in [
-        (junk, "can't be read as a .parquet"),
-        (tmp_path / "absent.parquet", "can't be read"),
-        (tmp_path / "absent.npz", "can't be read"),
-        (tmp_path / "events.csv", "must be an .npz or .parquet"),
-    ]:
-        with pytest.raises(EventsError, match=says):
-            open_histories(path, shop.manifest)
-    users = some_users(shop, 5, rng)
-    write_npz(tmp_path / "h.npz", shop, users)
-    arrays = dict(np.load(tmp_path / "h.npz"))
-    for change, says in [
-        ({"user_id": arrays["user_id"][:3]}, "must have the shape"),
-        ({"user_id": arrays["user_id"][:, None]}, r"must have the shape \[users\]"),
-        ({"event_item_id": arrays["event_item_id"] + 100}, "must lie in"),
-    ]:
-        np.savez(tmp_path / "bad.npz", **(arrays | change))
-        with pytest.raises(EventsError, match=says):
-            list(open_histories(tmp_path / "bad.npz", shop.manifest).read(0))
-
-
-def test_bad_input_is_one_sentence(
-    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
-    capsys: pytest.CaptureFixture[str],
-):  # fmt: skip
-    shop, events = shops("items"), tmp_path / "h.parquet"
-    write_parquet(events, shop, some_users(shop, 3, rng), rows=3)
-    good = {"--events": str(events), "--store": f"sqlite:///{tmp_path / 'u.db'}"}
-    for change, says in [
-        ({"--store": "users.db"}, "must be sqlite:///FILE or redis://"),
-        ({"--store": f"sqlite:///{tmp_path}/not/there.db"}, "unable to open"),
-        ({"--store": f"redis://127.0.0.1:{free_port()}/0"}, "can't be used"),
-        ({"--user-column": "user"}, "did you mean 'user_id'?"),
-        ({"--user-dtype": "fp64"}, "invalid choice"),
-        ({"--max-events": "0"}, "at least 1"),
-    ]:
-        words = [f"{flag}={value}" for flag, value in (good | change).items()]
-        assert main(["prefill", str(shop.folder), *words]) == 2
-        message = capsys.readouterr().err
-        assert len(message.splitlines()) == 1, message
-        assert says in message
-
-
-def test_max_events_keeps_the_newest(
-    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
-):
-    shop, store = shops("sim"), f"sqlite:///{tmp_path / 'users.db'}"
-    users = {"u": shop.user(8, rng)}
-    write_parquet(tmp_path / "h.parquet", shop, users, rows=10)
-    filled(shop, tmp_path / "h.parquet", store, max_events=5)
-    record = records(shop, store, users)["u"]
-    assert record is not None
-    stored = decode(RecordLayout.of(shop.manifest, "float32"), record)
-    np.testing.assert_array_equal(stored["history_item_id"], users["u"].events["item_id"][-5:])

@@ -259,3 +259,50 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
         yield server
         assert server.process.stdin
         server.process.stdin.close()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An output folder that is in use: every byte of it is compared."""
+    folder = tmp_path / "out"
+    (folder / ".hidden").mkdir(parents=True)
+    (folder / ".hidden" / "file").write_text("precious")
+    (folder / "other").symlink_to("nowhere")
+    return folder
+
+
+@pytest.fixture
+def export_refused(refused: Callable[..., str], out: Path, tmp_path: Path) -> Callable[..., str]:
+    """Export to a folder in use, to one that is not there, and inspect: all must refuse alike."""
+
+    def run(model: Path, *words: str, says: tuple[str, ...]) -> str:
+        sentence = refused(model, "--out", out, *words, watched=out, says=says)
+        missing = tmp_path / "not there"
+        again = refused(model, "--out", missing / "deep", *words, watched=missing, says=says)
+        inspected = refused("inspect", model, *words, watched=out, says=says)
+        assert sentence == again == inspected
+        assert str(model) in sentence
+        return sentence
+
+    return run
+
+
+@pytest.fixture
+def run_copy(run_folder: Path, tmp_path: Path) -> Path:
+    """The run folder, to be spoiled."""
+    return shutil.copytree(run_folder, tmp_path / "run")
+
+
+@pytest.fixture
+def native(checkpoint, tmp_path: Path) -> Callable[..., Path]:
+    """Return a native checkpoint with some entries of the file, or of its state dict, changed."""
+
+    def make(state: dict[str, Any] | None = None, drop: tuple[str, ...] = (), **entries) -> Path:
+        tensors = dict(checkpoint.state) | (state or {})
+        for name in drop:
+            del tensors[name]
+        head = {"format": "ckv", "version": 1, "config": checkpoint.spec.to_dict()}
+        torch.save(head | {"state_dict": tensors} | entries, tmp_path / "model.pt")
+        return tmp_path / "model.pt"
+
+    return make

@@ -6,67 +6,17 @@ import json
 import os
 import pickle
 import shutil
-import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
 from ckv_export.checkpoint.native import save_native
 
 Refuse = Callable[..., str]
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """An output folder that is in use: every byte of it is compared."""
-    folder = tmp_path / "out"
-    (folder / ".hidden").mkdir(parents=True)
-    (folder / ".hidden" / "file").write_text("precious")
-    (folder / "other").symlink_to("nowhere")
-    return folder
-
-
-@pytest.fixture
-def export_refused(refused: Refuse, out: Path, tmp_path: Path) -> Refuse:
-    """Export to a folder in use, to one that is not there, and inspect: all must refuse alike."""
-
-    def run(model: Path, *words: str, says: tuple[str, ...]) -> str:
-        sentence = refused(model, "--out", out, *words, watched=out, says=says)
-        missing = tmp_path / "not there"
-        again = refused(model, "--out", missing / "deep", *words, watched=missing, says=says)
-        inspected = refused("inspect", model, *words, watched=out, says=says)
-        assert sentence == again == inspected
-        assert str(model) in sentence
-        return sentence
-
-    return run
-
-
-@pytest.fixture
-def run_copy(run_folder: Path, tmp_path: Path) -> Path:
-    """The run folder, to be spoiled."""
-    return shutil.copytree(run_folder, tmp_path / "run")
-
-
-@pytest.fixture
-def native(checkpoint, tmp_path: Path) -> Callable[..., Path]:
-    """Return a native checkpoint with some entries of the file, or of its state dict, changed."""
-
-    def make(state: dict[str, Any] | None = None, drop: tuple[str, ...] = (), **entries) -> Path:
-        tensors = dict(checkpoint.state) | (state or {})
-        for name in drop:
-            del tensors[name]
-        head = {"format": "ckv", "version": 1, "config": checkpoint.spec.to_dict()}
-        torch.save(head | {"state_dict": tensors} | entries, tmp_path / "model.pt")
-        return tmp_path / "model.pt"
-
-    return make
 
 
 class Runs:
@@ -77,15 +27,6 @@ class Runs:
 
     def __reduce__(self):
         return os.mkdir, (str(self.marker),)
-
-
-def spoil_weights(folder: Path, change: Callable[[dict], None]) -> Path:
-    """Change the state dict of a run folder."""
-    (path,) = folder.glob("*.model")
-    state = torch.load(path, weights_only=True)
-    change(state)
-    torch.save(state, path)
-    return path
 
 
 def spoil_features(folder: Path, change: Callable[[list], None]) -> None:
@@ -168,48 +109,6 @@ def test_a_yaml_that_would_run_code(export_refused, run_copy: Path, tmp_path: Pa
     assert not marker.exists()
 
 
-def test_a_missing_tensor(export_refused, native):
-    name = "long.gsu_event.weight"
-    export_refused(native(drop=(name,)), says=("missing", repr(name)))
-
-
-def test_a_misspelt_tensor_names_the_nearest(export_refused, native, checkpoint):
-    moved = {"long.gsu_evnet.weight": checkpoint.state["long.gsu_event.weight"]}
-    sentence = export_refused(native(moved, ("long.gsu_event.weight",)), says=("did you mean",))
-    assert "'long.gsu_event.weight'" in sentence
-    assert "'long.gsu_evnet.weight'" in sentence
-
-
-def test_an_unexpected_tensor(export_refused, native):
-    export_refused(
-        native({"dnn.0.wieght": torch.zeros(3)}),
-        says=("no place", "'dnn.0.wieght'", "did you mean 'dnn.0.weight'?"),
-    )
-
-
-def test_missing_and_unexpected_tensors_of_a_run_folder(export_refused, run_copy: Path):
-    spoil_weights(run_copy, lambda state: state.pop("W_b.weight"))
-    export_refused(run_copy, says=("no tensor 'W_b.weight'", "did you mean"))
-    spoil_weights(
-        run_copy, lambda s: s.update({"W_b.weight": s["W_a.weight"], "W_c.weight": torch.ones(2)})
-    )
-    export_refused(run_copy, says=("no place", "'W_c.weight'", "did you mean 'W_"))
-
-
-def test_a_wrong_shape(export_refused, native, run_copy: Path, checkpoint):
-    name = "attention.0.k.router.weight"
-    rows, width = checkpoint.state[name].shape
-    export_refused(
-        native({name: torch.zeros(rows + 1, width)}),
-        says=(repr(name), f"[{rows}, {width}]", f"got [{rows + 1}, {width}]"),
-    )
-    d, d_event = checkpoint.state["long.gsu_event.weight"].shape
-    spoil_weights(run_copy, lambda s: s.update({"W_b.weight": torch.zeros(d, d_event + 1)}))
-    export_refused(
-        run_copy, says=("'W_b.weight'", f"[{d}, {d_event}]", f"got [{d}, {d_event + 1}]")
-    )
-
-
 def test_an_unknown_kind(export_refused, native, checkpoint):
     config = checkpoint.spec.to_dict() | {"kind": "simm"}
     export_refused(
@@ -228,28 +127,6 @@ def test_a_configuration_that_is_none(export_refused, native, checkpoint):
     export_refused(native(config=config | {"options": {"topk": "many"}}), says=("topk", "'many'"))
     export_refused(native(config=config | {"options": {}}), says=("topk",))
     export_refused(native(config=config | {"window": 1}), says=("window", "at least 2", "got 1"))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_of_a_diverged_run(export_refused, native, run_copy: Path, checkpoint, value):
-    name = "attention.0.v.pool"
-    tensor = checkpoint.state[name].clone()
-    tensor[-1, -1] = value
-    export_refused(native({name: tensor}), says=("NaN or infinity", repr(name)))
-
-    def spoil(state: dict) -> None:
-        state["short_attention.global_V_pool"][-1, -1] = value
-
-    spoil_weights(run_copy, spoil)
-    export_refused(run_copy, says=("NaN or infinity", "'short_attention.global_V_pool'"))
-
-
-def test_a_state_dict_of_other_things(export_refused, native):
-    name = "dnn.0.bias"
-    export_refused(native({name: [1.0, 2.0]}), says=("tensor", "list", repr(name)))
-    export_refused(native({name: torch.ones(64, dtype=torch.complex64)}), says=("real", repr(name)))
-    export_refused(native({name: torch.ones(64, dtype=torch.int64)}), says=("floating", repr(name)))
-    export_refused(native(state_dict=[]), says=("state_dict",))
 
 
 def features_of(folder: Path) -> dict[str, dict]:
@@ -302,30 +179,6 @@ def test_parts_of_a_run_folder_that_are_missing_or_many(export_refused, run_copy
 def test_a_baseline_without_collectivekv(export_refused, samples: Path):
     sentence = export_refused(samples / "neg_baseline_sim", says=("CollectiveKV",))
     assert "baseline" in sentence or "pool" in sentence
-
-
-def test_safetensors_that_are_none(export_refused, checkpoint, tmp_path: Path):
-    folder = tmp_path / "folder"
-    save_native(folder, checkpoint.spec, checkpoint.state)
-    weights = folder / "model.safetensors"
-    whole = weights.read_bytes()
-    name, tensor = "dnn.0.bias", checkpoint.state["dnn.0.bias"]
-    (length,) = struct.unpack("<Q", whole[:8])
-    spoilt = {
-        "cut": whole[:-1],
-        "longer": whole + b"\0",
-        "no header": b"",
-        "header beyond the file": struct.pack("<Q", 1 << 60) + whole[8:],
-        "no json": whole[:8] + b"x" * length + whole[8 + length :],
-    }
-    for data in spoilt.values():
-        weights.write_bytes(data)
-        export_refused(folder, says=("model.safetensors",))
-    state = dict(checkpoint.state) | {name: torch.full_like(tensor, float("nan"))}
-    safetensors.torch.save_file(state, weights)
-    export_refused(folder, says=("NaN", repr(name)))
-    weights.unlink()
-    export_refused(folder, says=("no model.safetensors",))
 
 
 @pytest.fixture

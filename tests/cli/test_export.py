@@ -72,7 +72,7 @@ def test_manifest_hashes_every_file(bundle: Path):
 
 def test_manifest_names_its_source_and_versions(bundle: Path, run_folder: Path):
     manifest = manifest_of(bundle)
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == 3
     assert manifest["name"] == bundle.name
     sources = {f["name"]: f for f in manifest["source"]["files"]}
     assert manifest["source"]["kind"] == "fuxictr"

@@ -1,81 +1,22 @@
-"""A bundle appears whole or not at all, whatever happens and whoever looks on."""
+"""A bundle appears whole or not at all, whatever happens."""
 
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ckv_testing.publishing import HANDLERS, Stop, either_exchange, fill, listing
 
-from ckv_export.deploy import exchange as exchange_module
 from ckv_export.deploy import publish
-from ckv_export.deploy.exchange import exchange
 from ckv_export.deploy.publish import amended, check_target, staged
 from ckv_export.errors import BundleError
 from ckv_export.manifest import FILE_NAME
 
-
-class Stop(BaseException):
-    """No Exception, as KeyboardInterrupt is none; but pytest goes on to the next test after it."""
-
-
-def stop(number: int, frame: object) -> None:
-    raise Stop
-
-
-HANDLERS = {signal.SIGINT: stop, signal.SIGTERM: signal.SIG_DFL}
-
-
-@pytest.fixture(autouse=True)
-def _handlers() -> Iterator[None]:
-    """The same wherever these tests run: a job in the background ignores Ctrl-C."""
-    before = {number: signal.signal(number, handler) for number, handler in HANDLERS.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def listing(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {
-        p.relative_to(folder).as_posix(): (
-            p.lstat().st_mode,
-            os.fsencode(p.readlink())
-            if p.is_symlink()
-            else (p.read_bytes() if p.is_file() else b""),
-        )
-        for p in folder.rglob("*")
-    }
-
-
-def fill(folder: Path, content: str) -> None:
-    """A bundle of two files that belong together."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE_NAME).write_text(content)
-    (folder / "graph").write_text(content)
-
-
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """A bundle that is there before, with neighbours."""
-    fill(tmp_path / "out" / "name", "old")
-    fill(tmp_path / "out" / "neighbour", "another")
-    (tmp_path / "out" / ".hidden").write_text("precious")
-    return tmp_path / "out" / "name"
-
-
-@pytest.fixture(params=["one step", "three steps"])
-def _either_exchange(request, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also as on file systems that know no exchange."""
-    if request.param == "three steps":
-        monkeypatch.setattr(exchange_module, "_in_one_step", lambda one, other: False)
-
-
-either_exchange = pytest.mark.usefixtures("_either_exchange")
+pytestmark = pytest.mark.usefixtures("plain_signals")
 
 
 def test_the_body_s_folder_becomes_the_target(tmp_path: Path):
@@ -229,96 +170,6 @@ def test_an_interrupt_while_the_body_runs(old: Path):
     assert listing(old.parent) == before
 
 
-def test_in_a_thread_where_signals_can_not_be_handled(old: Path):
-    def work() -> None:
-        with staged(old) as folder:
-            fill(folder, "new")
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert (old / "graph").read_text() == "new"
-
-
-def test_names_do_not_collide(tmp_path: Path):
-    """Two of one name at a time: each has its own folder, and the last one to end wins."""
-    target = tmp_path / "out" / "name"
-    with staged(target) as first:
-        fill(first, "first")
-        with staged(target) as second:
-            assert first != second
-            fill(second, "second")
-        assert (target / "graph").read_text() == "second"
-    assert (target / "graph").read_text() == "first"
-    assert [p.name for p in target.parent.iterdir()] == ["name"]
-
-
-def publish_often(target: Path, content: str, times: int) -> None:
-    for _ in range(times):
-        with staged(target) as folder:
-            fill(folder, content)
-
-
-def test_many_programs_at_once(old: Path):
-    """Four processes replace one bundle again and again: it is always one of theirs, whole."""
-    context = multiprocessing.get_context("fork")
-    workers = [
-        context.Process(target=publish_often, args=(old, f"worker {n}", 25)) for n in range(4)
-    ]
-    for worker in workers:
-        worker.start()
-    looks = 0
-    while any(worker.is_alive() for worker in workers):
-        folder = os.open(old, os.O_RDONLY | os.O_DIRECTORY)  # never fails: it is always there
-        os.close(folder)
-        looks += 1
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    assert looks > 0
-    assert (old / "graph").read_text() == (old / FILE_NAME).read_text()
-    assert {p.name for p in old.parent.iterdir()} == {"name", "neighbour", ".hidden"}
-
-
-def test_who_looks_on_sees_the_old_or_the_new(old: Path):
-    """Never neither, and never a mixture, in the one folder that was opened."""
-    seen: set[str] = set()
-    stop = threading.Event()
-    problems: list[str] = []
-
-    def look() -> None:
-        while not stop.is_set():
-            try:
-                opened = os.open(old, os.O_RDONLY | os.O_DIRECTORY)
-            except FileNotFoundError:
-                problems.append("neither the old nor the new one was there")
-                return
-            try:
-                texts = []
-                for name in (FILE_NAME, "graph"):
-                    with open(os.open(name, os.O_RDONLY, dir_fd=opened)) as file:  # noqa: PTH123
-                        texts.append(file.read())
-                if texts[0] != texts[1]:
-                    problems.append(f"a mixture: {texts}")
-                seen.add(texts[0])
-            except FileNotFoundError:
-                pass  # the old one went away after it was opened: what was open is not in use
-            finally:
-                os.close(opened)
-
-    if not exchange_module._in_one_step(old, old.parent / "neighbour"):
-        pytest.skip("this file system can't exchange two names in one step")
-    exchange(old, old.parent / "neighbour")
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    publish_often(old, "one", 100)
-    publish_often(old, "two", 100)
-    stop.set()
-    watcher.join()
-    assert problems == []
-    assert seen
-
-
 @either_exchange
 def test_a_link_stays_and_what_it_points_to_is_replaced(old: Path, tmp_path: Path):
     link = tmp_path / "current"
@@ -328,36 +179,6 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(old: Path, tmp_path: Pat
     assert link.is_symlink()
     assert (old / "graph").read_text() == "new"
     assert {p.name for p in tmp_path.iterdir()} == {"out", "current"}
-
-
-@either_exchange
-def test_exchange(tmp_path: Path):
-    fill(tmp_path / "a", "of a")
-    fill(tmp_path / "b", "of b")
-    exchange(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "a" / "graph").read_text() == "of b"
-    assert (tmp_path / "b" / "graph").read_text() == "of a"
-    assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
-
-
-@pytest.mark.parametrize("failing", [1, 2])
-def test_exchange_in_steps_that_fail(tmp_path: Path, monkeypatch, failing: int):
-    """Both are where they were, and nothing is beside them."""
-    fill(tmp_path / "a", "of a")
-    fill(tmp_path / "b", "of b")
-    before, calls, real = listing(tmp_path), [], Path.rename
-
-    def rename(self: Path, target: Path) -> Path:
-        calls.append(target)
-        if len(calls) == failing:
-            raise OSError(errno.EIO, "Input/output error")
-        return real(self, target)
-
-    monkeypatch.setattr(exchange_module, "_in_one_step", lambda one, other: False)
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(OSError, match="Input/output"):
-        exchange(tmp_path / "a", tmp_path / "b")
-    assert listing(tmp_path) == before
 
 
 def test_amended_starts_from_what_is_there(old: Path):

@@ -1,4 +1,4 @@
-"""Small ONNX graphs and the backend that builds them here."""
+"""Small ONNX graphs and exported ones, a backend that builds them here, and a stand-in."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from ckv_testing import fake_builder
+from ckv_testing.exports import Export
+from ckv_testing.fake_builder import FakeTensorRt
+from ckv_testing.hstu import exported_hstu
+from ckv_testing.refittable import GRAPHS, Files
 from onnx import TensorProto, helper, numpy_helper
 
+from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.contract import GraphSpec, Profile, Range, TensorSpec
 from ckv_export.engine import Backend, BuildRequest, available, load
+from ckv_export.graphs.decode import DecodeGraph
+from ckv_export.graphs.prefill import PrefillGraph
+from ckv_export.model.registry import build_model
 
 ELEMENT_TYPES = {
     "bool": TensorProto.BOOL,
@@ -45,6 +54,32 @@ def rtx() -> Backend:
     if "tensorrt_rtx" not in available():
         pytest.skip("tensorrt_rtx is not installed: pip install 'ckv-export[rtx]'")
     return load("tensorrt_rtx")
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    """TensorRT 11.4 on an H100."""
+    fake = fake_builder.install(monkeypatch)
+    monkeypatch.setattr("ckv_export.engine.loading.present_gpu", lambda: fake_builder.GPU)
+    return fake
+
+
+@pytest.fixture
+def files(
+    exported: Callable[[str], Export], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Files]:
+    """The session's one export of each kind."""
+
+    def get(kind: str) -> Files:
+        if kind == "hstu":
+            folder = exported_hstu(tmp_path_factory.getbasetemp())
+            loaded = load_checkpoint(folder / "hstu.pt")
+            model = build_model(loaded.spec, loaded.state)
+            return Files(folder, {"prefill": PrefillGraph(model), "decode": DecodeGraph(model)})
+        made = exported(kind)
+        return Files(made.folder, dict(zip(GRAPHS, made.graphs(), strict=True)))
+
+    return get
 
 
 @pytest.fixture

@@ -3,65 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-from ckv_testing.serving import Shop, User
+from ckv_testing.scoring import SCORE, ask, check, scorer
+from ckv_testing.serving import Shop
 
-from ckv_export.cache.item_table import load_item_table
 from ckv_export.cache.record import count
-from ckv_export.errors import ExportError, InputError, RecordError, StoreError
-from ckv_export.parity.tolerances import TOLERANCES
+from ckv_export.errors import StoreError
 from ckv_export.runtimes.base import Arrays
-from ckv_export.serving import Answer, Decode, Request, Scorer, ScorerOptions, in_process
-from ckv_export.store import Change, Entry, Store, open_store, token_of
+from ckv_export.serving import Answer, Decode, Request, Scorer, ScorerOptions
+from ckv_export.store import Store, token_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SCORE = 2 * TOLERANCES["score"].absolute
-EXACT = ScorerOptions(user_dtype="float32")
-DECODERS: dict[Path, Decode] = {}
-
-
-def decoder(shop: Shop) -> Decode:
-    if shop.folder not in DECODERS:
-        graph = shop.manifest.graph_names[-1]
-        table = load_item_table(shop.folder) if shop.manifest.item_table else None
-        io = shop.manifest.graph(graph)
-        DECODERS[shop.folder] = in_process(shop.folder / f"{graph}.onnx", io, table)
-    return DECODERS[shop.folder]
-
-
-def scorer(shop: Shop, store: Store, options: ScorerOptions = EXACT) -> Scorer:
-    return Scorer(shop.manifest, store, decoder(shop), options)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"sqlite:///{tmp_path / 'users.db'}")
-
-
-def ask(
-    shop: Shop,
-    user: User,
-    rng: np.random.Generator,
-    name: str = "u",
-    appended: int = 0,
-    candidates: int = 3,
-) -> tuple[Request, np.ndarray]:
-    """A request, and the scores that it must have; the user has done what it says."""
-    events = shop.draw(appended, rng, shop.last(user))
-    shop.grow(user, events)
-    offered = shop.draw(candidates, rng, shop.last(user))
-    request = Request(name, shop.inputs(user, events, offered))
-    return request, shop.scores(user, offered)
-
-
-def check(answer: object, scores: np.ndarray, events: int) -> None:
-    assert isinstance(answer, Answer), repr(answer)
-    np.testing.assert_allclose(answer.scores, scores, rtol=0, atol=SCORE)
-    assert answer.events == events
 
 
 def test_users_grow_from_nothing_to_far_beyond_the_window(
@@ -158,6 +112,24 @@ def test_max_events_caps_what_is_stored_and_nothing_that_is_scored(
     assert count(small.layout, entry.record) == 4
 
 
+def test_warm_up_leaves_no_trace(shop: Shop, store: Store):
+    served = scorer(shop, store)
+    served.warm_up()
+    assert store.counters().bytes_written == 0
+
+
+def test_half_precision_costs_what_half_precision_costs(
+    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
+):
+    shop = shops("sim")
+    served, user = scorer(shop, store, ScorerOptions()), shop.user(0, rng)
+    served.score([ask(shop, user, rng, appended=9)[0]])
+    request, scores = ask(shop, user, rng)
+    answer = served.score([request])[0]
+    assert isinstance(answer, Answer)
+    np.testing.assert_allclose(answer.scores, scores, rtol=0, atol=2e-2)
+
+
 # -- somebody else
 
 
@@ -231,130 +203,3 @@ def test_others_who_never_stop_are_an_error(
     entry = store.read(["u"])[0]
     assert entry is not None
     assert entry.events == 3
-
-
-# -- one bad request among good ones
-
-
-def spoiled(case: str, request: Request) -> Request:
-    inputs = dict(request.inputs)
-    ids = inputs["candidate_item_id"].copy()
-    if case == "id":
-        ids[0] = 10**6
-    elif case == "negative":
-        ids[0] = -1
-    elif case == "dtype":
-        ids = ids.astype(np.float32)
-    elif case == "shape":
-        ids = ids[None]
-    elif case == "lacks":
-        del inputs["candidate_item_id"]
-        return Request(request.user, inputs)
-    elif case == "unknown":
-        return Request(request.user, inputs | {"candidate_itemid": ids})
-    elif case == "many":
-        ids = np.ones(2000, np.int32)
-        return Request(request.user, inputs | {n: ids for n in inputs if n.startswith("candidate")})
-    elif case == "nobody":
-        return Request("", inputs)
-    return Request(request.user, inputs | {"candidate_item_id": ids})
-
-
-BAD = {
-    "id": "'candidate_item_id' must lie in [0, 23), got 1000000",
-    "negative": "got -1",
-    "dtype": "'candidate_item_id' must be int32, got float32",
-    "shape": "'candidate_item_id' must have the shape",
-    "lacks": "'candidate_item_id' is missing",
-    "unknown": "no input 'candidate_itemid'; did you mean 'candidate_item_id'?",
-    "many": "at most 1024 candidates are scored in one request, got 2000",
-    "nobody": "an empty user id",
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_a_bad_request_harms_no_other(
-    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator, case: str
-):
-    shop = shops("sim")
-    served, user = scorer(shop, store), shop.user(0, rng)
-    good, scores = ask(shop, user, rng, appended=1)
-    bad = spoiled(case, ask(shop, shop.user(0, rng), rng, "v", appended=1)[0])
-    first, second = served.score([bad, good])
-    assert isinstance(first, InputError)
-    assert BAD[case] in str(first)
-    check(second, scores, 1)
-    assert store.read(["v"]) == [None]
-
-
-@pytest.mark.parametrize("damage", ["flipped", "other model", "no entry"])
-def test_a_bad_record_harms_no_other(
-    shops: Callable[[str], Shop],
-    store: Store,
-    rng: np.random.Generator,
-    damage: str,
-    tmp_path: Path,
-):
-    shop = shops("sim")
-    served, user, bad = scorer(shop, store), shop.user(0, rng), shop.user(0, rng)
-    served.score([ask(shop, bad, rng, "bad", 3)[0]])
-    entry = store.read(["bad"])[0]
-    assert entry is not None
-    record = bytearray(entry.record)
-    if damage == "flipped":
-        record[-1] ^= 1
-    elif damage == "other model":
-        record = bytearray(other_record(shops("hstu"), rng, tmp_path))
-    store.write([Change("bad", Entry(bytes(record)), entry)])
-    if damage == "no entry":
-        connection = store._connection  # type: ignore[attr-defined]
-        connection.execute("UPDATE entries SET value = ?", (b"junk",))
-    before = [ask(shop, user, rng, "good", 1), ask(shop, bad, rng, "bad", 1)]
-    answers = served.score([request for request, _ in before])
-    check(answers[0], before[0][1], 1)
-    assert isinstance(answers[1], RecordError)
-    assert "user 'bad'" in str(answers[1])
-
-
-def other_record(shop: Shop, rng: np.random.Generator, folder: Path) -> bytes:
-    with open_store(f"sqlite:///{folder / 'other.db'}") as store:
-        scorer(shop, store).score([ask(shop, shop.user(0, rng), rng, appended=1)[0]])
-        entry = store.read(["u"])[0]
-        assert entry is not None
-        return entry.record
-
-
-def test_a_runtime_that_fails_is_every_request_s_error_and_appends_nothing(
-    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
-):
-    shop = shops("sim")
-    served, user = scorer(shop, store), shop.user(0, rng)
-    decode = served.decode
-
-    def failing(feeds: Arrays) -> Arrays:
-        raise ExportError("out of memory")
-
-    served.decode = failing
-    request = ask(shop, user, rng, appended=1)[0]
-    assert [str(e) for e in served.score([request])] == ["out of memory"]
-    assert store.read(["u"]) == [None]
-    served.decode = decode
-    assert isinstance(served.score([request])[0], Answer)
-
-
-def test_warm_up_leaves_no_trace(shop: Shop, store: Store):
-    served = scorer(shop, store)
-    served.warm_up()
-    assert store.counters().bytes_written == 0
-
-
-def test_half_precision_costs_what_half_precision_costs(
-    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
-):
-    shop = shops("sim")
-    served, user = scorer(shop, store, ScorerOptions()), shop.user(0, rng)
-    served.score([ask(shop, user, rng, appended=9)[0]])
-    request, scores = ask(shop, user, rng)
-    answer = served.score([request])[0]
-    assert isinstance(answer, Answer)
-    np.testing.assert_allclose(answer.scores, scores, rtol=0, atol=2e-2)

@@ -15,7 +15,7 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr int kSchemaVersion = 2;
+constexpr int kSchemaVersion = 3;
 constexpr char kFileName[] = "manifest.json";
 constexpr std::size_t kChunk = 1 << 20;
 

@@ -5,7 +5,7 @@
 
 inline std::string sample_manifest() {
     return R"({
- "schema_version": 2, "name": "toy",
+ "schema_version": 3, "name": "toy",
  "fingerprint": "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
  "model": {"kind": "sim", "max_len": 20, "num_layers": 1, "window": 4,
   "features": [

@@ -59,8 +59,11 @@ void damage_is_refused() {
         refuses(ErrorCode::kBundle, "where",
                 [&] { ckv::parse_manifest(text.substr(0, length), "where"); });
     }
-    refused("\"schema_version\": 2", "\"schema_version\": 3", "schema version 3, this library reads 2");
-    refused("\"schema_version\": 2, ", "", "where is damaged");
+    for (std::string const other : {"2", "4"}) {
+        refused("\"schema_version\": 3", "\"schema_version\": " + other,
+                "schema version " + other + ", this library reads 3");
+    }
+    refused("\"schema_version\": 3, ", "", "where is damaged");
     refused("\"fingerprint\"", "\"fingerprnt\"", "where is damaged");
     refused("\"max_len\": 20", "\"max_len\": \"20\"", "max_len must be a whole number");
     refused("\"max_len\": 20", "\"max_len\": 2.5", "max_len must be a whole number");

@@ -1,4 +1,4 @@
-"""Names, axes and dtypes as SPEC section 4 has them, and what a configuration is refused for."""
+"""A configuration as data and back, and what it is refused for."""
 
 from __future__ import annotations
 
@@ -12,21 +12,8 @@ from ckv_testing.draw import KINDS, RICH, VARIANTS, drawn_spec, make_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckv_export.contract import (
-    AttentionSpec,
-    CacheSpec,
-    DnnSpec,
-    FeatureSpec,
-    ModelSpec,
-    Profile,
-    Range,
-    TensorSpec,
-    decode_io,
-    prefill_io,
-)
+from ckv_export.contract import AttentionSpec, DnnSpec, FeatureSpec, ModelSpec
 from ckv_export.errors import SpecError, nearest
-
-# -- reading and writing
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -202,187 +189,12 @@ def test_nearest_names_only_what_is_near():
     assert nearest("window", []) == ""
 
 
-# -- graphs
-
-
-def names(tensors: tuple[TensorSpec, ...]) -> dict[str, tuple[str, tuple[Any, ...]]]:
-    return {t.name: (t.dtype, t.axes) for t in tensors}
-
-
-def test_graphs_of_a_model_with_ids_alone():
-    spec = make_spec("sim")
-    d = {"item_id": "int32", "cate_id": "int32"}
-    prefill, decode = prefill_io(spec), decode_io(spec)
-    assert (prefill.name, decode.name) == ("prefill", "decode")
-    assert list(names(prefill.inputs).items()) == [
-        *((f"event_{f}", (dtype, ("B", "S"))) for f, dtype in d.items()),
-        ("event_mask", ("bool", ("B", "S"))),
-    ]
-    assert list(names(prefill.outputs).items()) == [
-        ("cache_k_index", ("int32", ("B", 1, "S"))),
-        ("cache_v_index", ("int32", ("B", 1, "S"))),
-        ("cache_k_user", ("float32", ("B", 1, "S", 2))),
-        ("cache_v_user", ("float32", ("B", 1, "S", 1))),
-    ]
-    assert list(names(decode.inputs).items()) == [
-        ("cache_k_index", ("int32", ("B", 1, "K"))),
-        ("cache_v_index", ("int32", ("B", 1, "K"))),
-        ("cache_k_user", ("float32", ("B", 1, "K", 2))),
-        ("cache_v_user", ("float32", ("B", 1, "K", 1))),
-        ("history_mask", ("bool", ("B", "S"))),
-        *((f"history_{f}", (dtype, ("B", "S"))) for f, dtype in d.items()),
-        *((f"append_{f}", (dtype, ("B", "T"))) for f, dtype in d.items()),
-        ("append_mask", ("bool", ("B", "T"))),
-        *((f"candidate_{f}", (dtype, ("B", "C"))) for f, dtype in d.items()),
-    ]
-    assert list(names(decode.outputs).items()) == [
-        ("score", ("float32", ("B", "C"))),
-        ("append_k_index", ("int32", ("B", 1, "T"))),
-        ("append_v_index", ("int32", ("B", 1, "T"))),
-        ("append_k_user", ("float32", ("B", 1, "T", 2))),
-        ("append_v_user", ("float32", ("B", 1, "T", 1))),
-    ]
-
-
-def test_every_kind_of_feature_has_its_dtype_and_own_axis():
-    decode = decode_io(make_spec("eta", features=RICH))
-    got = names(decode.inputs)
-    of_item = {
-        "item_id": ("int32", ()),
-        "tags": ("int32", (2,)),
-        "words": ("int32", (3,)),
-        "price": ("float32", ()),
-        "image": ("float32", (5,)),
-        "colour": ("float32", (3,)),
-    }
-    for name, (dtype, inner) in of_item.items():
-        assert got[f"history_{name}"] == (dtype, ("B", "S", *inner))
-        assert got[f"append_{name}"] == (dtype, ("B", "T", *inner))
-        assert got[f"candidate_{name}"] == (dtype, ("B", "C", *inner))
-        assert f"user_{name}" not in got
-    of_user = {
-        "user_id": ("int32", ()),
-        "age": ("float32", ()),
-        "last_item": ("int32", ()),
-        "liked_tags": ("int32", (3,)),
-        "topics": ("int32", (4,)),
-        "profile": ("float32", (4,)),
-        "face": ("float32", (6,)),
-    }
-    assert [n for n in got if n.startswith("user_")] == [f"user_{name}" for name in of_user]
-    for name, (dtype, inner) in of_user.items():
-        assert got[f"user_{name}"] == (dtype, ("B", *inner))
-
-
-@pytest.mark.parametrize("plain", ["k", "v"])
-def test_side_without_pool_has_no_index_and_caches_all_of_d(plain: str):
-    shared = "v" if plain == "k" else "k"
-    attention = {f"user_{plain}": 8, f"pool_rows_{plain}": 0, f"user_{shared}": 3}
-    attention |= {f"pool_rows_{shared}": 5}
-    spec = make_spec("twin", attention=AttentionSpec(8, 1, **attention))
-    cached = names(prefill_io(spec).outputs)
-    assert set(cached) == {f"cache_{shared}_index", "cache_k_user", "cache_v_user"}
-    assert cached[f"cache_{plain}_user"] == ("float32", ("B", 1, "S", 8))
-    assert cached[f"cache_{shared}_user"] == ("float32", ("B", 1, "S", 3))
-    decode = decode_io(spec)
-    assert f"cache_{plain}_index" not in names(decode.inputs)
-    assert f"append_{plain}_index" not in names(decode.outputs)
-
-
-def test_layers_are_the_second_axis_of_the_cache():
-    spec = make_spec("sim", num_layers=3)
-    assert all(t.axes[1] == 3 for t in CacheSpec.of(spec).named("cache", "K"))
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_no_tensor_of_a_graph_is_named_twice(variant: str):
-    spec = make_spec("sim", variant)
-    for graph in (prefill_io(spec), decode_io(spec)):
-        tensors = [t.name for t in graph.tensors()]
-        assert len(set(tensors)) == len(tensors)
-
-
 def test_widths_are_sums_over_the_features():
     spec = make_spec("sim", features=RICH)
     assert spec.d_event == 6 + 4 + 4 + 3 + 4 + 3
     assert spec.d_user_features == 5 + 2 + 6 + 4 + 3 + 4 + 2
     assert make_spec("sim").d_user_features == 0
     assert [f.name for f in spec.item_features] == [f.name for f in RICH if f.role == "item"]
-
-
-def test_shape_replaces_axis_names():
-    tensor = TensorSpec("x", "float32", ("B", 2, "S"))
-    assert tensor.shape({"B": 0, "S": 7, "C": 1}) == (0, 2, 7)
-    with pytest.raises(KeyError):
-        tensor.shape({"B": 1})
-
-
-# -- profiles
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("8", (8, 8, 8)), ("1:8", (1, 8, 8)), ("1:4:8", (1, 4, 8)), ("0", (0, 0, 0)), ("0:0:1", None)],
-)
-def test_ranges_are_read(text: str, expected: tuple[int, int, int] | None):
-    assert Range.parse(text) == Range(*(expected or (0, 0, 1)))
-
-
-@pytest.mark.parametrize("text", ["", ":", "a", "1:2:3:4", "1.5", "1::2", "1-2"])
-def test_texts_that_are_no_range(text: str):
-    with pytest.raises(SpecError) as error:
-        Range.parse(text)
-    assert "written N, MIN:MAX or MIN:OPT:MAX in whole numbers" in str(error.value)
-    assert repr(text) in str(error.value)
-
-
-@pytest.mark.parametrize("text", ["3:2", "-1:2", "1:5:4", "2:1:4"])
-def test_ranges_out_of_order_are_refused(text: str):
-    with pytest.raises(SpecError, match="0 <= min <= opt <= max, got"):
-        Range.parse(text)
-
-
-@given(st.lists(st.integers(0, 10**6), min_size=3, max_size=3).map(sorted))
-def test_range_reads_what_it_prints(ends: list[int]):
-    assert Range.parse(str(Range(*ends))) == Range(*ends)
-
-
-def test_default_profile_is_the_models_own():
-    spec = make_spec("sim", window=5, max_len=30)
-    profile = Profile.default(spec)
-    assert list(profile.axes) == ["B", "S", "K", "T", "C"]
-    assert profile.axes["S"] == Range(0, 30, 30)
-    assert profile.axes["K"] == Range(0, 4, 4)
-    assert profile.axes["T"] == Range(0, 1, 30)
-    assert Profile.default(make_spec("sim", window=50, max_len=30)).axes["K"] == Range(0, 30, 30)
-    assert Profile.default(make_spec("sim", max_len=1)).axes["T"] == Range(0, 1, 1)
-
-
-def test_k_follows_s_until_it_is_given():
-    spec = make_spec("sim", window=5)
-    default = Profile.default(spec)
-    followed = default.replaced(spec, {"S": Range(2, 3, 100)})
-    assert followed.axes["K"] == Range(2, 3, 4)
-    assert followed.axes["S"] == Range(2, 3, 100)
-    given_too = default.replaced(spec, {"S": Range(2, 3, 100), "K": Range(0, 0, 1)})
-    assert given_too.axes["K"] == Range(0, 0, 1)
-    assert default.replaced(spec, {"B": Range(1, 1, 1)}).axes["K"] == default.axes["K"]
-    assert default == Profile.default(spec), "the profile itself must stay as it was"
-
-
-def test_unknown_axis_of_a_profile_is_refused():
-    spec = make_spec("sim")
-    with pytest.raises(SpecError, match="has the axes B, S, K, T, C, got 'N'"):
-        Profile.default(spec).replaced(spec, {"N": Range(1, 1, 1)})
-
-
-def test_profile_gives_three_shapes_and_survives_json():
-    spec = make_spec("sim", "K not shared, biases, 4 heads")
-    profile = Profile.default(spec)
-    tensor = CacheSpec.of(spec).named("cache", "K")[1]
-    assert tensor.name == "cache_k_user"
-    assert profile.shapes(tensor) == ((1, 1, 0, 16), (1, 1, 4, 16), (64, 1, 4, 16))
-    assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
 
 
 @given(st.integers(2, 100), st.integers(0, 200))

@@ -1,0 +1,119 @@
+"""Files of histories: read in pieces, and refused where they don't fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ckv_testing.filling import filled
+from ckv_testing.histories import some_users, write_npz, write_parquet
+from ckv_testing.serving import Shop
+
+from ckv_export.bulk import histories
+from ckv_export.bulk.histories import open_histories
+from ckv_export.errors import EventsError
+
+pa = pytest.importorskip("pyarrow", reason="the package pyarrow is not installed")
+from pyarrow import parquet  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_file_is_never_in_memory_whole(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr(histories, "PIECE", 7)
+    shop, path = shops("sim"), tmp_path / "h.parquet"
+    users = some_users(shop, 30, rng)
+    write_parquet(path, shop, users, rows=20)
+    file = open_histories(path, shop.manifest)
+    assert [file.size(g) for g in range(file.groups)] == [20, 10]
+    sizes = [[len(piece.users) for piece in file.read(g)] for g in range(file.groups)]
+    assert sizes == [[7, 7, 6], [7, 3]]
+
+
+# -- files that don't fit
+
+
+BAD = {
+    "no user": ("lacks the column 'user_id'", lambda t: t.drop_columns(["user_id"])),
+    "no feature": ("lacks the column 'event_item_id'", lambda t: t.drop_columns(["event_item_id"])),
+    "no list": (
+        "must be a column of lists, got int64",
+        lambda t: t.set_column(1, "event_item_id", pa.array([1, 2, 3])),
+    ),
+    "lengths": (
+        "the history of user 'b' has 2 events, but 1 in 'event_mask'",
+        lambda t: t.set_column(2, "event_mask", pa.array([[1], [1], [1, 1, 1]])),
+    ),
+    "null": (
+        "holds a null",
+        lambda t: t.set_column(1, "event_item_id", pa.array([[1], None, [1, 2, 3]])),
+    ),
+    "null id": (
+        "holds a null",
+        lambda t: t.set_column(1, "event_item_id", pa.array([[1], [1, None], [1, 2, 3]])),
+    ),
+    "an id too many": (
+        "must lie in",
+        lambda t: t.set_column(1, "event_item_id", pa.array([[1], [1, 10**6], [1, 2, 3]])),
+    ),
+    "twice": (
+        "two histories of user 'a'",
+        lambda t: t.set_column(0, "user_id", pa.array(["a", "b", "a"])),
+    ),
+    "nobody": (
+        "missing or empty",
+        lambda t: t.set_column(0, "user_id", pa.array(["a", None, "c"])),
+    ),
+}
+
+
+def good_table() -> object:
+    """Of a shop whose events are ids."""
+    ids, mask = [[1], [1, 2], [1, 2, 3]], [[1], [1, 0], [1, 1, 1]]
+    return pa.table({"user_id": ["a", "b", "c"], "event_item_id": ids, "event_mask": mask})
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_file_that_does_not_fit_is_refused(
+    shops: Callable[[str], Shop], tmp_path: Path, case: str
+):
+    shop, path = shops("items"), tmp_path / "h.parquet"
+    says, spoil = BAD[case]
+    parquet.write_table(spoil(good_table()), path)
+    store = f"sqlite:///{tmp_path / 'users.db'}"
+    with pytest.raises(EventsError, match=says):
+        filled(shop, path, store)
+    parquet.write_table(good_table(), path)
+    assert filled(shop, path, store).events == 5
+
+
+def test_what_is_no_file_of_histories_is_refused(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
+):
+    shop = shops("sim")
+    junk = tmp_path / "junk.parquet"
+    junk.write_bytes(b"PAR1 junk")
+    for path, says in [
+        (junk, "can't be read as a .parquet"),
+        (tmp_path / "absent.parquet", "can't be read"),
+        (tmp_path / "absent.npz", "can't be read"),
+        (tmp_path / "events.csv", "must be an .npz or .parquet"),
+    ]:
+        with pytest.raises(EventsError, match=says):
+            open_histories(path, shop.manifest)
+    users = some_users(shop, 5, rng)
+    write_npz(tmp_path / "h.npz", shop, users)
+    arrays = dict(np.load(tmp_path / "h.npz"))
+    for change, says in [
+        ({"user_id": arrays["user_id"][:3]}, "must have the shape"),
+        ({"user_id": arrays["user_id"][:, None]}, r"must have the shape \[users\]"),
+        ({"event_item_id": arrays["event_item_id"] + 100}, "must lie in"),
+    ]:
+        np.savez(tmp_path / "bad.npz", **(arrays | change))
+        with pytest.raises(EventsError, match=says):
+            list(open_histories(tmp_path / "bad.npz", shop.manifest).read(0))

@@ -1,0 +1,44 @@
+"""Two folders change places, both or neither."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from ckv_testing.publishing import either_exchange, fill, listing
+
+from ckv_export.deploy import exchange as exchange_module
+from ckv_export.deploy.exchange import exchange
+
+pytestmark = pytest.mark.usefixtures("plain_signals")
+
+
+@either_exchange
+def test_exchange(tmp_path: Path):
+    fill(tmp_path / "a", "of a")
+    fill(tmp_path / "b", "of b")
+    exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "graph").read_text() == "of b"
+    assert (tmp_path / "b" / "graph").read_text() == "of a"
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_exchange_in_steps_that_fail(tmp_path: Path, monkeypatch, failing: int):
+    """Both are where they were, and nothing is beside them."""
+    fill(tmp_path / "a", "of a")
+    fill(tmp_path / "b", "of b")
+    before, calls, real = listing(tmp_path), [], Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(exchange_module, "_in_one_step", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"):
+        exchange(tmp_path / "a", tmp_path / "b")
+    assert listing(tmp_path) == before
