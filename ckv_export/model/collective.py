@@ -189,17 +189,17 @@ class CollectiveAttention(nn.Module):
         count: Tensor,
         pools: Pools,
     ) -> Tensor:
-        """HSTU's form: query [B, C, d], bias and bool visible [B, C, N], count [B, C]."""
+        """HSTU's form: query [B, C, d], bias and int32 visible [B, C, N], count [B, C]."""
         heads, scale = self.spec.num_heads, self.scale
         if self.pooled:
             rows = self._pool_inputs(entries, pools, query.dtype)
             attended: Tensor = _attend_pointwise(
-                query, *rows, bias.to(query.dtype), visible.int(), count, heads, scale
+                query, *rows, bias.to(query.dtype), visible, count, heads, scale
             )
             return attended
         key, value = self._keys_values(entries, pools, query.dtype)
         logits = ops.attention_logits(query * scale, key, heads)
-        return ops.pointwise_values(logits, value, bias, visible, count, heads)
+        return ops.pointwise_values(logits, value, bias, visible != 0, count, heads)
 
     @staticmethod
     def _pool_inputs(entries: CacheEntries, pools: Pools, dtype: torch.dtype) -> tuple[Tensor, ...]:

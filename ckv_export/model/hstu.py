@@ -34,14 +34,46 @@ NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Links:
-    """How Q new events see the N events before and among them; all but `count` [B, Q, N].
+class New:
+    """Which of Q new events are candidates: None, or all but the `appended` first, C of them.
 
-    visible bool; distance int32, positions back, 0 where invisible; bucket int32, log2 bucket of
-    the seconds between (None without timestamps); count float [B, Q], the real events up to each
-    new one, at least 1.
+    Candidates stand at one position and see the same N events, and each itself; so in R rows by
+    event the last is that of every candidate. Without candidates R is Q.
     """
 
+    appended: int
+    candidates: int | None
+
+    def each(self, rows: Tensor) -> Tensor:
+        """[B, R, N] -> [B, Q, N], the last row for every candidate."""
+        if self.candidates is None:
+            return rows
+        of_candidates = rows[:, self.appended :].expand(-1, self.candidates, -1)
+        return torch.cat([rows[:, : self.appended], of_candidates], dim=1)
+
+    def beside_candidates(self, by_event: Tensor, by_candidate: Tensor) -> Tensor:
+        """[B, Q, N] and what holds between the new and the candidates [Q, C] -> [B, Q, N + C]."""
+        if self.candidates is None:
+            return by_event
+        beside = by_candidate.to(by_event.dtype).expand(by_event.shape[0], -1, self.candidates)
+        return torch.cat([by_event, beside], dim=2)
+
+    def themselves(self) -> Tensor:
+        """Where a new event is a candidate: bool [Q, C]."""
+        candidates = torch.arange(self.candidates or 0) + self.appended
+        return torch.arange(self.appended + (self.candidates or 0))[:, None] == candidates
+
+
+@dataclass(frozen=True)
+class Links:
+    """How Q new events see the N before them and among them, and C candidates.
+
+    visible int32 0 or 1 [B, Q, N + C]; distance int32 [B, R, N], positions back, 0 where invisible;
+    bucket int32 [B, Q, N], log2 bucket of the seconds between (None without timestamps); count
+    float [B, Q], the real events up to each new one, at least 1.
+    """
+
+    new: New
     visible: Tensor
     distance: Tensor
     bucket: Tensor | None
@@ -81,13 +113,16 @@ class HstuLayer(nn.Module):
         return self.attention.encode(self.norm(x))
 
     def _bias(self, links: Links) -> Tensor:
-        """Relative bias, the same for all heads: [B, Q, N]."""
+        """Relative bias, the same for all heads: [B, Q, N + C]."""
         farthest = self.position_bias.shape[0] - 1
-        bias = F.embedding(links.distance.clamp(max=farthest), self.position_bias).squeeze(-1)
+        by_row = F.embedding(links.distance.clamp(max=farthest), self.position_bias).squeeze(-1)
+        bias, own = links.new.each(by_row), self.position_bias[:1]
         if links.bucket is not None and self.time_bias is not None:
             last = self.time_bias.shape[0] - 1
             bias = bias + F.embedding(links.bucket.clamp(max=last), self.time_bias).squeeze(-1)
-        return bias
+            own = own + self.time_bias[:1]
+        # Of candidates each sees itself alone: no position and no time away.
+        return links.new.beside_candidates(bias, own.expand(bias.shape[1], -1))
 
 
 class Hstu(CollectiveModel):
@@ -135,8 +170,7 @@ class Hstu(CollectiveModel):
 
     def prefill(self, inputs: Inputs) -> list[CacheEntries]:
         """The events given, after those in ``past_*``; any chunking gives the same entries."""
-        size = inputs["event_mask"].shape[1]
-        links = self._links(inputs, ["past", "event"], new=size, appended=size)
+        links = self._links(inputs, ["past", "event"])
         events = self.input(self.embedded(inputs, "event"))
         # The last layer's attention changes nothing that is cached.
         below = [self.pools_of(inputs, i) for i in range(self.spec.num_layers - 1)]
@@ -146,13 +180,11 @@ class Hstu(CollectiveModel):
     def decode(self, inputs: Inputs) -> tuple[Tensor, list[CacheEntries]]:
         """Append events, then score candidates that see everything but one another."""
         target = self.embedded(inputs, "candidate")
-        appended = inputs["append_mask"].shape[1]
         events = self.input(torch.cat([self.embedded(inputs, "append"), target], dim=1))
-        links = self._links(
-            inputs, ["history", "append", "candidate"], new=events.shape[1], appended=appended
-        )
+        links = self._links(inputs, ["history", "append"], target.shape[1])
         pools = [self.pools_of(inputs, i) for i in range(self.spec.num_layers)]
         states, entries = self._run(events, self.cached(inputs, "cache"), links, pools)
+        appended = links.new.appended
         blocks = {"target": target, "state": states[:, appended:]}
         return self.score(inputs, blocks), [layer.first(appended) for layer in entries]
 
@@ -166,54 +198,58 @@ class Hstu(CollectiveModel):
             entries.append(new)
         return x, entries
 
-    def _links(self, inputs: Inputs, groups: list[str], new: int, appended: int) -> Links:
-        """Links of the last `new` events of `groups`; all but `appended` of them are candidates."""
-        mask = self._joined_mask(inputs, groups)
-        order = torch.arange(mask.shape[1])
-        asking = order[mask.shape[1] - new :]
-        candidates = order >= mask.shape[1] - new + appended
-        causal = order <= asking[:, None]
-        apart = candidates & (order != asking[:, None])
-        count = mask.to(torch.int32).cumsum(1, dtype=torch.int32)
-        if groups[-1] == "candidate":
+    def _links(self, inputs: Inputs, groups: Sequence[str], candidates: int | None = None) -> Links:
+        """Links of the events of the last of `groups`, and of as many candidates after them."""
+        mask = torch.cat([inputs[f"{g}_mask"] for g in groups], dim=1)
+        new = New(inputs[f"{groups[-1]}_mask"].shape[1], candidates)
+        before = mask.shape[1] - new.appended
+        order, place = (
+            torch.arange(mask.shape[1]),
+            mask.to(torch.int32).cumsum(1, dtype=torch.int32),
+        )
+        visible = (order <= order[before:, None]) & mask[:, None, :]
+        count = asked = place[:, before:]
+        if candidates is not None:
             # Each candidate stands one after the last event, whichever candidate it is.
-            count = torch.where(candidates, self._events_before(inputs, groups) + 1, count)
-        asked = count[:, mask.shape[1] - new :]
-        visible = (causal & ~apart) & mask[:, None, :]
+            after = mask.to(torch.int32).sum(1, keepdim=True, dtype=torch.int32) + 1
+            visible = torch.cat([visible, mask[:, None, :]], dim=1)
+            asked = torch.cat([asked, after], dim=1)
+            count = torch.cat([count, after.expand(-1, candidates)], dim=1)
+        distance = torch.where(visible, asked[:, :, None] - place[:, None, :], 0)
+        seen = new.each(visible.to(torch.int32))
         return Links(
-            visible=visible,
-            distance=torch.where(visible, asked[:, :, None] - count[:, None, :], 0),
-            bucket=self._buckets(inputs, groups, new),
-            count=asked.clamp(min=1).to(torch.float32),
+            new=new,
+            visible=new.beside_candidates(seen, new.themselves()),
+            distance=distance,
+            bucket=self._buckets(inputs, groups, candidates is not None),
+            count=count.clamp(min=1).to(torch.float32),
         )
 
-    def _joined_mask(self, inputs: Inputs, groups: list[str]) -> Tensor:
-        masks = [inputs[f"{g}_mask"] for g in groups if g != "candidate"]
-        if groups[-1] == "candidate":
-            shown = self.events.form.item_tensors(self.spec, "candidate", "B", "C")[0].name
-            users, candidates = inputs[shown].shape[:2]
-            masks.append(torch.ones(users, candidates, dtype=torch.bool))
-        return torch.cat(masks, dim=1)
-
-    def _events_before(self, inputs: Inputs, groups: list[str]) -> Tensor:
-        masks = [inputs[f"{g}_mask"] for g in groups if g != "candidate"]
-        return torch.cat(masks, dim=1).to(torch.int32).sum(1, keepdim=True, dtype=torch.int32)
-
-    def _buckets(self, inputs: Inputs, groups: list[str], new: int) -> Tensor | None:
+    def _buckets(self, inputs: Inputs, groups: Sequence[str], candidates: bool) -> Tensor | None:
         if self.spec.timestamp is None:
             return None
         name = self.spec.timestamp.name
-        times = torch.cat([inputs[f"{g}_{name}"] for g in groups], dim=1)
-        return log2_bucket(times[:, times.shape[1] - new :, None] - times[:, None, :])
+        seen = torch.cat([inputs[f"{g}_{name}"] for g in groups], dim=1)
+        asking = inputs[f"{groups[-1]}_{name}"]
+        if candidates:
+            asking = torch.cat([asking, inputs[f"candidate_{name}"]], dim=1)
+        return log2_bucket(asking[:, :, None] - seen[:, None, :])
 
 
 def log2_bucket(seconds: Tensor) -> Tensor:
     """floor(log2(max(seconds, 1))) of int32 seconds, as int32.
 
-    Counted in whole numbers: a runtime's logarithm is not to be trusted at powers of two.
+    No runtime's logarithm is trusted at a power of two: that of a whole number below 2**12 raised
+    by a half is never nearer than 1e-4 to a whole one. Larger numbers are cut down to that first,
+    before fp32 could round them up.
     """
-    powers = 2 ** torch.arange(1, 31, dtype=torch.int32)
-    return (seconds[..., None] >= powers).to(torch.int32).sum(-1, dtype=torch.int32)
+    few = seconds.clamp(min=1)
+    large, huge = few >= 2**12, few >= 2**24
+    upper = (few - few % 2**12).to(torch.float32) * 2.0**-12
+    cut = torch.where(large, upper, few.to(torch.float32))
+    cut = torch.where(huge, torch.floor(upper * 2.0**-12), cut)
+    digits = torch.floor(torch.log2(cut + 0.5)).to(torch.int32)
+    return digits + 12 * (large.to(torch.int32) + huge.to(torch.int32))
 
 
 def _norm(state: Mapping[str, Tensor], name: str) -> nn.LayerNorm:

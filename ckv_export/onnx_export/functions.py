@@ -121,7 +121,6 @@ _WEIGHTS = {
     "PooledPointwiseAttention": (
         "ckv_key = Identity (ckv_whole_key)",
         """
-    ckv_none = Constant <value_float = 0.0> ()
     ckv_last_axis = Constant <value_ints = [2]> ()
     ckv_bias_wide = Wide (ckv_bias)
     ckv_bias_heads = Unsqueeze (ckv_bias_wide, ckv_head_axis)
@@ -129,8 +128,9 @@ _WEIGHTS = {
     ckv_gate = Sigmoid (ckv_biased)
     ckv_silu = Mul (ckv_biased, ckv_gate)
     ckv_bool = Cast <to = 9> (ckv_visible)
-    ckv_seen = Unsqueeze (ckv_bool, ckv_head_axis)
-    ckv_weights = Where (ckv_seen, ckv_silu, ckv_none)
+    ckv_real = Cast <to = 1> (ckv_bool)
+    ckv_seen = Unsqueeze (ckv_real, ckv_head_axis)
+    ckv_weights = Mul (ckv_silu, ckv_seen)
     """,
         """ckv_total = Wide (ckv_merged)
     ckv_divisor = Unsqueeze (ckv_count, ckv_last_axis)

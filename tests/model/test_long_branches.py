@@ -141,12 +141,15 @@ def test_twin_each_head_has_its_own_top_k(
 
 @pytest.mark.parametrize("l2_norm", [True, False])
 @pytest.mark.parametrize("events", [0, 1, 2, 7])
+@pytest.mark.parametrize("bits", [1, 3, 6, 7])
 def test_sdim_sums_the_targets_bucket_of_each_hash(
-    events: int, l2_norm: bool, rng: np.random.Generator
+    bits: int, events: int, l2_norm: bool, rng: np.random.Generator
 ):
-    hashes, bits = 4, 3
+    """Up to 64 buckets, each summed once, and more."""
+    hashes = 4
     rotations = halves(rng, (D, hashes, bits), 2)
     model = built("sdim", flag=l2_norm, rotations=torch.from_numpy(rotations))
+    assert model[0].sums_buckets == (bits < 7)
     x, mask, target = drawn(rng, events)
     got = branch(model, x, mask, target)
 

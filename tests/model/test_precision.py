@@ -29,7 +29,7 @@ ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 
 KEPT = (  # substrings of parameters that stay fp32 in every model
     *("events.", ".router.", ".k.user.", ".v.user.", "norm", "_bias", "input."),
-    *("gsu_", "rotations", "long_query", "long_key"),
+    *("gsu_", "rotations", "buckets", "long_query", "long_key"),
 )
 
 
