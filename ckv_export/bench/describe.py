@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ckv_export.bench.bundles import BenchedBundle
 from ckv_export.bench.request import BenchRequest
 from ckv_export.bench.ways import Prepared
 from ckv_export.manifest import Manifest
@@ -24,6 +25,9 @@ def way_dict(one: Prepared, error: float) -> dict[str, Any]:
         "version": told.version,
         "device": told.device,
         "cache": way.cache,
+        "bundle": way.origin.bundle or None,
+        "precision": way.origin.precision,
+        "pool_step": way.origin.pool_step,
         "fetched_bytes": fetched_bytes(one),
         "host_to_device_bytes": sum(a.nbytes for a in feeds.values()) if on_device else 0,
         "load_seconds": round(way.load_seconds, 4),
@@ -41,6 +45,15 @@ def bundle_dict(manifest: Manifest) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "precision": manifest.precision,
         "model": manifest.model.to_dict(),
+    }
+
+
+def beside_dict(bundle: BenchedBundle) -> dict[str, Any]:
+    """Another bundle of the same model."""
+    return {
+        "label": bundle.label,
+        "name": bundle.manifest.name,
+        "precision": bundle.manifest.precision,
     }
 
 

@@ -22,7 +22,8 @@ class BenchRequest:
     `floats`: how floating-point parts are stored; `source`: "memory" or "file"; `bound`: seconds
     that p99 may take in a search for the highest rate, None for no search; `traffic`: how many
     requests of drawn lengths, 0 for none; `sweep`: sizes of one axis at a time; `only`: ways whose
-    name holds this text, and always the first.
+    name holds this text, and always the first; `beside`: other bundles of the same model, whose
+    ways join.
     """
 
     bundle: Path
@@ -41,6 +42,7 @@ class BenchRequest:
     floats: str = "fp32"
     seed: int = 0
     only: str = ""
+    beside: Sequence[Path] = ()
 
 
 def parse_sweep(texts: Sequence[str]) -> dict[str, list[int]]:

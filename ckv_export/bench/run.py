@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,11 @@ from typing import Any
 import numpy as np
 
 from ckv_export.bench import roster
+from ckv_export.bench.agreement import worst_errors
+from ckv_export.bench.bundle_ways import bundle_ways
+from ckv_export.bench.bundles import open_bundles
 from ckv_export.bench.describe import (
+    beside_dict,
     bundle_dict,
     cycling,
     fetched_bytes,
@@ -27,17 +30,12 @@ from ckv_export.bench.stored import Store
 from ckv_export.bench.traffic import bucket_of, buckets, history_lengths, padding_waste
 from ckv_export.bench.ways import LeftOut, Prepared, Way, last_entries, open_all
 from ckv_export.bench.workload import Request, Sizes, draw_request
-from ckv_export.errors import BundleError, ParityFailure
-from ckv_export.manifest import Manifest, open_bundle
-from ckv_export.parity.tolerances import tolerance_of
+from ckv_export.errors import BundleError
+from ckv_export.manifest import Manifest
 from ckv_export.runtimes.base import Arrays
 from ckv_export.stages import Stages
 
 SCHEMA_VERSION = 1
-LEAST_AGREEING = 0.99
-"""Share of the scores that must lie within the gate's bound. A near-tie at the edge of a long
-branch's top-k may select another event in another runtime (README): one such candidate is no
-fault of a way, one in a hundred is."""
 
 
 def run_bench(request: BenchRequest, stages: Stages) -> dict[str, Any]:
@@ -59,7 +57,8 @@ class _Bench:
         self.request, self.scratch, self.stages = request, scratch, stages
         self.environment = environment()
         with stages.stage("verify hashes"):
-            self.manifest: Manifest = open_bundle(request.bundle)
+            self.bundles = open_bundles(request.bundle, request.beside)
+        self.manifest: Manifest = self.bundles[0].manifest
         self.spec = self.manifest.model
         self.rng = np.random.default_rng(request.seed)
         self.graphs = {name: self.manifest.graph(name) for name in ("prefill", "decode")}
@@ -77,14 +76,7 @@ class _Bench:
                     request.checkpoint, self.manifest, request.weights, request.params
                 )
         with self.stages.stage("load runtimes") as stage:
-            given, self.left_out = roster.bundle_ways(
-                request.bundle, self.manifest, request.threads, request.floats
-            )
-            if self.weights is None:
-                self.left_out += roster.without_weights()
-            else:
-                more = (self.weights, given[0], self.scratch, request.threads, request.floats)
-                given += roster.weighted_ways(*more)
+            given = self._found()
             wanted = [w for w in given if w is given[0] or request.only in w.name]
             self.ways, failed = open_all(wanted)
             self.left_out += failed
@@ -95,6 +87,19 @@ class _Bench:
                         f"{way.reason}"
                     )
             stage.remark = f"{len(self.ways)} ways, {len(self.left_out)} left out"
+
+    def _found(self) -> list[Way]:
+        """Every way there may be, the first bundle's own first; notes what there isn't."""
+        request, ways = self.request, list[Way]()
+        for bundle in self.bundles:
+            more, without = bundle_ways(bundle, request.threads, request.floats)
+            ways += more
+            self.left_out += without
+        if self.weights is None:
+            self.left_out += roster.without_weights()
+            return ways
+        given = (self.weights, ways[0], self.scratch, request.threads, request.floats)
+        return ways + roster.weighted_ways(*given)
 
     def close(self) -> None:
         """Free everything."""
@@ -119,6 +124,7 @@ class _Bench:
             "schema_version": SCHEMA_VERSION,
             "environment": self.environment,
             "bundle": bundle_dict(self.manifest),
+            "beside": [beside_dict(bundle) for bundle in self.bundles[1:]],
             "settings": settings_dict(request),
             "ways": ways,
             "left_out": [{"name": w.name, "reason": w.reason} for w in self.left_out],
@@ -151,34 +157,13 @@ class _Bench:
         self.stores.append(Store(blobs, file))
         return self.stores[-1]
 
-    def _checked(self, prepared: Sequence[Prepared]) -> dict[str, float]:
+    def _checked(self, prepared: Sequence[Prepared]) -> Mapping[str, float]:
         """Each way's worst error, timing its first call; raises `ParityFailure`."""
-        inputs = prepared[0].request.inputs
         expected = None
         if self.weights is not None:
-            scores = roster.reference_scores(self.weights.reference, inputs)
-            expected = np.asarray(scores, np.float64)
-        errors = {}
-        for one in prepared:
-            start = time.perf_counter()
-            score = np.asarray(one.score(), np.float64)
-            one.way.first_call_seconds = time.perf_counter() - start
-            expected = score if expected is None else expected
-            errors[one.way.name] = self._error(one.way.name, np.abs(score - expected))
-        return errors
-
-    def _error(self, name: str, differences: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-        bound = tolerance_of("score", self.spec.num_layers).absolute
-        if self.request.floats == "fp16" or self.manifest.precision != "fp32":
-            bound = 0.02  # stored or computed in half precision: a check for mistakes alone
-        agreeing = float((differences <= bound).mean()) if differences.size else 1.0
-        worst = float(differences.max(initial=0.0))
-        if not agreeing >= LEAST_AGREEING:
-            raise ParityFailure(
-                f"{name}: {1 - agreeing:.1%} of the scores differ by more than {bound:.1e} from "
-                f"the model's, the worst by {worst:.1e}: what is wrong is not timed"
-            )
-        return worst
+            inputs = prepared[0].request.inputs
+            expected = roster.reference_scores(self.weights.reference, inputs)
+        return worst_errors(prepared, self.request.floats, expected)
 
     # -- measuring
 

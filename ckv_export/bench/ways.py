@@ -24,6 +24,19 @@ CACHES = ("compact", "full, held", "full, fetched", "none")
 K and V, fetched; nothing, so that every request runs prefill."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Whose files a way runs, empty for weights of a checkpoint.
+
+    `bundle`: its name; `precision`: of its graphs' large products; `pool_step`: who computes it in
+    the decode engine, None where that isn't an engine or doesn't say.
+    """
+
+    bundle: str = ""
+    precision: str = "fp32"
+    pool_step: str | None = None
+
+
 @dataclass
 class Way:
     """A runtime's graphs with what they keep of a user.
@@ -38,6 +51,7 @@ class Way:
     decode: Runner
     layout: Layout
     full: Callable[[Mapping[str, Array]], Arrays] | None = None
+    origin: Origin = Origin()
     load_seconds: float = 0.0
     first_call_seconds: float = 0.0
     host_bytes: int | None = None

@@ -28,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", metavar="MODEL", type=Path, help="what the bundle was exported from"
     )
     options.add_model(parser)
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="BUNDLE",
+        type=Path,
+        help="another bundle of the same model, measured in the same run; may be given repeatedly",
+    )
     for flag, default, what in (
         ("batch", 1, "users in one call"),
         ("history", None, "events of a history; the model's longest unless given"),
@@ -130,6 +138,7 @@ def _request(args: argparse.Namespace) -> BenchRequest:
         floats=args.stored,
         seed=args.seed,
         only=args.only,
+        beside=args.beside,
     )
 
 

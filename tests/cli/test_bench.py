@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -79,6 +80,50 @@ def test_sweep_and_traffic(measured: dict[str, Any]):
 def test_pages_are_written(outputs: dict[str, Path]):
     assert outputs["html"].read_text().startswith("<!doctype html>")
     assert "| way |" in outputs["markdown"].read_text()
+
+
+@pytest.fixture(scope="module")
+def half_bundle(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in half precision, by the real exporter."""
+    out = tmp_path_factory.mktemp("half")
+    words = [str(run_folder), "--out", str(out), "--name", "half", "--precision", "fp16"]
+    assert main(words) == 0
+    return out / "half"
+
+
+def test_bundles_of_other_precision_are_measured_in_the_same_run(
+    cli: Any, bundle: Path, half_bundle: Path, run_folder: Path, tmp_path: Path
+):
+    file = tmp_path / "result.json"
+    words = ("--beside", half_bundle, "--only", "ONNX Runtime, compact", "--json", file)
+    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words)
+    assert ran.code == 0, ran.err
+    measured = json.loads(file.read_text())
+    jsonschema.validate(measured, SCHEMA)
+    assert measured["beside"] == [{"label": "half", "name": "half", "precision": "fp16"}]
+    plain, half = measured["ways"]
+    assert (plain["name"], half["name"]) == (
+        "ONNX Runtime, compact cache",
+        "half: ONNX Runtime, compact cache",
+    )
+    assert [(w["bundle"], w["precision"]) for w in (plain, half)] == [
+        ("micro", "fp32"),
+        ("half", "fp16"),
+    ]
+    assert set(half["phases"]) == set(plain["phases"])
+    assert plain["worst_score_error"] < 2e-6 < half["worst_score_error"] < 0.02
+    assert half["fetched_bytes"] == plain["fetched_bytes"], "both read the same users' caches"
+    assert "half: ONNX Runtime CUDA" in " ".join(w["name"] for w in measured["left_out"])
+
+
+def test_a_wrong_bundle_beside_is_refused(
+    refused: Callable[..., str], bundle: Path, bundle_copy: Path
+):
+    refused("bench", bundle, "--beside", bundle, watched=bundle, says=("is given twice",))
+    manifest = dataclasses.replace(open_bundle(bundle), fingerprint="0" * 64)
+    manifest.write(bundle_copy)
+    says = ("is of another model", "exported from the same checkpoint")
+    refused("bench", bundle, "--beside", bundle_copy, watched=bundle, says=says)
 
 
 def test_a_bundle_that_cannot_run_here_is_refused(cli: Any, bundle: Path, tmp_path: Path):
