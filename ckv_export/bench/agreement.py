@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ckv_export.bench.ways import Prepared
-from ckv_export.errors import ParityFailure
+from ckv_export.bench.ways import LeftOut, Prepared
+from ckv_export.errors import CkvError, ParityFailure
 from ckv_export.parity.tolerances import tolerance_of
 from ckv_export.runtimes.base import Array
 
@@ -21,27 +22,51 @@ HALF_BOUND = 0.02
 """Of scores stored or computed in half precision: a check for mistakes alone."""
 
 
-def worst_errors(
+@dataclass(frozen=True)
+class Agreement:
+    """Worst error by name of each way that has served a request, and the ways that can't."""
+
+    errors: Mapping[str, float]
+    failed: tuple[LeftOut, ...]
+
+    def kept(self, prepared: Sequence[Prepared]) -> list[Prepared]:
+        """Those that ran."""
+        return [one for one in prepared if one.way.name in self.errors]
+
+
+def agreement(
     prepared: Sequence[Prepared], floats: str, expected: Array | None = None
-) -> Mapping[str, float]:
-    """Serve the request once by each way, timing that first call; each one's worst error by name.
+) -> Agreement:
+    """Serve the request by each way until it has settled, timing the first call.
 
     `expected`: the scores [B, C] they are compared with, None for those of the first; `floats`: how
-    caches are stored. Raises `ParityFailure` where they disagree.
+    caches are stored. Raises `ParityFailure` where they disagree, and what the first way raises.
     """
     first = prepared[0].way.origin.precision
-    errors = {}
+    errors: dict[str, float] = {}
+    failed = []
     for one in prepared:
-        start = time.perf_counter()
-        score = one.score()
-        one.way.first_call_seconds = time.perf_counter() - start
-        expected = score if expected is None else expected
         bound = tolerance_of("score", one.spec.num_layers).absolute
         # The first way made the cache, and maybe the scores compared with.
         if {first, one.way.origin.precision, floats} != {"fp32"}:
             bound = HALF_BOUND
-        errors[one.way.name] = _worst(one.way.name, bound, score, expected)
-    return errors
+        try:
+            scores = _scores(one)
+        except CkvError as error:
+            if one is prepared[0]:
+                raise
+            failed.append(LeftOut(one.way.name, str(error)))
+            continue
+        expected = scores[0] if expected is None else expected
+        errors[one.way.name] = max(_worst(one.way.name, bound, s, expected) for s in scores)
+    return Agreement(errors, tuple(failed))
+
+
+def _scores(one: Prepared) -> list[Array]:
+    start = time.perf_counter()
+    scores = [one.score()]
+    one.way.first_call_seconds = time.perf_counter() - start
+    return scores + [one.score() for _ in range(one.way.settles - 1)]
 
 
 def _worst(name: str, bound: float, score: Array, expected: Array) -> float:

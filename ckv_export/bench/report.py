@@ -95,7 +95,7 @@ def _sweep_tables(points: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 def _p50s(point: Mapping[str, Any], names: Sequence[str], phase: str) -> list[str]:
     timed = {w["name"]: w["phases"] for w in point["ways"]}
-    return [f"{timed[name][phase]['p50_ms']:.3f}" for name in names]
+    return [f"{timed[name][phase]['p50_ms']:.3f}" if name in timed else "-" for name in names]
 
 
 def break_even(compact: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
 from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
 from ckv_export.checkpoint.load import load_checkpoint
-from ckv_export.contract import GraphSpec
 from ckv_export.errors import CheckpointError, ExportError
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
@@ -26,7 +25,7 @@ from ckv_export.model.reference import Reference
 from ckv_export.model.registry import build_model, build_reference
 from ckv_export.onnx_export.export import export_graph
 from ckv_export.onnx_export.save import save_models
-from ckv_export.runtimes.base import Array, Arrays, Runner
+from ckv_export.runtimes.base import Array, Arrays, Feeds, Runner
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.runtimes.torch import TorchRunner
 
@@ -42,11 +41,11 @@ _NEED_WEIGHTS = (
 class CompiledRunner(TorchRunner):
     """A split module under torch.compile, a program for each shape; `ExportError` if it fails."""
 
-    def __init__(self, module: nn.Module, io: GraphSpec) -> None:
-        compiled: Any = torch.compile(module, dynamic=False)
-        super().__init__(compiled, io)
+    def _placed_module(self) -> nn.Module:
+        compiled: Any = torch.compile(super()._placed_module(), dynamic=False)
+        return cast(nn.Module, compiled)
 
-    def _infer(self, feeds: Mapping[str, Array]) -> Arrays:
+    def _infer(self, feeds: Feeds) -> Arrays:
         try:
             return super()._infer(feeds)
         except Exception as error:  # a missing C++ compiler is several classes of error

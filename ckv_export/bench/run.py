@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ckv_export.bench import roster
-from ckv_export.bench.agreement import worst_errors
+from ckv_export.bench.agreement import Agreement, agreement
 from ckv_export.bench.bundle_ways import bundle_ways
 from ckv_export.bench.bundles import open_bundles
 from ckv_export.bench.describe import (
@@ -30,7 +30,7 @@ from ckv_export.bench.stored import Store
 from ckv_export.bench.traffic import bucket_of, buckets, history_lengths, padding_waste
 from ckv_export.bench.ways import LeftOut, Prepared, Way, last_entries, open_all
 from ckv_export.bench.workload import Request, Sizes, draw_request
-from ckv_export.errors import BundleError
+from ckv_export.errors import BundleError, CkvError
 from ckv_export.manifest import Manifest
 from ckv_export.runtimes.base import Arrays
 from ckv_export.stages import Stages
@@ -113,7 +113,9 @@ class _Bench:
         request = self.request
         prepared = self._prepared(self._draw(request.sizes))
         with self.stages.stage("check scores") as stage:
-            errors = self._checked(prepared)
+            checked = self._checked(prepared)
+            errors, prepared = checked.errors, checked.kept(prepared)
+            self._leave_out(checked.failed)
             stage.remark = f"worst difference {max(errors.values(), default=0.0):.1e}"
         phases = self._phases(prepared, request.settings, "measure")
         rates = self._rates(prepared)
@@ -157,13 +159,22 @@ class _Bench:
         self.stores.append(Store(blobs, file))
         return self.stores[-1]
 
-    def _checked(self, prepared: Sequence[Prepared]) -> Mapping[str, float]:
+    def _leave_out(self, failed: Sequence[LeftOut]) -> None:
+        """Close ways that loaded and then couldn't serve a request."""
+        names = {way.name for way in failed}
+        for way in self.ways:
+            if way.name in names:
+                way.close()
+        self.ways = [way for way in self.ways if way.name not in names]
+        self.left_out += failed
+
+    def _checked(self, prepared: Sequence[Prepared]) -> Agreement:
         """Each way's worst error, timing its first call; raises `ParityFailure`."""
         expected = None
         if self.weights is not None:
             inputs = prepared[0].request.inputs
             expected = roster.reference_scores(self.weights.reference, inputs)
-        return worst_errors(prepared, self.request.floats, expected)
+        return agreement(prepared, self.request.floats, expected)
 
     # -- measuring
 
@@ -205,7 +216,9 @@ class _Bench:
                 sizes = self.request.sizes.replaced(**{axis: value})
                 title = f"{axis} {value}"
                 prepared = self._prepared(self._draw(sizes))
-                self._checked(prepared)
+                checked = self._checked(prepared)
+                prepared = checked.kept(prepared)
+                self.left_out += [LeftOut(f"{w.name} at {title}", w.reason) for w in checked.failed]
                 timings = self._phases(prepared, self.request.settings, title)
                 points.append(
                     {"axis": axis, "value": value, "ways": self._points(prepared, timings)}
@@ -233,6 +246,9 @@ class _Bench:
             for one in self._prepared(self._draw(shape, (length,))):
                 if one.way.name in prepared:
                     prepared[one.way.name].append(one)
+        for failed in [f for ones in prepared.values() if (f := _failure(ones))]:
+            del prepared[failed.name]
+            self.left_out.append(LeftOut(f"{failed.name} in traffic", failed.reason))
         with self.stages.stage(f"traffic: {len(lengths)} requests"):
             calls = {name: cycling(ones) for name, ones in prepared.items()}
             timings = in_turn(calls, self.request.settings)
@@ -242,3 +258,13 @@ class _Bench:
             "waste": padding_waste(lengths, sizes).to_dict(),
             "ways": [{"name": n, "request": t.to_dict(1)} for n, t in timings.items()],
         }
+
+
+def _failure(prepared: Sequence[Prepared]) -> LeftOut | None:
+    """Why a way can't serve one of these requests, as an engine that wasn't built for its shape."""
+    try:
+        for one in prepared:
+            one.score()
+    except CkvError as error:
+        return LeftOut(prepared[0].way.name, str(error))
+    return None

@@ -42,7 +42,8 @@ class Way:
     """A runtime's graphs with what they keep of a user.
 
     `decode` takes the cache tensors of `layout`; `full`: turns compact entries into them, None
-    where they are the compact ones.
+    where they are the compact ones; `settles`: calls of one shape until every later one does what
+    the last of them did.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Way:
     layout: Layout
     full: Callable[[Mapping[str, Array]], Arrays] | None = None
     origin: Origin = Origin()
+    settles: int = 1
     load_seconds: float = 0.0
     first_call_seconds: float = 0.0
     host_bytes: int | None = None
