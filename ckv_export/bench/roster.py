@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
 from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
 from ckv_export.checkpoint.load import load_checkpoint
+from ckv_export.contract import GraphSpec
 from ckv_export.errors import CheckpointError, ExportError
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
@@ -29,6 +30,9 @@ from ckv_export.runtimes.base import Array, Arrays, Feeds, Runner
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.runtimes.torch import TorchRunner
 
+FULL_DECODE = "decode_full.onnx"
+"""The file in a scratch folder that `weighted_ways` writes."""
+
 _NEED_WEIGHTS = (
     "PyTorch eager, compact cache",
     "torch.compile, compact cache",
@@ -39,11 +43,16 @@ _NEED_WEIGHTS = (
 
 
 class CompiledRunner(TorchRunner):
-    """A split module under torch.compile, a program for each shape; `ExportError` if it fails."""
+    """A split module under torch.compile, a program for each shape; `ExportError` if it fails.
 
-    def _placed_module(self) -> nn.Module:
-        compiled: Any = torch.compile(super()._placed_module(), dynamic=False)
-        return cast(nn.Module, compiled)
+    `mode`: torch's own, None for its default.
+    """
+
+    def __init__(
+        self, module: nn.Module, io: GraphSpec, device: str = "cpu", mode: str | None = None
+    ) -> None:
+        compiled: Any = torch.compile(module, dynamic=False, mode=mode)
+        super().__init__(compiled, io, device)
 
     def _infer(self, feeds: Feeds) -> Arrays:
         try:
@@ -117,7 +126,7 @@ def weighted_ways(
 def _full_decode(model: CollectiveModel, scratch: Path, threads: int) -> Runner:
     graph = FullDecodeGraph(model)
     save_models({"decode_full": export_graph(graph)}, scratch)
-    return OnnxRuntimeRunner(scratch / "decode_full.onnx", graph.io, threads=threads)
+    return OnnxRuntimeRunner(scratch / FULL_DECODE, graph.io, threads=threads)
 
 
 def reference_scores(reference: Reference, inputs: Mapping[str, Array]) -> Array:

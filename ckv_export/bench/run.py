@@ -14,6 +14,7 @@ from ckv_export.bench import roster
 from ckv_export.bench.agreement import Agreement, agreement
 from ckv_export.bench.bundle_ways import bundle_ways
 from ckv_export.bench.bundles import open_bundles
+from ckv_export.bench.cuda_ways import cuda_ways
 from ckv_export.bench.describe import (
     beside_dict,
     bundle_dict,
@@ -24,9 +25,10 @@ from ckv_export.bench.describe import (
 )
 from ckv_export.bench.environment import environment
 from ckv_export.bench.measure import Settings, in_turn
+from ckv_export.bench.pinned import PinnedStore, require_gpu
 from ckv_export.bench.rate import highest_rate
 from ckv_export.bench.request import BenchRequest
-from ckv_export.bench.stored import Store
+from ckv_export.bench.stored import FileStore, Store
 from ckv_export.bench.traffic import bucket_of, buckets, history_lengths, padding_waste
 from ckv_export.bench.ways import LeftOut, Prepared, Way, last_entries, open_all
 from ckv_export.bench.workload import Request, Sizes, draw_request
@@ -56,6 +58,8 @@ class _Bench:
     def __init__(self, request: BenchRequest, scratch: Path, stages: Stages) -> None:
         self.request, self.scratch, self.stages = request, scratch, stages
         self.environment = environment()
+        if request.source == "pinned":
+            require_gpu()
         with stages.stage("verify hashes"):
             self.bundles = open_bundles(request.bundle, request.beside)
         self.manifest: Manifest = self.bundles[0].manifest
@@ -99,7 +103,10 @@ class _Bench:
             self.left_out += roster.without_weights()
             return ways
         given = (self.weights, ways[0], self.scratch, request.threads, request.floats)
-        return ways + roster.weighted_ways(*given)
+        ways += roster.weighted_ways(*given)
+        more, without = cuda_ways(self.weights, ways[0], self.scratch, request.floats)
+        self.left_out += without
+        return ways + more
 
     def close(self) -> None:
         """Free everything."""
@@ -151,12 +158,16 @@ class _Bench:
         store = None
         if way.cache in ("compact", "full, fetched"):
             store = way.store_of(compact, request.real, self._store)
-        return Prepared(way, self.spec, request, way.kept(compact), store)
+        kept = way.kept(compact)
+        cache = way.decode.place(kept) if way.cache == "full, held" else kept
+        return Prepared(way, self.spec, request, cache, store)
 
     def _store(self, way: Way, blobs: Sequence[bytes]) -> Store:
-        in_file = self.request.source == "file"
-        file = self.scratch / f"store{len(self.stores)}.bin" if in_file else None
-        self.stores.append(Store(blobs, file))
+        if self.request.source == "file":
+            self.stores.append(FileStore(blobs, self.scratch / f"store{len(self.stores)}.bin"))
+        else:
+            kind = PinnedStore if self.request.source == "pinned" else Store
+            self.stores.append(kind(blobs))
         return self.stores[-1]
 
     def _leave_out(self, failed: Sequence[LeftOut]) -> None:
@@ -264,7 +275,8 @@ def _failure(prepared: Sequence[Prepared]) -> LeftOut | None:
     """Why a way can't serve one of these requests, as an engine that wasn't built for its shape."""
     try:
         for one in prepared:
-            one.score()
+            for _ in range(one.way.settles):
+                one.score()
     except CkvError as error:
         return LeftOut(prepared[0].way.name, str(error))
     return None

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from ckv_export.contract import GraphSpec
 from ckv_export.errors import ExportError, MissingDependency
 from ckv_export.runtimes.base import Array, Arrays, Feed, Feeds, Placed, Runner, RunnerMetadata
@@ -94,11 +96,13 @@ class OnnxRuntimeRunner(Runner):
     def _run_bound(self, names: list[str], feeds: Feeds) -> list[Array]:
         binding = self.session.io_binding()
         for name, feed in feeds.items():
-            if isinstance(feed, Placed):
+            if not isinstance(feed, Placed):
+                binding.bind_cpu_input(name, feed)
+            elif 0 in feed.shape:  # lies nowhere
+                binding.bind_cpu_input(name, np.zeros(feed.shape, feed.dtype))
+            else:
                 shape, kind = list(feed.shape), feed.dtype.type
                 binding.bind_input(name, self._device, 0, kind, shape, feed.value.data_ptr())
-            else:
-                binding.bind_cpu_input(name, feed)
         for name in names:
             binding.bind_output(name)
         self.session.run_with_iobinding(binding)
@@ -117,7 +121,7 @@ class OnnxRuntimeRunner(Runner):
             self._sent(feed)
 
     def _sent(self, feed: Feed) -> Feed:
-        """An array's copy on the device, made when this returns; what has no elements stays."""
+        """An array's copy on the device, made when this returns."""
         if isinstance(feed, Placed) or self._device == "cpu" or not feed.size:
             return feed
         value = load_module().OrtValue.ortvalue_from_numpy(feed, self._device, 0)

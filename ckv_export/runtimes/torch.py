@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ckv_export.contract import GraphSpec
-from ckv_export.errors import ExportError
 from ckv_export.runtimes.base import Array, Arrays, Feed, Feeds, Placed, Runner, RunnerMetadata
 
 
 class TorchRunner(Runner):
-    """A module whose inputs and outputs are those of `io`, on `device`: "cpu" or "cuda".
-
-    Elsewhere than on the CPU it is a copy that runs. Activation raises `ExportError` where torch
-    has no such device.
-    """
+    """A module whose inputs and outputs are those of `io`, and which lies on `device`."""
 
     def __init__(self, module: nn.Module, io: GraphSpec, device: str = "cpu") -> None:
         super().__init__(io)
         self.module, self.device = module, device
-        self._running: nn.Module = module
 
     def _activate(self) -> None:
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ExportError(
-                "running PyTorch on cuda needs an NVIDIA GPU and a CUDA build of torch: there is "
-                f"no GPU here that torch {torch.__version__} can use"
-            )
-        self._running = self._placed_module().eval()
-
-    def _placed_module(self) -> nn.Module:
-        if self.device == "cpu":
-            return self.module
-        return copy.deepcopy(self.module).to(self.device)
+        self.module.eval()
 
     def _deactivate(self) -> None:
-        self._running = self.module
+        pass
 
     def _infer(self, feeds: Feeds) -> Arrays:
         with torch.inference_mode():
-            outputs = self._running(*(self._sent(feeds[t.name]) for t in self.io.inputs))
+            outputs = self.module(*(self._sent(feeds[t.name]) for t in self.io.inputs))
         return {t.name: out.cpu().numpy() for t, out in zip(self.io.outputs, outputs, strict=True)}
 
     def _sent(self, feed: Feed) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 from ckv_testing.results import result
 
 import ckv_export.bench
@@ -198,11 +199,38 @@ def test_wrong_scores_are_not_timed(
         (("--phases", "decode,none"), "--phases must be of prefill"),
         (("--json", "absent/result.json"), "the folder 'absent' of result.json is not there"),
         (("--compare", "absent.json"), "can't read the result absent.json"),
+        (("--source", "disk"), "invalid choice: 'disk'"),
         (("--latency-bound", "0"), "must be a number above 0"),
     ],
 )
 def test_bad_options(refused: Callable[..., str], bundle: Path, words: tuple, says: str):
     refused("bench", bundle, *words, watched=bundle, says=(says,))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_memory_is_pinned_for_a_gpu(refused: Callable[..., str], bundle: Path):
+    says = ("--source pinned needs a GPU", "give --source memory or file")
+    refused("bench", bundle, "--source", "pinned", watched=bundle, says=says)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("source", ["memory", "pinned"])
+def test_the_rivals_run_on_a_gpu(
+    cli: Any, bundle: Path, run_folder: Path, tmp_path: Path, source: str
+):
+    """Everything but what compiles; scores are compared before anything is timed."""
+    file = tmp_path / "result.json"
+    words = ("--source", source, "--only", "PyTorch eager on cuda", "--batch", "2")
+    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words, "--json", file)
+    assert ran.code == 0, ran.err
+    measured = json.loads(file.read_text())
+    jsonschema.validate(measured, SCHEMA)
+    ways = {w["name"].rpartition(", ")[2]: w for w in measured["ways"] if "cuda" in w["name"]}
+    assert set(ways) == {"compact cache", "full KV held", "full KV fetched"}
+    assert all("transfer" in way["phases"] for way in ways.values())
+    sent = {name: way["host_to_device_bytes"] for name, way in ways.items()}
+    assert sent["full KV held"] < sent["compact cache"] < sent["full KV fetched"]
 
 
 def test_another_checkpoint_is_refused(refused: Any, bundle: Path, samples: Path):
