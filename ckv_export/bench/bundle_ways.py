@@ -46,14 +46,14 @@ def bundle_ways(bundle: BenchedBundle, threads: int, floats: str) -> Found:
     left_out = []
     if CUDA in load_module().get_available_providers():
         ways.append(way(ON_CUDA, "compact", CUDA))
+        reason = (
+            "ONNX Runtime captures only calls whose inputs and outputs all stay at one address on "
+            "the GPU, of one shape a session: ckv-export doesn't bind them so"
+        )
+        left_out.append(LeftOut(bundle.title("ONNX Runtime CUDA, CUDA graphs"), reason))
     else:
         reason = "this ONNX Runtime has no CUDA provider: install onnxruntime-gpu"
         left_out.append(LeftOut(bundle.title(ON_CUDA), reason))
-    reason = (
-        "ONNX Runtime captures only calls whose inputs and outputs all stay at one address on the "
-        "GPU, of one shape a session: ckv-export doesn't bind them so"
-    )
-    left_out.append(LeftOut(bundle.title("ONNX Runtime CUDA, CUDA graphs"), reason))
     engines, without = _engine_ways(bundle, layout, pools)
     return ways + engines, left_out + without
 

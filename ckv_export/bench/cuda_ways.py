@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
-from ckv_export.bench.roster import FULL_DECODE, CompiledRunner, Weights
+from ckv_export.bench.roster import FULL_DECODE, ON_CUDA, CompiledRunner, Weights
 from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
 from ckv_export.graphs.decode import DecodeGraph
@@ -19,7 +19,6 @@ from ckv_export.runtimes.base import Array, Arrays, Runner
 from ckv_export.runtimes.onnxruntime import CUDA, OnnxRuntimeRunner, load_module
 from ckv_export.runtimes.torch import TorchRunner
 
-ON_CUDA = "PyTorch and full KV on cuda"
 GRAPHS = "reduce-overhead"
 """torch.compile's name of the mode that replays CUDA graphs."""
 

@@ -30,6 +30,9 @@ from ckv_export.runtimes.base import Array, Arrays, Feeds, Runner
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.runtimes.torch import TorchRunner
 
+ON_CUDA = "PyTorch and full KV on cuda"
+"""All that `cuda_ways` adds where there is a GPU."""
+
 FULL_DECODE = "decode_full.onnx"
 """The file in a scratch folder that `weighted_ways` writes."""
 
@@ -92,7 +95,7 @@ def load_weights(
 def without_weights() -> list[LeftOut]:
     """The ways that `weighted_ways` would add."""
     reason = "its weights are in no bundle: give --checkpoint MODEL"
-    return [LeftOut(name, reason) for name in _NEED_WEIGHTS]
+    return [LeftOut(name, reason) for name in (*_NEED_WEIGHTS, ON_CUDA)]
 
 
 def weighted_ways(

@@ -129,6 +129,7 @@ class _Bench:
         ways = [way_dict(p, errors[p.way.name]) | {"phases": phases[p.way.name]} for p in prepared]
         for way in ways:
             way["rate"] = rates.get(way["name"])
+        sweep, traffic = self._sweep(), self._traffic()  # both may leave out more ways
         return {
             "schema_version": SCHEMA_VERSION,
             "environment": self.environment,
@@ -137,8 +138,8 @@ class _Bench:
             "settings": settings_dict(request),
             "ways": ways,
             "left_out": [{"name": w.name, "reason": w.reason} for w in self.left_out],
-            "sweep": self._sweep(),
-            "traffic": self._traffic(),
+            "sweep": sweep,
+            "traffic": traffic,
         }
 
     # -- preparing

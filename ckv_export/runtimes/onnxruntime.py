@@ -8,8 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from ckv_export.contract import GraphSpec
 from ckv_export.errors import ExportError, MissingDependency
 from ckv_export.runtimes.base import Array, Arrays, Feed, Feeds, Placed, Runner, RunnerMetadata
@@ -96,13 +94,11 @@ class OnnxRuntimeRunner(Runner):
     def _run_bound(self, names: list[str], feeds: Feeds) -> list[Array]:
         binding = self.session.io_binding()
         for name, feed in feeds.items():
-            if not isinstance(feed, Placed):
-                binding.bind_cpu_input(name, feed)
-            elif 0 in feed.shape:  # lies nowhere
-                binding.bind_cpu_input(name, np.zeros(feed.shape, feed.dtype))
-            else:
+            if isinstance(feed, Placed):
                 shape, kind = list(feed.shape), feed.dtype.type
                 binding.bind_input(name, self._device, 0, kind, shape, feed.value.data_ptr())
+            else:
+                binding.bind_cpu_input(name, feed)
         for name in names:
             binding.bind_output(name)
         self.session.run_with_iobinding(binding)

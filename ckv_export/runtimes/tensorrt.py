@@ -235,8 +235,9 @@ class TensorRtRunner(Runner):
         count = self._engine.num_optimization_profiles
         fitting = (i for i in range(count) if self._fits(feeds, i))
         chosen = next(fitting, self._profile)
-        # A context begins with the first.
-        if chosen and not context.set_optimization_profile_async(chosen, self._memory.handle):
+        # Which one a new context begins with depends on the version.
+        switch = context.active_optimization_profile != chosen
+        if switch and not context.set_optimization_profile_async(chosen, self._memory.handle):
             raise self._failure(f"can't switch to profile {chosen}", messages)
         self._profile = chosen
 

@@ -19,7 +19,7 @@ from ckv_export.bench.bundle_ways import bundle_ways
 from ckv_export.bench.bundles import BenchedBundle
 from ckv_export.bench.describe import way_dict
 from ckv_export.bench.pinned import PinnedStore
-from ckv_export.bench.roster import Weights
+from ckv_export.bench.roster import ON_CUDA, Weights
 from ckv_export.bench.stored import Store
 from ckv_export.bench.ways import Prepared, Way, last_entries
 from ckv_export.bench.workload import Request, Sizes, draw_request
@@ -137,12 +137,15 @@ def test_transfer_sends_what_does_not_lie_on_the_device(
         calls = dict(one.calls())
         assert "transfer" in calls
         assert gpu.uploads == [], "nothing is sent before it is timed"
-        calls["transfer"]()
-        (sent,) = gpu.uploads
+        for _ in range(2):
+            calls["transfer"]()
+        first_sent, sent = gpu.uploads
         assert set(sent) == {t.name for t in gpu.io.inputs}
         placed = {name for name, feed in sent.items() if isinstance(feed, Placed)}
         caches = {name for name in sent if name.startswith("cache_")}
         assert placed == (set() if kind == "compact cache" else caches)
+        again = {name for name in placed if sent[name].value is not first_sent[name].value}
+        assert again == (caches if kind == "full KV fetched" else set()), "sent at every call"
         told = way_dict(one, 0.0)
     rest = sum(a.nbytes for name, a in sent.items() if name not in caches)
     d, kept = made.spec.attention.d, made.spec.cached_events(SIZES.history)
@@ -167,7 +170,7 @@ def test_without_a_gpu_it_says_so(made: Export, first: Way, tmp_path: Path):
     weights: Any = SimpleNamespace(model=None)
     ways, left_out = cuda_ways.cuda_ways(weights, first, tmp_path, "fp32")
     assert ways == []
-    assert [w.name for w in left_out] == [cuda_ways.ON_CUDA]
+    assert [w.name for w in left_out] == [ON_CUDA]
     assert "has no GPU here" in left_out[0].reason
 
 

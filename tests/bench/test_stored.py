@@ -78,7 +78,9 @@ def test_what_a_device_copies_by_itself_is_what_the_host_unpacks(
     assert wanted.keys() == got.keys()
     for name, array in wanted.items():
         assert (got[name].shape, got[name].dtype) == (array.shape, array.dtype)
-        np.testing.assert_array_equal(got[name].value.numpy(), array)
+        value = got[name].value.numpy()
+        assert value.dtype == array.dtype
+        np.testing.assert_array_equal(value, array)
 
 
 @pytest.mark.usefixtures("unpinned")

@@ -16,8 +16,9 @@ from ckv_testing.results import result
 
 import ckv_export.bench
 from ckv_export.cli.main import main
-from ckv_export.errors import ParityFailure
+from ckv_export.errors import EngineError, ParityFailure
 from ckv_export.manifest import open_bundle
+from ckv_export.runtimes.base import Runner, RunnerMetadata
 
 SCHEMA = json.loads((Path(ckv_export.bench.__file__).parent / "result.schema.json").read_text())
 QUICK = ("--seconds", "0.01", "--candidates", "5", "--history", "12", "--stored", "fp32")
@@ -153,6 +154,7 @@ def test_without_a_checkpoint_it_says_what_is_left_out(cli: Any, bundle: Path, o
     assert ran.code == 0
     for text in (
         "torch.compile, compact cache: its weights are in no bundle",
+        "PyTorch and full KV on cuda: its weights are in no bundle",
         "has no CUDA provider",
         "the bundle has no tensorrt_rtx engines",
         "Highest rate",
@@ -176,6 +178,73 @@ def test_compare_exits_with_1_on_a_regression(
         ran = cli(*arguments, "--compare", old)
         assert ran.code == code, ran.err
         assert ("slower" in ran.out) == (code == 1)
+
+
+class Choosy(Runner):
+    """A decode that serves some history lengths alone, as an engine does."""
+
+    def __init__(self, inner: Runner, refused: tuple[int, ...]) -> None:
+        super().__init__(inner.io)
+        self.inner, self.refused = inner, refused
+
+    def _activate(self) -> None:
+        if not self.inner.active:
+            self.inner.activate()
+
+    def _deactivate(self) -> None:
+        pass
+
+    def _infer(self, feeds: Any) -> Any:
+        events = feeds["history_mask"].shape[1]
+        if events in self.refused:
+            raise EngineError(f"not built for {events} events")
+        return self.inner.infer(feeds)
+
+    def _describe(self) -> RunnerMetadata:
+        return self.inner.metadata()
+
+
+@pytest.mark.parametrize(
+    ("refused_events", "left_out"),
+    [
+        ((5,), {"choosy at history 5": "not built for 5 events"}),
+        ((2,), {"choosy in traffic": "not built for 2 events"}),
+        ((12,), {"choosy": "not built for 12 events"}),
+    ],
+    ids=["in a sweep", "in traffic", "at all"],
+)
+def test_a_way_that_fails_is_left_out_where_it_does(
+    cli: Any,
+    bundle: Path,
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused_events: tuple[int, ...],
+    left_out: dict[str, str],
+):
+    from ckv_export.bench import roster
+
+    def choosy(weights: Any, first: Any, *_: Any) -> list[Any]:
+        decode = Choosy(first.decode, refused_events)
+        return [dataclasses.replace(first, name="choosy", decode=decode, runners=[])]
+
+    monkeypatch.setattr(roster, "weighted_ways", choosy)
+    file = tmp_path / "result.json"
+    words = ("--only", "choosy", "--sweep", "history=0,5", "--traffic", "40", "--phases", "request")
+    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words, "--json", file)
+    assert ran.code == 0, ran.err
+    measured = json.loads(file.read_text())
+    jsonschema.validate(measured, SCHEMA)
+    reasons = {w["name"]: w["reason"] for w in measured["left_out"]}
+    assert {n: r for n, r in reasons.items() if n.startswith("choosy")} == left_out
+    (where,) = left_out
+    here = {"choosy"} - set(left_out)
+    names = [{w["name"] for w in p["ways"]} for p in measured["sweep"]]
+    wanted = [here, here - ({"choosy"} if "history 5" in where else set())]
+    assert [n - {"ONNX Runtime, compact cache"} for n in names] == wanted
+    assert {w["name"] for w in measured["ways"]} >= here
+    in_traffic = {w["name"] for w in measured["traffic"]["ways"]}
+    assert ("choosy" in in_traffic) == (here != set() and "traffic" not in where)
 
 
 def test_wrong_scores_are_not_timed(

@@ -68,7 +68,7 @@ def test_the_first_profile_that_fits_is_taken(engine: Path) -> None:
         for users, events in ((2, 40), (1, 41), (1, 100), (4, 0), (1, 50)):
             given = feeds(users, events)
             np.testing.assert_array_equal(runner.infer(given)["y"], expected(given))
-        profiles = [context.profile for context in runner._engine.contexts]
+        profiles = [context.active_optimization_profile for context in runner._engine.contexts]
         assert profiles == [0, 0, 1, 1, 0, 1], "the first is made when the engine is loaded"
         with pytest.raises(EngineError, match=r"from \[1, 41\] to \[1, 100\], got \[2, 50\]"):
             runner.infer(feeds(2, 50))

@@ -43,14 +43,16 @@ FakeLogger.Severity = Severity  # type: ignore[attr-defined]
 class FakeContext:
     """Reads and writes the addresses it was given, when the stream comes to it.
 
-    `settled`: it has run since its shapes were last changed, without which it can't be captured.
+    As in older versions, only the first of an engine begins with a profile. `settled`: it has run
+    since its shapes were last changed, without which it can't be captured.
     """
 
     def __init__(self, engine: FakeEngine, strategy: Strategy, config: Any) -> None:
         self.engine, self.strategy, self.runtime_config = engine, strategy, config
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
-        self.profile, self.changes, self.settled = 0, 0, False
+        self.active_optimization_profile = -1 if engine.contexts else 0
+        self.changes, self.settled = 0, False
         self.scratch = (0, 0)
 
     def set_device_memory(self, address: int, size: int) -> None:
@@ -59,14 +61,15 @@ class FakeContext:
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         assert stream == STREAM
-        self.profile = profile
+        self.active_optimization_profile = profile
         self._changed()
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.active_optimization_profile >= 0, "no profile was chosen"
         self.shapes[name] = shape
         self._changed()
-        smallest, _, largest = RANGES[self.profile]
+        smallest, _, largest = RANGES[self.active_optimization_profile]
         return all(a <= n <= b for a, n, b in zip(smallest, shape, largest, strict=True))
 
     def set_tensor_address(self, name: str, address: int) -> bool:
