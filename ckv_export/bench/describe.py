@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
+from ckv_export.bench.bundles import BenchedBundle
 from ckv_export.bench.request import BenchRequest
 from ckv_export.bench.ways import Prepared
 from ckv_export.manifest import Manifest
+from ckv_export.runtimes.base import Placed
 
 
 def way_dict(one: Prepared, error: float) -> dict[str, Any]:
     """A way without its timings; `error`: the worst of its scores."""
     way, decode = one.way, one.way.decode
     told = decode.metadata()
-    feeds = one.request.decode_feeds(decode.io, one.cache)
     on_device = told.device != "cpu"
     return {
         "name": way.name,
@@ -24,8 +25,11 @@ def way_dict(one: Prepared, error: float) -> dict[str, Any]:
         "version": told.version,
         "device": told.device,
         "cache": way.cache,
+        "bundle": way.origin.bundle or None,
+        "precision": way.origin.precision,
+        "pool_step": way.origin.pool_step,
         "fetched_bytes": fetched_bytes(one),
-        "host_to_device_bytes": sum(a.nbytes for a in feeds.values()) if on_device else 0,
+        "host_to_device_bytes": _sent_bytes(one) if on_device else 0,
         "load_seconds": round(way.load_seconds, 4),
         "first_call_seconds": round(way.first_call_seconds, 4),
         "host_bytes": way.host_bytes,
@@ -41,6 +45,15 @@ def bundle_dict(manifest: Manifest) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "precision": manifest.precision,
         "model": manifest.model.to_dict(),
+    }
+
+
+def beside_dict(bundle: BenchedBundle) -> dict[str, Any]:
+    """Another bundle of the same model."""
+    return {
+        "label": bundle.label,
+        "name": bundle.manifest.name,
+        "precision": bundle.manifest.precision,
     }
 
 
@@ -65,6 +78,16 @@ def fetched_bytes(one: Prepared) -> int:
     if one.store is None:
         return 0
     return sum(map(len, one.store.fetch(range(one.request.sizes.batch))))
+
+
+def _sent_bytes(one: Prepared) -> int:
+    """Bytes of decode's inputs that a call sends to the device: what doesn't lie there."""
+    feeds = one.request.decode_feeds(one.way.decode.io, one.cache)
+    arrays = {name: feed for name, feed in feeds.items() if not isinstance(feed, Placed)}
+    if one.lands:  # in the dtype that they are stored in
+        rest = sum(a.nbytes for name, a in arrays.items() if name not in one.cache)
+        return rest + fetched_bytes(one)
+    return sum(a.nbytes for a in arrays.values())
 
 
 def cycling(prepared: Sequence[Prepared]) -> Callable[[], object]:

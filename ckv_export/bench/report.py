@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckv_export.bench.svg import Series, line_plot
+from ckv_export.bench.ways import PHASES
 from ckv_export.cache import cache_sizes
 from ckv_export.cache.units import bytes_text
 from ckv_export.contract import ModelSpec
@@ -29,8 +30,8 @@ def tables(result: Result) -> list[Table]:
 
 
 def _phases(result: Result) -> list[str]:
-    """In the order of the first way that has each."""
-    return list(dict.fromkeys(p for way in result["ways"] for p in way["phases"]))
+    """Those that any way has, in the order of a request."""
+    return [p for p in PHASES if any(p in way["phases"] for way in result["ways"])]
 
 
 def _phase_table(result: Result, phase: str) -> Table:
@@ -95,7 +96,7 @@ def _sweep_tables(points: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 def _p50s(point: Mapping[str, Any], names: Sequence[str], phase: str) -> list[str]:
     timed = {w["name"]: w["phases"] for w in point["ways"]}
-    return [f"{timed[name][phase]['p50_ms']:.3f}" for name in names]
+    return [f"{timed[name][phase]['p50_ms']:.3f}" if name in timed else "-" for name in names]
 
 
 def break_even(compact: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, float | None]:

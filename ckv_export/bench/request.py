@@ -11,6 +11,7 @@ from ckv_export.bench.ways import PHASES
 from ckv_export.bench.workload import Sizes
 from ckv_export.errors import InputError
 
+SOURCES = ("memory", "file", "pinned")
 SWEPT = ("history", "candidates", "batch", "appended")
 
 
@@ -19,10 +20,11 @@ class BenchRequest:
     """What to measure.
 
     `checkpoint`: the model the bundle was made from, None to leave out what needs its weights;
-    `floats`: how floating-point parts are stored; `source`: "memory" or "file"; `bound`: seconds
+    `floats`: how floating-point parts are stored; `source`: one of `SOURCES`; `bound`: seconds
     that p99 may take in a search for the highest rate, None for no search; `traffic`: how many
     requests of drawn lengths, 0 for none; `sweep`: sizes of one axis at a time; `only`: ways whose
-    name holds this text, and always the first.
+    name holds this text, and always the first; `beside`: other bundles of the same model, whose
+    ways join.
     """
 
     bundle: Path
@@ -41,6 +43,7 @@ class BenchRequest:
     floats: str = "fp32"
     seed: int = 0
     only: str = ""
+    beside: Sequence[Path] = ()
 
 
 def parse_sweep(texts: Sequence[str]) -> dict[str, list[int]]:

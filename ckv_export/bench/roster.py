@@ -1,4 +1,4 @@
-"""Which ways there are to serve a bundle: from its files, and with its checkpoint's weights."""
+"""Which ways there are to serve a bundle's model with its checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from ckv_export.bench.as_trained import TRAINED_KINDS, TrainedDecode
 from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
 from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
-from ckv_export.cache.pool_file import load_pools
 from ckv_export.checkpoint.load import load_checkpoint
-from ckv_export.contract import CacheSpec, GraphSpec
-from ckv_export.engine import backends
-from ckv_export.errors import CheckpointError, CkvError, ExportError
+from ckv_export.contract import GraphSpec
+from ckv_export.errors import CheckpointError, ExportError
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.manifest import Manifest
@@ -29,15 +27,16 @@ from ckv_export.model.reference import Reference
 from ckv_export.model.registry import build_model, build_reference
 from ckv_export.onnx_export.export import export_graph
 from ckv_export.onnx_export.save import save_models
-from ckv_export.runtimes.base import Array, Arrays, Runner
-from ckv_export.runtimes.bound import BoundRunner
-from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner, load_module
-from ckv_export.runtimes.tensorrt import TensorRtRunner
+from ckv_export.runtimes.base import Array, Arrays, Feeds, Runner
+from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.runtimes.torch import TorchRunner
 
-FIRST = "ONNX Runtime, compact cache"
-"""What all other ways are compared with."""
-NO_CACHE = "ONNX Runtime, no cache"
+ON_CUDA = "PyTorch and full KV on cuda"
+"""All that `cuda_ways` adds where there is a GPU."""
+
+FULL_DECODE = "decode_full.onnx"
+"""The file in a scratch folder that `weighted_ways` writes."""
+
 _NEED_WEIGHTS = (
     "PyTorch eager, compact cache",
     "torch.compile, compact cache",
@@ -50,13 +49,18 @@ _NEED_WEIGHTS = (
 
 
 class CompiledRunner(TorchRunner):
-    """A split module under torch.compile, a program for each shape; `ExportError` if it fails."""
+    """A split module under torch.compile, a program for each shape; `ExportError` if it fails.
 
-    def __init__(self, module: nn.Module, io: GraphSpec) -> None:
-        compiled: Any = torch.compile(module, dynamic=False)
-        super().__init__(compiled, io)
+    `mode`: torch's own, None for its default.
+    """
 
-    def _infer(self, feeds: Mapping[str, Array]) -> Arrays:
+    def __init__(
+        self, module: nn.Module, io: GraphSpec, device: str = "cpu", mode: str | None = None
+    ) -> None:
+        compiled: Any = torch.compile(module, dynamic=False, mode=mode)
+        super().__init__(compiled, io, device)
+
+    def _infer(self, feeds: Feeds) -> Arrays:
         try:
             return super()._infer(feeds)
         except Exception as error:  # a missing C++ compiler is several classes of error
@@ -91,65 +95,10 @@ def load_weights(
     return Weights(build_model(spec, state), build_reference(spec, state))
 
 
-def bundle_ways(
-    folder: Path, manifest: Manifest, threads: int, floats: str
-) -> tuple[list[Way], list[LeftOut]]:
-    """What the bundle's own files allow: ONNX Runtime on the CPU and GPU, and engines."""
-    layout = Layout(manifest.model, CacheSpec.of(manifest.model), floats)
-    pools = load_pools(folder, manifest)
-
-    def onnx(graph: str, provider: str) -> Runner:
-        path, io = folder / f"{graph}.onnx", manifest.graph(graph)
-        return BoundRunner(OnnxRuntimeRunner(path, io, provider, threads), pools)
-
-    prefill, decode = (onnx(graph, "CPUExecutionProvider") for graph in ("prefill", "decode"))
-    ways = [
-        Way(FIRST, "compact", prefill, decode, layout),
-        Way(NO_CACHE, "none", prefill, decode, layout),
-    ]
-    left_out = []
-    if "CUDAExecutionProvider" in load_module().get_available_providers():
-        prefill, decode = (onnx(graph, "CUDAExecutionProvider") for graph in ("prefill", "decode"))
-        ways.append(Way("ONNX Runtime CUDA, compact cache", "compact", prefill, decode, layout))
-    else:
-        reason = "this ONNX Runtime has no CUDA provider: install onnxruntime-gpu"
-        left_out.append(LeftOut("ONNX Runtime CUDA, compact cache", reason))
-    engines, without = _engine_ways(folder, manifest, layout, pools)
-    return ways + engines, left_out + without
-
-
-def _engine_ways(
-    folder: Path, manifest: Manifest, layout: Layout, pools: Mapping[str, Array]
-) -> tuple[list[Way], list[LeftOut]]:
-    by_backend: dict[str, dict[str, str]] = {}
-    for engine in manifest.engines:
-        by_backend.setdefault(engine.backend, {})[engine.graph] = engine.file
-    ways, left_out = [], []
-    for name in ("tensorrt", "tensorrt_rtx"):
-        title, files = f"{name} engines, compact cache", by_backend.get(name, {})
-        if not {"prefill", "decode"} <= set(files):
-            reason = f"the bundle has no {name} engines: ckv-export build makes them"
-            left_out.append(LeftOut(title, reason))
-            continue
-        try:
-            backend = backends.load(name)
-        except CkvError as error:
-            left_out.append(LeftOut(title, str(error)))
-            continue
-        prefill, decode = (
-            BoundRunner(TensorRtRunner(folder / files[g], manifest.graph(g), backend), pools)
-            for g in ("prefill", "decode")
-        )
-        ways.append(Way(title, "compact", prefill, decode, layout))
-    reason = "the runners bind new buffers at every call, which a captured graph can't follow"
-    left_out.append(LeftOut("CUDA graphs", reason))
-    return ways, left_out
-
-
 def without_weights() -> list[LeftOut]:
     """The ways that `weighted_ways` would add."""
     reason = "its weights are in no bundle: give --checkpoint MODEL"
-    return [LeftOut(name, reason) for name in _NEED_WEIGHTS]
+    return [LeftOut(name, reason) for name in (*_NEED_WEIGHTS, ON_CUDA)]
 
 
 def weighted_ways(
@@ -191,7 +140,7 @@ def weighted_ways(
 def _full_decode(model: CollectiveModel, scratch: Path, threads: int) -> Runner:
     graph = FullDecodeGraph(model)
     save_models({"decode_full": export_graph(graph)}, scratch)
-    return OnnxRuntimeRunner(scratch / "decode_full.onnx", graph.io, threads=threads)
+    return OnnxRuntimeRunner(scratch / FULL_DECODE, graph.io, threads=threads)
 
 
 def reference_scores(reference: Reference, inputs: Mapping[str, Array]) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from ckv_export.bench import roster
+from ckv_export.bench.agreement import Agreement, agreement
+from ckv_export.bench.bundle_ways import bundle_ways
+from ckv_export.bench.bundles import open_bundles
+from ckv_export.bench.cuda_ways import cuda_ways
 from ckv_export.bench.describe import (
+    beside_dict,
     bundle_dict,
     cycling,
     fetched_bytes,
@@ -21,23 +25,19 @@ from ckv_export.bench.describe import (
 )
 from ckv_export.bench.environment import environment
 from ckv_export.bench.measure import Settings, in_turn
+from ckv_export.bench.pinned import PinnedStore, require_gpu
 from ckv_export.bench.rate import highest_rate
 from ckv_export.bench.request import BenchRequest
-from ckv_export.bench.stored import Store
+from ckv_export.bench.stored import FileStore, Store
 from ckv_export.bench.traffic import bucket_of, buckets, history_lengths, padding_waste
 from ckv_export.bench.ways import LeftOut, Prepared, Way, last_entries, open_all
 from ckv_export.bench.workload import Request, Sizes, draw_request
-from ckv_export.errors import BundleError, ParityFailure
-from ckv_export.manifest import Manifest, open_bundle
-from ckv_export.parity.tolerances import tolerance_of
+from ckv_export.errors import BundleError, CkvError
+from ckv_export.manifest import Manifest
 from ckv_export.runtimes.base import Arrays
 from ckv_export.stages import Stages
 
 SCHEMA_VERSION = 1
-LEAST_AGREEING = 0.99
-"""Share of the scores that must lie within the gate's bound. A near-tie at the edge of a long
-branch's top-k may select another event in another runtime (README): one such candidate is no
-fault of a way, one in a hundred is."""
 
 
 def run_bench(request: BenchRequest, stages: Stages) -> dict[str, Any]:
@@ -58,8 +58,11 @@ class _Bench:
     def __init__(self, request: BenchRequest, scratch: Path, stages: Stages) -> None:
         self.request, self.scratch, self.stages = request, scratch, stages
         self.environment = environment()
+        if request.source == "pinned":
+            require_gpu()
         with stages.stage("verify hashes"):
-            self.manifest: Manifest = open_bundle(request.bundle)
+            self.bundles = open_bundles(request.bundle, request.beside)
+        self.manifest: Manifest = self.bundles[0].manifest
         self.spec = self.manifest.model
         self.rng = np.random.default_rng(request.seed)
         self.graphs = {name: self.manifest.graph(name) for name in ("prefill", "decode")}
@@ -77,14 +80,7 @@ class _Bench:
                     request.checkpoint, self.manifest, request.weights, request.params
                 )
         with self.stages.stage("load runtimes") as stage:
-            given, self.left_out = roster.bundle_ways(
-                request.bundle, self.manifest, request.threads, request.floats
-            )
-            if self.weights is None:
-                self.left_out += roster.without_weights()
-            else:
-                more = (self.weights, given[0], self.scratch, request.threads, request.floats)
-                given += roster.weighted_ways(*more)
+            given = self._found()
             wanted = [w for w in given if w is given[0] or request.only in w.name]
             self.ways, failed = open_all(wanted)
             self.left_out += failed
@@ -95,6 +91,22 @@ class _Bench:
                         f"{way.reason}"
                     )
             stage.remark = f"{len(self.ways)} ways, {len(self.left_out)} left out"
+
+    def _found(self) -> list[Way]:
+        """Every way there may be, the first bundle's own first; notes what there isn't."""
+        request, ways = self.request, list[Way]()
+        for bundle in self.bundles:
+            more, without = bundle_ways(bundle, request.threads, request.floats)
+            ways += more
+            self.left_out += without
+        if self.weights is None:
+            self.left_out += roster.without_weights()
+            return ways
+        given = (self.weights, ways[0], self.scratch, request.threads, request.floats)
+        ways += roster.weighted_ways(*given)
+        more, without = cuda_ways(self.weights, ways[0], self.scratch, request.floats)
+        self.left_out += without
+        return ways + more
 
     def close(self) -> None:
         """Free everything."""
@@ -108,22 +120,26 @@ class _Bench:
         request = self.request
         prepared = self._prepared(self._draw(request.sizes))
         with self.stages.stage("check scores") as stage:
-            errors = self._checked(prepared)
+            checked = self._checked(prepared)
+            errors, prepared = checked.errors, checked.kept(prepared)
+            self._leave_out(checked.failed)
             stage.remark = f"worst difference {max(errors.values(), default=0.0):.1e}"
         phases = self._phases(prepared, request.settings, "measure")
         rates = self._rates(prepared)
         ways = [way_dict(p, errors[p.way.name]) | {"phases": phases[p.way.name]} for p in prepared]
         for way in ways:
             way["rate"] = rates.get(way["name"])
+        sweep, traffic = self._sweep(), self._traffic()  # both may leave out more ways
         return {
             "schema_version": SCHEMA_VERSION,
             "environment": self.environment,
             "bundle": bundle_dict(self.manifest),
+            "beside": [beside_dict(bundle) for bundle in self.bundles[1:]],
             "settings": settings_dict(request),
             "ways": ways,
             "left_out": [{"name": w.name, "reason": w.reason} for w in self.left_out],
-            "sweep": self._sweep(),
-            "traffic": self._traffic(),
+            "sweep": sweep,
+            "traffic": traffic,
         }
 
     # -- preparing
@@ -143,42 +159,34 @@ class _Bench:
         store = None
         if way.cache in ("compact", "full, fetched"):
             store = way.store_of(compact, request.real, self._store)
-        return Prepared(way, self.spec, request, way.kept(compact), store)
+        kept = way.kept(compact)
+        cache = way.decode.place(kept) if way.cache == "full, held" else kept
+        return Prepared(way, self.spec, request, cache, store)
 
     def _store(self, way: Way, blobs: Sequence[bytes]) -> Store:
-        in_file = self.request.source == "file"
-        file = self.scratch / f"store{len(self.stores)}.bin" if in_file else None
-        self.stores.append(Store(blobs, file))
+        if self.request.source == "file":
+            self.stores.append(FileStore(blobs, self.scratch / f"store{len(self.stores)}.bin"))
+        else:
+            kind = PinnedStore if self.request.source == "pinned" else Store
+            self.stores.append(kind(blobs))
         return self.stores[-1]
 
-    def _checked(self, prepared: Sequence[Prepared]) -> dict[str, float]:
+    def _leave_out(self, failed: Sequence[LeftOut]) -> None:
+        """Close ways that loaded and then couldn't serve a request."""
+        names = {way.name for way in failed}
+        for way in self.ways:
+            if way.name in names:
+                way.close()
+        self.ways = [way for way in self.ways if way.name not in names]
+        self.left_out += failed
+
+    def _checked(self, prepared: Sequence[Prepared]) -> Agreement:
         """Each way's worst error, timing its first call; raises `ParityFailure`."""
-        inputs = prepared[0].request.inputs
         expected = None
         if self.weights is not None:
-            scores = roster.reference_scores(self.weights.reference, inputs)
-            expected = np.asarray(scores, np.float64)
-        errors = {}
-        for one in prepared:
-            start = time.perf_counter()
-            score = np.asarray(one.score(), np.float64)
-            one.way.first_call_seconds = time.perf_counter() - start
-            expected = score if expected is None else expected
-            errors[one.way.name] = self._error(one.way.name, np.abs(score - expected))
-        return errors
-
-    def _error(self, name: str, differences: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-        bound = tolerance_of("score", self.spec.num_layers).absolute
-        if self.request.floats == "fp16" or self.manifest.precision != "fp32":
-            bound = 0.02  # stored or computed in half precision: a check for mistakes alone
-        agreeing = float((differences <= bound).mean()) if differences.size else 1.0
-        worst = float(differences.max(initial=0.0))
-        if not agreeing >= LEAST_AGREEING:
-            raise ParityFailure(
-                f"{name}: {1 - agreeing:.1%} of the scores differ by more than {bound:.1e} from "
-                f"the model's, the worst by {worst:.1e}: what is wrong is not timed"
-            )
-        return worst
+            inputs = prepared[0].request.inputs
+            expected = roster.reference_scores(self.weights.reference, inputs)
+        return agreement(prepared, self.request.floats, expected)
 
     # -- measuring
 
@@ -220,7 +228,9 @@ class _Bench:
                 sizes = self.request.sizes.replaced(**{axis: value})
                 title = f"{axis} {value}"
                 prepared = self._prepared(self._draw(sizes))
-                self._checked(prepared)
+                checked = self._checked(prepared)
+                prepared = checked.kept(prepared)
+                self.left_out += [LeftOut(f"{w.name} at {title}", w.reason) for w in checked.failed]
                 timings = self._phases(prepared, self.request.settings, title)
                 points.append(
                     {"axis": axis, "value": value, "ways": self._points(prepared, timings)}
@@ -248,6 +258,9 @@ class _Bench:
             for one in self._prepared(self._draw(shape, (length,))):
                 if one.way.name in prepared:
                     prepared[one.way.name].append(one)
+        for failed in [f for ones in prepared.values() if (f := _failure(ones))]:
+            del prepared[failed.name]
+            self.left_out.append(LeftOut(f"{failed.name} in traffic", failed.reason))
         with self.stages.stage(f"traffic: {len(lengths)} requests"):
             calls = {name: cycling(ones) for name, ones in prepared.items()}
             timings = in_turn(calls, self.request.settings)
@@ -257,3 +270,14 @@ class _Bench:
             "waste": padding_waste(lengths, sizes).to_dict(),
             "ways": [{"name": n, "request": t.to_dict(1)} for n, t in timings.items()],
         }
+
+
+def _failure(prepared: Sequence[Prepared]) -> LeftOut | None:
+    """Why a way can't serve one of these requests, as an engine that wasn't built for its shape."""
+    try:
+        for one in prepared:
+            for _ in range(one.way.settles):
+                one.score()
+    except CkvError as error:
+        return LeftOut(prepared[0].way.name, str(error))
+    return None

@@ -8,7 +8,7 @@ int32 otherwise; user parts or whole K and V as float32 or float16. As many byte
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,9 @@ import numpy as np
 from ckv_export.cache.rows import UINT16_ROWS
 from ckv_export.contract import CacheSpec, ModelSpec
 from ckv_export.runtimes.base import Array, Arrays
+
+Blob = bytes | memoryview
+Zeros = Callable[[tuple[int, ...], "np.dtype[np.generic]"], Array]
 
 FLOATS = {"fp32": np.float32, "fp16": np.float16}
 
@@ -53,27 +56,31 @@ class Layout:
         )
         return b"".join(parts)
 
-    def unpack(self, blobs: Sequence[bytes], events: int) -> Arrays:
+    def unpack(self, blobs: Sequence[Blob], events: int, zeros: Zeros = np.zeros) -> Arrays:
         """Users' bytes -> arrays ``cache_*`` [B, L, events, ...], right-aligned, zeros before."""
-        shapes = {
-            suffix: (self.cache.layers, events) + (() if width is None else (width,))
-            for suffix, _, width in self.cache.tensors
-        }
-        arrays: Arrays = {
-            f"cache_{suffix}": np.zeros((len(blobs), *shapes[suffix]), np.dtype(dtype))
+        arrays = {
+            f"cache_{suffix}": zeros(self.shape(suffix, len(blobs), events), np.dtype(dtype))
             for suffix, dtype, _ in self.cache.tensors
         }
         for user, blob in enumerate(blobs):
-            self._unpack_one(blob, {n: a[user] for n, a in arrays.items()}, events)
+            for suffix, values in self.parts(blob):
+                arrays[f"cache_{suffix}"][user, :, events - values.shape[1] :] = values
         return arrays
 
-    def _unpack_one(self, blob: bytes, into: Mapping[str, Array], events: int) -> None:
+    def shape(self, suffix: str, users: int, events: int) -> tuple[int, ...]:
+        """Of ``cache_<suffix>``: [users, L, events, ...]."""
+        widths = {name: width for name, _, width in self.cache.tensors}
+        width = widths[suffix]
+        return (users, self.cache.layers, events) + (() if width is None else (width,))
+
+    def parts(self, blob: Blob) -> Iterator[tuple[str, Array]]:
+        """Each tensor's suffix and its stored values [L, events, ...], which lie in `blob`."""
         count, offset = len(blob) // max(self.bytes_per_event, 1), 0
-        for suffix, _, width in self.cache.tensors:
-            shape = (self.cache.layers, count) + (() if width is None else (width,))
+        for suffix, _, _ in self.cache.tensors:
+            shape = self.shape(suffix, 1, count)[1:]
             size = int(np.prod(shape))
             values = np.frombuffer(blob, self._kinds[suffix], size, offset).reshape(shape)
-            into[f"cache_{suffix}"][:, events - count :] = values
+            yield suffix, values
             offset += values.nbytes
 
 
@@ -82,29 +89,44 @@ def _index(spec: ModelSpec, suffix: str) -> type:
 
 
 class Store:
-    """Users' bytes in host memory, or in one file that is read anew at each request."""
+    """Users' bytes in host memory, copied out by each request."""
 
-    def __init__(self, blobs: Sequence[bytes], file: Path | None = None) -> None:
-        self._blobs = list(blobs)
-        self._places: list[tuple[int, int]] = []
-        self._descriptor: int | None = None
-        if file is not None:
-            offset = 0
-            for blob in blobs:
-                self._places.append((offset, len(blob)))
-                offset += len(blob)
-            file.write_bytes(b"".join(blobs))
-            self._descriptor = os.open(file, os.O_RDONLY)
+    lands = False
+    """Whether a device can read what `fetch` returns by itself."""
 
-    def fetch(self, users: Sequence[int]) -> list[bytes]:
+    def __init__(self, blobs: Sequence[bytes]) -> None:
+        self._blobs: list[Blob] = list(blobs)
+
+    def fetch(self, users: Sequence[int]) -> list[Blob]:
         """The bytes of these users."""
-        if self._descriptor is None:
-            return [bytes(memoryview(self._blobs[u])) for u in users]
+        return [bytes(memoryview(self._blobs[u])) for u in users]
+
+    def unpack(self, layout: Layout, users: Sequence[int], events: int) -> Arrays:
+        """Fetch these users and make arrays of their bytes, see `Layout.unpack`."""
+        return layout.unpack(self.fetch(users), events)
+
+    def close(self) -> None:
+        """Free what isn't memory."""
+
+
+class FileStore(Store):
+    """Users' bytes in one file that is read anew at each request."""
+
+    def __init__(self, blobs: Sequence[bytes], file: Path) -> None:
+        super().__init__([])
+        ends = np.cumsum([0, *map(len, blobs)]).tolist()
+        self._places = list(zip(ends, map(len, blobs), strict=False))
+        file.write_bytes(b"".join(blobs))
+        self._descriptor: int | None = os.open(file, os.O_RDONLY)
+
+    def fetch(self, users: Sequence[int]) -> list[Blob]:
+        """The bytes of these users."""
+        assert self._descriptor is not None, "the store is closed"
         places = (self._places[u] for u in users)
         return [os.pread(self._descriptor, size, offset) for offset, size in places]
 
     def close(self) -> None:
-        """Close the file, if there is one."""
+        """Close the file."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

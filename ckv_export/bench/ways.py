@@ -9,19 +9,34 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ckv_export.bench.environment import resident_bytes
+from ckv_export.bench.pinned import landed
 from ckv_export.bench.stored import Layout, Store
 from ckv_export.bench.workload import Request
 from ckv_export.contract import ModelSpec
 from ckv_export.errors import CkvError
-from ckv_export.runtimes.base import Array, Arrays, Runner
+from ckv_export.runtimes.base import Array, Arrays, Feeds, Runner
 
-PHASES = ("prefill", "append", "decode", "request")
-"""Events to entries; the newest events in, one candidate; all candidates, inputs ready as arrays;
-the whole request: stored bytes to scores."""
+PHASES = ("prefill", "append", "transfer", "decode", "request")
+"""Events to entries; the newest events in, one candidate; decode's inputs to the GPU alone, where a
+way runs on one; all candidates, inputs ready as arrays; the whole request: stored bytes to scores.
+"""
 
 CACHES = ("compact", "full, held", "full, fetched", "none")
-"""What is kept of a user: the compact cache, fetched; whole K and V that lie ready as arrays; whole
-K and V, fetched; nothing, so that every request runs prefill."""
+"""What is kept of a user: the compact cache, fetched; whole K and V that lie ready where the way
+runs; whole K and V, fetched; nothing, so that every request runs prefill."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose files a way runs, empty for weights of a checkpoint.
+
+    `bundle`: its name; `precision`: of its graphs' large products; `pool_step`: who computes it in
+    the decode engine, None where that isn't an engine or doesn't say.
+    """
+
+    bundle: str = ""
+    precision: str = "fp32"
+    pool_step: str | None = None
 
 
 @dataclass
@@ -29,7 +44,9 @@ class Way:
     """A runtime's graphs with what they keep of a user.
 
     `decode` takes the cache tensors of `layout`; `full`: turns compact entries into them, None
-    where they are the compact ones.
+    where they are the compact ones; `lands`: the device that copies stored bytes from pinned memory
+    by itself, None where they become arrays of the host first; `settles`: calls of one shape until
+    every later one does what the last of them did.
     """
 
     name: str
@@ -38,6 +55,9 @@ class Way:
     decode: Runner
     layout: Layout
     full: Callable[[Mapping[str, Array]], Arrays] | None = None
+    origin: Origin = Origin()
+    lands: str | None = None
+    settles: int = 1
     load_seconds: float = 0.0
     first_call_seconds: float = 0.0
     host_bytes: int | None = None
@@ -88,8 +108,13 @@ class Prepared:
     way: Way
     spec: ModelSpec
     request: Request
-    cache: Arrays
+    cache: Feeds
     store: Store | None
+
+    @property
+    def lands(self) -> bool:
+        """Whether stored bytes go to the device without becoming arrays of the host."""
+        return self.way.lands is not None and self.store is not None and self.store.lands
 
     def score(self) -> Array:
         """The whole request: stored bytes -> arrays -> runtime -> scores [B, C]."""
@@ -97,11 +122,15 @@ class Prepared:
         cache = self._prefilled() if way.cache == "none" else self._fetched()
         return way.decode.infer(request.decode_feeds(way.decode.io, cache))["score"]
 
-    def _fetched(self) -> Arrays:
-        if self.way.cache == "full, held" or self.store is None:
+    def _fetched(self) -> Feeds:
+        if self.store is None:
             return self.cache
-        blobs = self.store.fetch(range(self.request.sizes.batch))
-        return self.way.layout.unpack(blobs, self.spec.cached_events(self.request.sizes.history))
+        layout, users = self.way.layout, range(self.request.sizes.batch)
+        events = self.spec.cached_events(self.request.sizes.history)
+        if self.lands:
+            assert self.way.lands is not None
+            return landed(layout, self.store.fetch(users), events, self.way.lands)
+        return self.store.unpack(layout, users, events)
 
     def _prefilled(self) -> Arrays:
         assert self.way.prefill is not None
@@ -120,7 +149,17 @@ class Prepared:
             scored = self.request.decode_feeds(decode.io, self.cache)
             yield "append", lambda: decode.infer(appended)
             yield "decode", lambda: decode.infer(scored)
+        if decode.metadata().device != "cpu" and way.cache != "none":
+            yield "transfer", self._transfer()
         yield "request", self.score
+
+    def _transfer(self) -> Callable[[], object]:
+        """A call that sends decode's inputs to the device, and nothing else."""
+        decode, request, ready = self.way.decode, self.request, self._fetched()
+        if self.lands:
+            return lambda: decode.upload(request.decode_feeds(decode.io, self._fetched()))
+        feeds = request.decode_feeds(decode.io, ready)
+        return lambda: decode.upload(feeds)
 
 
 def last_entries(spec: ModelSpec, cache: Mapping[str, Array]) -> Arrays:

@@ -11,7 +11,7 @@ import numpy as np
 from ckv_export.bench.traffic import zipf_ids
 from ckv_export.contract import EventForm, FeatureSpec, GraphSpec, ModelSpec, TensorSpec
 from ckv_export.errors import InputError
-from ckv_export.runtimes.base import Array, Arrays
+from ckv_export.runtimes.base import Array, Arrays, Feed, Feeds
 
 _GROUPS = ("history", "append", "candidate", "user")
 NOW = 1_750_000_000
@@ -67,9 +67,9 @@ class Request:
         """A history input; one that decode doesn't take is kept beside it as ``event_*``."""
         return self.inputs.get(f"history_{name}", self.inputs.get(f"event_{name}"))  # type: ignore[return-value]
 
-    def decode_feeds(self, io: GraphSpec, cache: Mapping[str, Array]) -> Arrays:
+    def decode_feeds(self, io: GraphSpec, cache: Feeds) -> dict[str, Feed]:
         """What decode takes, with the cache of this request's users."""
-        given = self.inputs | dict(cache)
+        given: dict[str, Feed] = {**self.inputs, **cache}
         return {t.name: given[t.name] for t in io.inputs if t.name in given}
 
     def without_scoring(self) -> Request:

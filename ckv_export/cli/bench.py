@@ -9,7 +9,7 @@ from typing import Any
 
 from ckv_export.bench import compare, report
 from ckv_export.bench.measure import Settings
-from ckv_export.bench.request import BenchRequest, parse_sweep
+from ckv_export.bench.request import SOURCES, BenchRequest, parse_sweep
 from ckv_export.bench.run import run_bench
 from ckv_export.bench.ways import PHASES
 from ckv_export.bench.workload import Sizes
@@ -28,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", metavar="MODEL", type=Path, help="what the bundle was exported from"
     )
     options.add_model(parser)
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="BUNDLE",
+        type=Path,
+        help="another bundle of the same model, measured in the same run; may be given repeatedly",
+    )
     for flag, default, what in (
         ("batch", 1, "users in one call"),
         ("history", None, "events of a history; the model's longest unless given"),
@@ -63,7 +71,12 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sweep", action="append", default=[], metavar="AXIS=N,N", help="vary one size at a time"
     )
-    parser.add_argument("--source", choices=("memory", "file"), default="memory")
+    parser.add_argument(
+        "--source",
+        choices=SOURCES,
+        default="memory",
+        help="where users' bytes lie: memory, a file, or memory that a GPU reads by itself",
+    )
     parser.add_argument("--stored", choices=("fp32", "fp16"), default="fp32")
 
 
@@ -130,6 +143,7 @@ def _request(args: argparse.Namespace) -> BenchRequest:
         floats=args.stored,
         seed=args.seed,
         only=args.only,
+        beside=args.beside,
     )
 
 

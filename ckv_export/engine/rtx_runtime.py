@@ -1,4 +1,7 @@
-"""What only the runtime of TensorRT for RTX has: a verdict on an engine, and a cache of kernels."""
+"""What only the runtime of TensorRT for RTX has.
+
+A verdict on an engine, a cache of the kernels that it compiles, and CUDA graphs of its own.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,22 @@ def require_valid(runtime: Any, plan: bytes, path: Path, backend: Backend) -> No
     raise EngineError(f"{backend.label} can't run {path}: {told}")
 
 
+def new_context(engine: Any, backend: Backend, cache: RuntimeCache | None, graphs: bool) -> Any:
+    """An execution context without scratch memory; None where the library refuses.
+
+    `graphs`: the library captures CUDA graphs itself, anew whenever a shape or an address changes:
+    it alone knows when its kernels for a shape are compiled.
+    """
+    config = engine.create_runtime_config()
+    strategies = backend.module.ExecutionContextAllocationStrategy
+    config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
+    if graphs:
+        config.cuda_graph_strategy = backend.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    if cache is not None:
+        cache.attach(config)
+    return engine.create_execution_context(runtime_config=config)
+
+
 class RuntimeCache:
     """Kernels compiled for this GPU, in a file: the second start of an engine is faster.
 
@@ -51,14 +70,13 @@ class RuntimeCache:
                 f"{TENSORRT_RTX} has one"
             )
 
-    def new_context(self, engine: Any) -> Any:
-        """An execution context of `engine` that compiles into the cache."""
-        config = engine.create_runtime_config()
-        self._cache = config.create_runtime_cache()
-        if self._path.is_file():
-            self._cache.deserialize(self._path.read_bytes())
+    def attach(self, config: Any) -> None:
+        """Let contexts of a runtime configuration compile into the cache, all into one."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            if self._path.is_file():
+                self._cache.deserialize(self._path.read_bytes())
         config.set_runtime_cache(self._cache)
-        return engine.create_execution_context(runtime_config=config)
 
     def save(self) -> None:
         """Write the cache to its file, whole or not at all; raises `EngineError`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ckv_export.contract import GraphSpec
 from ckv_export.errors import ExportError, MissingDependency
-from ckv_export.runtimes.base import Array, Arrays, Runner, RunnerMetadata
+from ckv_export.runtimes.base import Array, Arrays, Feed, Feeds, Placed, Runner, RunnerMetadata
 
 
 def load_module() -> ModuleType:
@@ -80,13 +80,48 @@ class OnnxRuntimeRunner(Runner):
     def _deactivate(self) -> None:
         self.session = None
 
-    def _infer(self, feeds: Mapping[str, Array]) -> Arrays:
+    def _infer(self, feeds: Feeds) -> Arrays:
         names = [t.name for t in self.io.outputs]
+        bound = any(isinstance(feed, Placed) for feed in feeds.values())
         try:
-            outputs = self.session.run(names, dict(feeds))
+            outputs = (
+                self._run_bound(names, feeds) if bound else self.session.run(names, dict(feeds))
+            )
         except Exception as error:  # as above
             raise ExportError(f"ONNX Runtime can't run {self.path.name}: {error}") from error
         return dict(zip(names, outputs, strict=True))
+
+    def _run_bound(self, names: list[str], feeds: Feeds) -> list[Array]:
+        binding = self.session.io_binding()
+        for name, feed in feeds.items():
+            if isinstance(feed, Placed):
+                shape, kind = list(feed.shape), feed.dtype.type
+                binding.bind_input(name, self._device, 0, kind, shape, feed.value.data_ptr())
+            else:
+                binding.bind_cpu_input(name, feed)
+        for name in names:
+            binding.bind_output(name)
+        self.session.run_with_iobinding(binding)
+        outputs: list[Array] = binding.copy_outputs_to_cpu()
+        return outputs
+
+    @property
+    def _device(self) -> str:
+        return "cpu" if self.provider == CPU else "cuda"
+
+    def _place(self, arrays: Mapping[str, Array]) -> dict[str, Feed]:
+        return {name: self._sent(array) for name, array in arrays.items()}
+
+    def _upload(self, feeds: Feeds) -> None:
+        for feed in feeds.values():
+            self._sent(feed)
+
+    def _sent(self, feed: Feed) -> Feed:
+        """An array's copy on the device, made when this returns."""
+        if isinstance(feed, Placed) or self._device == "cpu" or not feed.size:
+            return feed
+        value = load_module().OrtValue.ortvalue_from_numpy(feed, self._device, 0)
+        return Placed(feed.shape, feed.dtype, value)
 
     def _describe(self) -> RunnerMetadata:
         device = self.provider.removesuffix("ExecutionProvider").lower()

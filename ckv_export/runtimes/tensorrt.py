@@ -1,13 +1,13 @@
 """Engines run by TensorRT or TensorRT for RTX, with memory and stream from torch.
 
-One runner holds one execution context and one CUDA stream: use it from one thread.
+One runner has one CUDA stream, and an execution context for each set of shapes that it has met of
+late, with buffers that stay: use it from one thread.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +19,12 @@ from ckv_export.engine.backends import Backend, load
 from ckv_export.engine.loading import BundleEngine
 from ckv_export.engine.messages import Messages, listen
 from ckv_export.engine.network import DTYPES
-from ckv_export.engine.rtx_runtime import RuntimeCache, require_valid
+from ckv_export.engine.rtx_runtime import RuntimeCache, new_context, require_valid
 from ckv_export.errors import EngineError
 from ckv_export.manifest import EngineEntry, Manifest
-from ckv_export.runtimes.base import Array, Arrays, Runner, RunnerMetadata
-
-
-class CudaMemory:
-    """Device buffers and the stream that fills them; `EngineError` without a usable GPU.
-
-    Every buffer has one element at least: TensorRT takes no null address, not even for a
-    tensor without elements (no history, no appended events).
-    """
-
-    device = "cuda"
-
-    def __init__(self) -> None:
-        if not torch.cuda.is_available():
-            raise EngineError(
-                "running an engine needs an NVIDIA GPU and a CUDA build of torch: there is no GPU "
-                f"here that torch {torch.__version__} can use"
-            )
-        new_stream: Any = torch.cuda.Stream  # its constructor has no annotations
-        self._stream = new_stream()
-
-    @property
-    def handle(self) -> int:
-        """Address of the CUDA stream."""
-        return int(self._stream.cuda_stream)
-
-    def on_stream(self) -> AbstractContextManager[Any]:
-        """Order torch's copies and allocations on the runner's stream within the block."""
-        return torch.cuda.stream(self._stream)
-
-    def upload(self, array: Array) -> torch.Tensor:
-        """Copy a host array of any shape into a new flat buffer."""
-        buffer = self.allocate(array.size, array.dtype.name)
-        flat = np.require(array, requirements=["C", "W"]).reshape(-1)
-        buffer[: array.size].copy_(torch.from_numpy(flat))
-        return buffer
-
-    def allocate(self, elements: int, dtype: str) -> torch.Tensor:
-        """Make a flat buffer of `elements` (numpy dtype name), one at least."""
-        return torch.empty(max(elements, 1), dtype=getattr(torch, dtype), device=self.device)
-
-    def download(self, buffer: torch.Tensor, shape: tuple[int, ...]) -> Array:
-        """Wait for the stream, then copy a flat buffer's first elements to an array of `shape`."""
-        array: Array = buffer[: math.prod(shape)].cpu().numpy().reshape(shape)
-        return array
+from ckv_export.runtimes.base import Array, Arrays, Feed, Feeds, Placed, Runner, RunnerMetadata
+from ckv_export.runtimes.cuda_memory import CudaMemory
+from ckv_export.runtimes.device_call import CaptureFailed, DeviceCall, DeviceCalls
 
 
 class TensorRtRunner(Runner):
@@ -74,9 +32,13 @@ class TensorRtRunner(Runner):
 
     `backend`: the module that built it, as its manifest says; None for the preferred one;
     `bundle`: the manifest's word on it, checked before it is loaded; `runtime_cache`: file of
-    kernels that TensorRT for RTX compiles for this GPU, read and written. Activation raises
-    `MissingDependency` without the module, and `EngineError` without a GPU, or for an engine that
-    this module or GPU can't run or that isn't of this graph.
+    kernels that TensorRT for RTX compiles for this GPU, read and written; `cuda_graphs`: from the
+    second call of a set of shapes on, all its work is put on the GPU in one piece. Activation
+    raises `MissingDependency` without the module, and `EngineError` without a GPU, or for an engine
+    that this module or GPU can't run or that isn't of this graph.
+
+    Inputs go through pinned memory to buffers that stay as long as their shapes are among the
+    latest `device_call.KEPT`; the arrays returned are the caller's. A call waits once.
     """
 
     def __init__(
@@ -87,27 +49,40 @@ class TensorRtRunner(Runner):
         *,
         bundle: BundleEngine | None = None,
         runtime_cache: Path | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__(io)
         self.path = path
         self._given = backend
         self._bundle = bundle
         self._kernels = RuntimeCache(runtime_cache) if runtime_cache else None
+        self._cuda_graphs = cuda_graphs
         self._profile = 0
+        self._calls = DeviceCalls()
         self._memory: Any = None
         self._runtime: Any = None
         self._engine: Any = None
-        self._context: Any = None
+        self._scratch: Any = None
 
     @classmethod
     def of_bundle(
-        cls, folder: Path, manifest: Manifest, entry: EngineEntry, runtime_cache: Path | None = None
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        entry: EngineEntry,
+        runtime_cache: Path | None = None,
+        cuda_graphs: bool = False,
     ) -> TensorRtRunner:
         """A runner of a bundle's engine, which must be exactly what its manifest says."""
         bundle = BundleEngine(folder, manifest, entry)
-        io = manifest.graph(entry.graph)
-        backend = load(entry.backend)
-        return cls(bundle.path, io, backend, bundle=bundle, runtime_cache=runtime_cache)
+        return cls(
+            bundle.path,
+            manifest.graph(entry.graph),
+            load(entry.backend),
+            bundle=bundle,
+            runtime_cache=runtime_cache,
+            cuda_graphs=cuda_graphs,
+        )
 
     @property
     def backend(self) -> Backend:
@@ -136,37 +111,44 @@ class TensorRtRunner(Runner):
                 self._runtime.engine_host_code_allowed = True
             self._engine = self._deserialize(messages)
             self._check_engine()
-            self._context = self._new_context()
-            if self._context is None:
-                raise self._failure("can't prepare", messages)
+            with self._memory.on_stream():
+                self._scratch = self._memory.on_device(self._engine.device_memory_size_v2, "uint8")
             self._profile = 0
-
-    def _new_context(self) -> Any:
-        if self._kernels is None:
-            return self._engine.create_execution_context()
-        return self._kernels.new_context(self._engine)
+            if self._new_context() is None:
+                raise self._failure("can't prepare", messages)
 
     def _deactivate(self) -> None:
         try:
             if self._kernels is not None:
                 self._kernels.save()
         finally:
-            # In this order: a context must not outlive its engine, nor an engine its runtime.
-            self._context = None
+            # In this order: a graph must not outlive its context, a context its engine, nor an
+            # engine its runtime.
+            self._calls = DeviceCalls()
             self._engine = None
             self._runtime = None
+            self._scratch = None
             self._memory = None
 
-    def _infer(self, feeds: Mapping[str, Array]) -> Arrays:
-        with listen(self.backend) as (_, messages), self._memory.on_stream():
-            self._choose_profile(feeds, messages)
-            inputs = [self._bind_input(t, feeds[t.name], messages) for t in self.io.inputs]
-            outputs = {t.name: self._bind_output(t) for t in self.io.outputs}
-            if not self._context.execute_async_v3(self._memory.handle):
-                raise self._failure("can't run", messages)
-            # Held until here, or torch would hand an input's memory out to an output.
-            inputs.clear()
-            return {n: self._memory.download(buffer, s) for n, (buffer, s) in outputs.items()}
+    def _infer(self, feeds: Feeds) -> Arrays:
+        with self._running() as messages:
+            return self._call(feeds, messages).run(feeds)
+
+    def _upload(self, feeds: Feeds) -> None:
+        with self._running() as messages:
+            self._call(feeds, messages).upload(feeds)
+
+    def _place(self, arrays: Mapping[str, Array]) -> dict[str, Feed]:
+        with self._running():
+            placed: dict[str, Feed] = {}
+            for name, array in arrays.items():
+                host = self._memory.on_host(array.size, array.dtype.name)
+                np.copyto(host.numpy()[: array.size].reshape(array.shape), array)
+                buffer = self._memory.on_device(array.size, array.dtype.name)
+                self._memory.copy(host, buffer)
+                self._memory.wait()
+                placed[name] = Placed(array.shape, array.dtype, buffer)
+            return placed
 
     def _describe(self) -> RunnerMetadata:
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda"
@@ -205,18 +187,61 @@ class TensorRtRunner(Runner):
                     f"got {found.lower()}"
                 )
 
-    def _choose_profile(self, feeds: Mapping[str, Array], messages: Messages) -> None:
+    @contextmanager
+    def _running(self) -> Iterator[Messages]:
+        """Work on the stream; what torch or CUDA raises becomes an `EngineError`."""
+        with listen(self.backend) as (_, messages), self._memory.on_stream():
+            try:
+                yield messages
+            except CaptureFailed as error:
+                what = "can't be captured in a CUDA graph, open the runner with cuda_graphs=False"
+                raise self._failure(what, messages, error) from error
+            except RuntimeError as error:
+                raise self._failure("can't run", messages, error) from error
+
+    def _call(self, feeds: Feeds, messages: Messages) -> DeviceCall:
+        inputs = [feeds[tensor.name] for tensor in self.io.inputs]
+        return self._calls.get(inputs, lambda: self._new_call(feeds, messages))
+
+    def _new_call(self, feeds: Feeds, messages: Messages) -> DeviceCall:
+        """A call in a context of its own: a captured graph allows no other shapes in it."""
+        context = self._new_context()
+        if context is None:
+            raise self._failure("can't prepare", messages)
+        self._choose_profile(context, feeds, messages)
+        captured = self._cuda_graphs and not self.backend.is_rtx  # that captures by itself
+        call = DeviceCall(self._memory, context, self._enqueue, captured)
+        for tensor in self.io.inputs:
+            self._set_shape(context, tensor, feeds[tensor.name], messages)
+            call.bind_input(tensor, feeds[tensor.name])
+        for tensor in self.io.outputs:
+            call.bind_output(tensor, self._output_shape(context, tensor))
+        return call
+
+    def _new_context(self) -> Any:
+        """A context in the runner's scratch memory: all run on one stream, one after another."""
+        if self.backend.is_rtx:
+            context = new_context(self._engine, self.backend, self._kernels, self._cuda_graphs)
+        else:
+            strategies = self.backend.module.ExecutionContextAllocationStrategy
+            context = self._engine.create_execution_context(strategies.USER_MANAGED)
+        if context is not None:
+            size = self._engine.device_memory_size_v2
+            context.set_device_memory(self._scratch.data_ptr(), size)
+        return context
+
+    def _choose_profile(self, context: Any, feeds: Feeds, messages: Messages) -> None:
         """Take the first profile that all inputs fit; where none does, the last one complains."""
         count = self._engine.num_optimization_profiles
         fitting = (i for i in range(count) if self._fits(feeds, i))
         chosen = next(fitting, self._profile)
-        if chosen == self._profile:
-            return
-        if not self._context.set_optimization_profile_async(chosen, self._memory.handle):
+        # Which one a new context begins with depends on the version.
+        switch = context.active_optimization_profile != chosen
+        if switch and not context.set_optimization_profile_async(chosen, self._memory.handle):
             raise self._failure(f"can't switch to profile {chosen}", messages)
         self._profile = chosen
 
-    def _fits(self, feeds: Mapping[str, Array], profile: int) -> bool:
+    def _fits(self, feeds: Feeds, profile: int) -> bool:
         for tensor in self.io.inputs:
             smallest, _, largest = self._range(tensor.name, profile)
             shape = feeds[tensor.name].shape
@@ -227,30 +252,31 @@ class TensorRtRunner(Runner):
     def _range(self, name: str, profile: int) -> Any:
         return self._engine.get_tensor_profile_shape(name, profile)
 
-    def _bind_input(self, tensor: TensorSpec, array: Array, messages: Messages) -> torch.Tensor:
-        if not self._context.set_input_shape(tensor.name, tuple(array.shape)):
+    def _set_shape(self, context: Any, tensor: TensorSpec, feed: Feed, messages: Messages) -> None:
+        if not context.set_input_shape(tensor.name, tuple(feed.shape)):
             smallest, _, largest = self._range(tensor.name, self._profile)
             raise self._failure(
                 f"takes input {tensor.name!r} from {list(smallest)} to {list(largest)}, "
-                f"got {list(array.shape)}",
+                f"got {list(feed.shape)}",
                 messages,
             )
-        buffer: torch.Tensor = self._memory.upload(array)
-        self._context.set_tensor_address(tensor.name, buffer.data_ptr())
-        return buffer
 
-    def _bind_output(self, tensor: TensorSpec) -> tuple[torch.Tensor, tuple[int, ...]]:
-        shape = tuple(int(size) for size in self._context.get_tensor_shape(tensor.name))
+    def _output_shape(self, context: Any, tensor: TensorSpec) -> tuple[int, ...]:
+        shape = tuple(int(size) for size in context.get_tensor_shape(tensor.name))
         if min(shape, default=0) < 0:
             raise EngineError(
                 f"{self.path}: the shape of output {tensor.name!r} does not follow from the "
                 f"inputs, got {list(shape)}"
             )
-        buffer: torch.Tensor = self._memory.allocate(math.prod(shape), tensor.dtype)
-        self._context.set_tensor_address(tensor.name, buffer.data_ptr())
-        return buffer, shape
+        return shape
 
-    def _failure(self, what: str, messages: Messages) -> EngineError:
-        reason = messages.first_error()
+    def _enqueue(self, context: Any) -> None:
+        if not context.execute_async_v3(self._memory.handle):
+            raise RuntimeError
+
+    def _failure(
+        self, what: str, messages: Messages, error: Exception | None = None
+    ) -> EngineError:
+        reason = messages.first_error() or str(error or "").partition("\n")[0]
         detail = f": {reason}" if reason else ""
         return EngineError(f"{self.backend.label} {what} ({self.path}){detail}")

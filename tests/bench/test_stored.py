@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from ckv_testing.draw import make_spec
 
-from ckv_export.bench.stored import Layout, Store, full_cache_spec
+from ckv_export.bench.pinned import PinnedStore, landed
+from ckv_export.bench.stored import FileStore, Layout, Store, full_cache_spec
 from ckv_export.cache import cache_sizes
 from ckv_export.contract import AttentionSpec, CacheSpec, ModelSpec
 
@@ -39,18 +40,54 @@ def test_as_many_bytes_as_the_report_counts(spec: ModelSpec, floats: str):
     assert 3 * Layout(spec, full_cache_spec(spec), floats).bytes_per_event == full
 
 
-@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("source", ["memory", "file", "pinned"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.usefixtures("unpinned")
 def test_users_come_back_right_aligned(
-    spec: ModelSpec, in_file: bool, rng: np.random.Generator, tmp_path: Path
+    spec: ModelSpec, source: str, rng: np.random.Generator, tmp_path: Path
 ):
     layout = Layout(spec, CacheSpec.of(spec))
     users = [drawn(layout.cache, 1, events, rng) for events in (0, 1, 4)]
-    store = Store([layout.pack(u, 0) for u in users], tmp_path / "store" if in_file else None)
-    got = layout.unpack(store.fetch([2, 0, 1]), 4)
+    blobs = [layout.pack(u, 0) for u in users]
+    made = {
+        "memory": lambda: Store(blobs),
+        "file": lambda: FileStore(blobs, tmp_path / "store"),
+        "pinned": lambda: PinnedStore(blobs),
+    }
+    store = made[source]()
+    got = store.unpack(layout, [2, 0, 1], 4)
     store.close()
     for name, array in got.items():
         for place, user in enumerate((2, 0, 1)):
             events = users[user][name].shape[2]
             np.testing.assert_array_equal(array[place][:, 4 - events :], users[user][name][0])
             assert not array[place][:, : 4 - events].any()
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["compact", "full"])
+@pytest.mark.parametrize("floats", ["fp32", "fp16"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.usefixtures("unpinned")
+def test_what_a_device_copies_by_itself_is_what_the_host_unpacks(
+    spec: ModelSpec, floats: str, full: bool, rng: np.random.Generator
+):
+    layout = Layout(spec, full_cache_spec(spec) if full else CacheSpec.of(spec), floats)
+    users = [drawn(layout.cache, 1, events, rng) for events in (4, 0, 1)]
+    blobs = PinnedStore([layout.pack(u, 0) for u in users]).fetch([0, 1, 2])
+    wanted, got = layout.unpack(blobs, 5), landed(layout, blobs, 5, "cpu")
+    assert wanted.keys() == got.keys()
+    for name, array in wanted.items():
+        assert (got[name].shape, got[name].dtype) == (array.shape, array.dtype)
+        value = got[name].value.numpy()
+        assert value.dtype == array.dtype
+        np.testing.assert_array_equal(value, array)
+
+
+@pytest.mark.usefixtures("unpinned")
+def test_pinned_bytes_are_read_where_they_lie(rng: np.random.Generator):
+    store = PinnedStore([rng.bytes(8), rng.bytes(5)])
+    first, again = store.fetch([1, 0]), store.fetch([0, 1])
+    for one, other in zip(first, reversed(again), strict=True):
+        assert np.shares_memory(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
+    assert store.lands
+    assert not Store([b""]).lands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -10,12 +11,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 from ckv_testing.results import result
 
 import ckv_export.bench
 from ckv_export.cli.main import main
-from ckv_export.errors import ParityFailure
+from ckv_export.errors import EngineError, ParityFailure
 from ckv_export.manifest import open_bundle
+from ckv_export.runtimes.base import Runner, RunnerMetadata
 
 SCHEMA = json.loads((Path(ckv_export.bench.__file__).parent / "result.schema.json").read_text())
 QUICK = ("--seconds", "0.01", "--candidates", "5", "--history", "12", "--stored", "fp32")
@@ -81,6 +84,50 @@ def test_pages_are_written(outputs: dict[str, Path]):
     assert "| way |" in outputs["markdown"].read_text()
 
 
+@pytest.fixture(scope="module")
+def half_bundle(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in half precision, by the real exporter."""
+    out = tmp_path_factory.mktemp("half")
+    words = [str(run_folder), "--out", str(out), "--name", "half", "--precision", "fp16"]
+    assert main(words) == 0
+    return out / "half"
+
+
+def test_bundles_of_other_precision_are_measured_in_the_same_run(
+    cli: Any, bundle: Path, half_bundle: Path, run_folder: Path, tmp_path: Path
+):
+    file = tmp_path / "result.json"
+    words = ("--beside", half_bundle, "--only", "ONNX Runtime, compact", "--json", file)
+    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words)
+    assert ran.code == 0, ran.err
+    measured = json.loads(file.read_text())
+    jsonschema.validate(measured, SCHEMA)
+    assert measured["beside"] == [{"label": "half", "name": "half", "precision": "fp16"}]
+    plain, half = measured["ways"]
+    assert (plain["name"], half["name"]) == (
+        "ONNX Runtime, compact cache",
+        "half: ONNX Runtime, compact cache",
+    )
+    assert [(w["bundle"], w["precision"]) for w in (plain, half)] == [
+        ("micro", "fp32"),
+        ("half", "fp16"),
+    ]
+    assert set(half["phases"]) == set(plain["phases"])
+    assert plain["worst_score_error"] < 2e-6 < half["worst_score_error"] < 0.02
+    assert half["fetched_bytes"] == plain["fetched_bytes"], "both read the same users' caches"
+    assert "half: ONNX Runtime CUDA" in " ".join(w["name"] for w in measured["left_out"])
+
+
+def test_a_wrong_bundle_beside_is_refused(
+    refused: Callable[..., str], bundle: Path, bundle_copy: Path
+):
+    refused("bench", bundle, "--beside", bundle, watched=bundle, says=("is given twice",))
+    manifest = dataclasses.replace(open_bundle(bundle), fingerprint="0" * 64)
+    manifest.write(bundle_copy)
+    says = ("is of another model", "exported from the same checkpoint")
+    refused("bench", bundle, "--beside", bundle_copy, watched=bundle, says=says)
+
+
 def test_a_bundle_that_cannot_run_here_is_refused(cli: Any, bundle: Path, tmp_path: Path):
     """As a bf16 bundle can't: ONNX Runtime has no such products on a CPU."""
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
@@ -107,6 +154,7 @@ def test_without_a_checkpoint_it_says_what_is_left_out(cli: Any, bundle: Path, o
     assert ran.code == 0
     for text in (
         "torch.compile, compact cache: its weights are in no bundle",
+        "PyTorch and full KV on cuda: its weights are in no bundle",
         "has no CUDA provider",
         "the bundle has no tensorrt_rtx engines",
         "Highest rate",
@@ -132,6 +180,73 @@ def test_compare_exits_with_1_on_a_regression(
         assert ("slower" in ran.out) == (code == 1)
 
 
+class Choosy(Runner):
+    """A decode that serves some history lengths alone, as an engine does."""
+
+    def __init__(self, inner: Runner, refused: tuple[int, ...]) -> None:
+        super().__init__(inner.io)
+        self.inner, self.refused = inner, refused
+
+    def _activate(self) -> None:
+        if not self.inner.active:
+            self.inner.activate()
+
+    def _deactivate(self) -> None:
+        pass
+
+    def _infer(self, feeds: Any) -> Any:
+        events = feeds["history_mask"].shape[1]
+        if events in self.refused:
+            raise EngineError(f"not built for {events} events")
+        return self.inner.infer(feeds)
+
+    def _describe(self) -> RunnerMetadata:
+        return self.inner.metadata()
+
+
+@pytest.mark.parametrize(
+    ("refused_events", "left_out"),
+    [
+        ((5,), {"choosy at history 5": "not built for 5 events"}),
+        ((2,), {"choosy in traffic": "not built for 2 events"}),
+        ((12,), {"choosy": "not built for 12 events"}),
+    ],
+    ids=["in a sweep", "in traffic", "at all"],
+)
+def test_a_way_that_fails_is_left_out_where_it_does(
+    cli: Any,
+    bundle: Path,
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused_events: tuple[int, ...],
+    left_out: dict[str, str],
+):
+    from ckv_export.bench import roster
+
+    def choosy(weights: Any, first: Any, *_: Any) -> list[Any]:
+        decode = Choosy(first.decode, refused_events)
+        return [dataclasses.replace(first, name="choosy", decode=decode, runners=[])]
+
+    monkeypatch.setattr(roster, "weighted_ways", choosy)
+    file = tmp_path / "result.json"
+    words = ("--only", "choosy", "--sweep", "history=0,5", "--traffic", "40", "--phases", "request")
+    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words, "--json", file)
+    assert ran.code == 0, ran.err
+    measured = json.loads(file.read_text())
+    jsonschema.validate(measured, SCHEMA)
+    reasons = {w["name"]: w["reason"] for w in measured["left_out"]}
+    assert {n: r for n, r in reasons.items() if n.startswith("choosy")} == left_out
+    (where,) = left_out
+    here = {"choosy"} - set(left_out)
+    names = [{w["name"] for w in p["ways"]} for p in measured["sweep"]]
+    wanted = [here, here - ({"choosy"} if "history 5" in where else set())]
+    assert [n - {"ONNX Runtime, compact cache"} for n in names] == wanted
+    assert {w["name"] for w in measured["ways"]} >= here
+    in_traffic = {w["name"] for w in measured["traffic"]["ways"]}
+    assert ("choosy" in in_traffic) == (here != set() and "traffic" not in where)
+
+
 def test_wrong_scores_are_not_timed(
     bundle: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
 ):
@@ -153,11 +268,38 @@ def test_wrong_scores_are_not_timed(
         (("--phases", "decode,none"), "--phases must be of prefill"),
         (("--json", "absent/result.json"), "the folder 'absent' of result.json is not there"),
         (("--compare", "absent.json"), "can't read the result absent.json"),
+        (("--source", "disk"), "invalid choice: 'disk'"),
         (("--latency-bound", "0"), "must be a number above 0"),
     ],
 )
 def test_bad_options(refused: Callable[..., str], bundle: Path, words: tuple, says: str):
     refused("bench", bundle, *words, watched=bundle, says=(says,))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_memory_is_pinned_for_a_gpu(refused: Callable[..., str], bundle: Path):
+    says = ("--source pinned needs a GPU", "give --source memory or file")
+    refused("bench", bundle, "--source", "pinned", watched=bundle, says=says)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("source", ["memory", "pinned"])
+def test_the_rivals_run_on_a_gpu(
+    cli: Any, bundle: Path, run_folder: Path, tmp_path: Path, source: str
+):
+    """Everything but what compiles; scores are compared before anything is timed."""
+    file = tmp_path / "result.json"
+    words = ("--source", source, "--only", "PyTorch eager on cuda", "--batch", "2")
+    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words, "--json", file)
+    assert ran.code == 0, ran.err
+    measured = json.loads(file.read_text())
+    jsonschema.validate(measured, SCHEMA)
+    ways = {w["name"].rpartition(", ")[2]: w for w in measured["ways"] if "cuda" in w["name"]}
+    assert set(ways) == {"compact cache", "full KV held", "full KV fetched"}
+    assert all("transfer" in way["phases"] for way in ways.values())
+    sent = {name: way["host_to_device_bytes"] for name, way in ways.items()}
+    assert sent["full KV held"] < sent["compact cache"] < sent["full KV fetched"]
 
 
 def test_another_checkpoint_is_refused(refused: Any, bundle: Path, samples: Path):

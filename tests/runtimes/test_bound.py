@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from ckv_testing import fake_engine
 from torch import Tensor, nn
 
 from ckv_export.contract import GraphSpec, TensorSpec
@@ -43,6 +46,24 @@ def test_a_bound_input_is_no_input_and_the_rest_is_still_checked():
             runner.infer({"x": one, "factor": one})
         with pytest.raises(ValueError, match="input 'factor' must be float32"):
             runner.infer({"x": np.ones(3, np.float32)})
+
+
+def test_constants_go_to_the_device_once(tmp_path: Path):
+    engine = tmp_path / "an.engine"
+    engine.write_bytes(fake_engine.PLAN)
+    mask = np.array([[True, False, True]])
+    with BoundRunner(fake_engine.FakeRunner(engine), {"mask": mask}) as runner:
+        for first in range(3):
+            x = np.arange(3, dtype=np.float32)[None] + first
+            np.testing.assert_array_equal(runner.infer({"x": x})["y"], x + mask)
+        (call,) = runner.runner._calls._calls.values()
+        assert list(call._inputs) == ["x"]
+        memory = runner.runner._memory
+        runner.upload({"x": x})
+        held = runner.place({"x": x})["x"]
+        np.testing.assert_array_equal(runner.infer({"x": held})["y"], x + mask)
+        del held, call
+    assert memory.live() == 0, "deactivation frees them"
 
 
 def test_inner_runner_is_activated_and_deactivated():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from ckv_testing.exports import Export
 
 from ckv_export.errors import ExportError, MissingDependency
+from ckv_export.runtimes.base import Placed
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner, load_module
 from ckv_export.runtimes.torch import TorchRunner
 
@@ -85,6 +88,68 @@ def test_torch_runner_puts_its_module_into_inference_mode(made: Export):
     runner = TorchRunner(module, made.graphs()[0].io)
     with runner:
         assert not module.training
+
+
+def test_on_the_cpu_inputs_lie_where_they_are_wanted(made: Export, rng: np.random.Generator):
+    for runner in (*made.torch_runners(), *made.runners()):
+        feeds = drawn(runner, rng)
+        with runner:
+            placed = runner.place(feeds)
+            assert all(placed[name] is array for name, array in feeds.items())
+            runner.upload(feeds)
+            with pytest.raises(ValueError, match="inputs missing"):
+                runner.upload({})
+        with pytest.raises(RuntimeError, match="not active"):
+            runner.place(feeds)
+
+
+def test_a_placed_input_without_elements_lies_nowhere(made: Export, rng: np.random.Generator):
+    sizes = SIZES | {"T": 0}
+    for runner in (made.torch_runners()[1], made.runners()[1]):
+        feeds = {
+            t.name: rng.integers(0, 2, t.shape(sizes)).astype(t.dtype) for t in runner.io.inputs
+        }
+        empty = {n: a for n, a in feeds.items() if not a.size}
+        assert empty
+        placed = {n: Placed(a.shape, a.dtype, torch.from_numpy(a)) for n, a in empty.items()}
+        with runner:
+            wanted, got = runner.infer(feeds), runner.infer({**feeds, **placed})
+        np.testing.assert_array_equal(got["score"], wanted["score"])
+
+
+def test_a_tensor_of_the_runtime_in_place_of_an_array(made: Export, rng: np.random.Generator):
+    """As `place` makes them on a GPU; here torch's and ONNX Runtime's own lie on the CPU."""
+    for runner in (*made.torch_runners(), *made.runners()):
+        feeds = drawn(runner, rng)
+        in_torch = isinstance(runner, TorchRunner)
+        own = torch.from_numpy if in_torch else onnxruntime.OrtValue.ortvalue_from_numpy
+        placed = {
+            name: Placed(a.shape, a.dtype, own(a)) for name, a in list(feeds.items())[::2] if a.size
+        }
+        assert placed
+        with runner:
+            wanted, got = runner.infer(feeds), runner.infer({**feeds, **placed})
+            for name, array in wanted.items():
+                np.testing.assert_array_equal(got[name], array)
+            wrong = {
+                name: dataclasses.replace(p, shape=(*p.shape, 1)) for name, p in placed.items()
+            }
+            with pytest.raises(ValueError, match="must be"):
+                runner.infer({**feeds, **wrong})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_torch_on_cuda_computes_what_it_does_on_the_cpu(made: Export, rng: np.random.Generator):
+    for runner in made.torch_runners():
+        feeds = drawn(runner, rng)
+        module = copy.deepcopy(runner.module).to("cuda")
+        with runner, TorchRunner(module, runner.io, "cuda") as on_cuda:
+            wanted = runner.infer(feeds)
+            for given in (feeds, on_cuda.place(feeds)):
+                got = on_cuda.infer(given)
+                for name, array in wanted.items():
+                    np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-5)
 
 
 def test_file_that_does_not_exist(made: Export, tmp_path: Path):
