@@ -40,6 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("{here}/../model.pt", "model.pt"),
         ("/no/such folder/model.pt", "model.pt"),
         ("/no/such=folder/model.pt", "model.pt"),
+        ("/no/such=/folder/model.pt", "model.pt"),
         ("/", "/"),
     ],
 )

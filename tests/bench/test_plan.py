@@ -66,7 +66,7 @@ def test_users_without_events_cost_nothing():
 def test_processors_follow_from_measured_requests():
     measured = [
         Measured("a", "cpu", "compact", 25_000_000),
-        Measured("b", "NVIDIA X", "compact", 100_000, threads=4),
+        Measured("b", "NVIDIA X", "compact", 1_000_000, threads=4),
         Measured("c", "cpu", "none", 1_000_000_000),
         Measured("d", "cpu", "full, fetched", 1_000, stored="fp16"),
         Measured("e", "cpu", "compact", 25_000_000, threads=3),
@@ -75,7 +75,7 @@ def test_processors_follow_from_measured_requests():
     ]
     compact, fp16, fp32 = plans(SPEC, Demand(1, 1000, 1000, utilisation=60), measured)
     assert compact.value("cores: a") == 42  # 25 busy cores / 0.6 = 41.67
-    assert compact.value("GPUs: b") == 1
+    assert compact.value("GPUs: b") == 2  # threads of the host are not GPUs
     assert compact.value("cores: c") == 1667
     assert compact.value("cores: e") == 125  # each call keeps three cores
     assert fp16.value("cores: d") == 1
