@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGES = (
@@ -22,7 +23,7 @@ _PROBE_SECONDS = 10
 def environment() -> dict[str, object]:
     """Command line, date, commit, machine, GPUs and package versions, as plain JSON data."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(sys.argv),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": {
@@ -37,17 +38,49 @@ def environment() -> dict[str, object]:
     }
 
 
-def commit() -> str:
-    """Commit of the clone this runs from, "+changes" where it differs; "unknown" elsewhere."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+def command(words: Sequence[str]) -> str:
+    """A command line as it would be typed, without the folders of the machine it ran on.
+
+    `words`: the program, of which the name stays, then its arguments. A path given from the root,
+    alone or after ``OPTION=``, is given from the working directory where it lies below it, else by
+    its name; everything else stays as it is.
+    """
+    program, *arguments = words
+    return shlex.join([Path(program).name, *map(_without_folders, arguments)])
+
+
+def _without_folders(word: str) -> str:
+    option, equals, value = word.partition("=")
+    if equals and Path(value).is_absolute() and not Path(option).is_absolute():
+        return f"{option}={_from_here(Path(value))}"
+    return _from_here(Path(word)) if Path(word).is_absolute() else word
+
+
+def _from_here(path: Path) -> str:
     try:
-        head = subprocess.check_output(
-            [*git, "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL
-        ).strip()
-        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+        return str(Path(os.path.normpath(path)).relative_to(Path.cwd()))
+    except (ValueError, OSError):  # it lies elsewhere, or the working directory is gone
+        return path.name or str(path)
+
+
+def commit() -> str:
+    """Commit of the clone this runs from, "+changes" where it differs; "unknown" elsewhere.
+
+    An installed package may lie within someone else's clone, whose commits say nothing of it.
+    """
+    here = Path(__file__)
+    try:
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        head = _git(here.parent, "rev-parse", "HEAD").strip()
+        changed = _git(here.parent, "status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+changes" if changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
 
 
 def cpu_name() -> str:

@@ -77,12 +77,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """A way of a result of ``ckv-export bench``: whole microseconds of a request for one user."""
+    """A way of a result of ``ckv-export bench``: whole nanoseconds of a request for one user.
+
+    `threads`: cores that a call keeps for itself while it runs, where `device` is "cpu". `stored`:
+    "fp32" or "fp16", what a fetched cache was stored as.
+    """
 
     name: str
     device: str
     cache: str
-    microseconds: int
+    nanoseconds: int
+    threads: int = 1
+    stored: str = "fp32"
+
+    def serves_from(self, cache: str) -> bool:
+        """Whether from a cache of that name: "compact" (or none at all), "full KV, fp16", ..."""
+        if self.cache == "full, fetched":
+            return cache == f"full KV, {self.stored}"
+        return cache == "compact" and self.cache in ("compact", "none")
 
 
 def whole_number(text: str) -> int:
@@ -91,7 +103,9 @@ def whole_number(text: str) -> int:
         number = Decimal(text)
     except InvalidOperation:
         number = Decimal("NaN")
-    if not number.is_finite() or number != number.to_integral_value() or abs(number) > 10**18:
+    # A comparison is exact at any size, arithmetic such as abs() is not.
+    bounded = number.is_finite() and -(10**18) <= number <= 10**18
+    if not bounded or number != number.to_integral_value():
         raise InputError(f"a whole number is written like 1000000 or 1e9, got {text!r}")
     return int(number)
 
@@ -101,7 +115,8 @@ def measured_ways(result: Mapping[str, Any], history: int) -> list[Measured]:
 
     Raises `InputError` where it was timed for another history length: costs don't scale.
     """
-    sizes = result["settings"]["sizes"]
+    settings = result["settings"]
+    sizes = settings["sizes"]
     if sizes["history"] != history:
         raise InputError(
             f"the result was measured with histories of {sizes['history']} events, the plan is "
@@ -112,7 +127,9 @@ def measured_ways(result: Mapping[str, Any], history: int) -> list[Measured]:
             way["name"],
             way["device"],
             way["cache"],
-            round(1000 * way["phases"]["request"]["mean_ms"] / sizes["batch"]),
+            max(1, round(10**6 * way["phases"]["request"]["mean_ms"] / sizes["batch"])),
+            settings["threads"],
+            settings["stored"],
         )
         for way in result["ways"]
         if "request" in way["phases"]
@@ -136,12 +153,13 @@ def plans(spec: ModelSpec, demand: Demand, measured: list[Measured] | None = Non
     Cores or GPUs are planned with those of `measured` that serve from such a cache.
     """
     sizes = cache_sizes(spec, demand.user_dtype, history=demand.history, users=demand.users)
-    full = zip(("full KV, fp16", "full KV, fp32"), sizes.full, strict=True)
-    kinds = [("compact", _compact_events(sizes), sizes.pool_bytes, "compact")]
-    kinds += [(name, _how(row.bytes_per_event, row), 0, "full, fetched") for name, row in full]
+    kinds = [("compact", _compact_events(sizes), sizes.pool_bytes)]
+    kinds += [(f"full KV, {r.dtype}", _how(r.bytes_per_event, r), 0) for r in sizes.full]
     return [
-        Plan(name, tuple(_lines(sizes, demand, event, pool, cache, measured or [])))
-        for name, event, pool, cache in kinds
+        Plan(
+            name, (*_lines(sizes, demand, event, pool), *_processors(measured or [], name, demand))
+        )
+        for name, event, pool in kinds
     ]
 
 
@@ -160,14 +178,7 @@ def _how(each: int, row: Any) -> Event:
     return f"{row.layers} layers x {each} {row.what} {row.dtype}", row.layers * each
 
 
-def _lines(
-    sizes: CacheSizes,
-    demand: Demand,
-    event: Event,
-    pool: int,
-    cache: str,
-    measured: list[Measured],
-) -> Iterator[Line]:
+def _lines(sizes: CacheSizes, demand: Demand, event: Event, pool: int) -> Iterator[Line]:
     how, each = event
     kept = sizes.cached_events
     yield _count("cached events per user", f"of {demand.history:,} events of history", kept)
@@ -178,32 +189,46 @@ def _lines(
         yield _count("users per GB", f"1,000,000,000 / {user:,}, rounded down", 10**9 // user)
     total = demand.users * user
     yield _bytes("all users", f"{demand.users:,} users x {user:,}", total)
+    yield from _servers(demand, user, pool)
+    moved = demand.requests * user
+    yield _bytes("fetched per second", f"{demand.requests:,} requests x {user:,}", moved, "/s")
+    how = f"{moved:,} / {demand.link:,} a second, rounded up"
+    yield _count("links", how, _up(moved, demand.link))
+
+
+def _servers(demand: Demand, user: int, pool: int) -> Iterator[Line]:
+    """How many hold all users of `user` bytes, each of them whole, beside `pool` bytes."""
     room = demand.memory - pool
     if room < max(user, 1):
         raise InputError(
             f"a server of {bytes_text(demand.memory)} holds no user beside pools of "
             f"{bytes_text(pool)}: give more --memory"
         )
+    if not user:
+        yield _count("servers for memory", "nothing is cached", 0)
+        return
     pools = f" less {pool:,} of pools" if pool else ""
-    how = f"{total:,} / ({demand.memory:,}{pools}), rounded up"
-    yield _count("servers for memory", how, _up(total, room))
-    moved = demand.requests * user
-    yield _bytes("fetched per second", f"{demand.requests:,} requests x {user:,}", moved, "/s")
-    how = f"{moved:,} / {demand.link:,} a second, rounded up"
-    yield _count("links", how, _up(moved, demand.link))
-    for way in measured:
-        if way.cache == cache or (way.cache == "none" and cache == "compact"):
-            yield _processors(way, demand)
+    fitting = room // user
+    how = f"({demand.memory:,}{pools}) / {user:,}, rounded down"
+    yield _count("users per server", how, fitting)
+    how = f"{demand.users:,} users / {fitting:,}, rounded up"
+    yield _count("servers for memory", how, _up(demand.users, fitting))
 
 
-def _processors(way: Measured, demand: Demand) -> Line:
-    unit = "cores" if way.device == "cpu" else "GPUs"
-    busy = demand.requests * way.microseconds
+def _processors(measured: list[Measured], cache: str, demand: Demand) -> Iterator[Line]:
+    return (_processor(way, demand) for way in measured if way.serves_from(cache))
+
+
+def _processor(way: Measured, demand: Demand) -> Line:
+    on_cpu = way.device == "cpu"
+    busy = demand.requests * way.nanoseconds * (way.threads if on_cpu else 1)
+    threads = f" x {way.threads} threads" if on_cpu and way.threads > 1 else ""
     how = (
-        f"{demand.requests:,} requests x {way.microseconds:,} us / (1,000,000 us x "
+        f"{demand.requests:,} requests x {way.nanoseconds:,} ns{threads} / (1,000,000,000 ns x "
         f"{demand.utilisation}%), rounded up"
     )
-    return _count(f"{unit}: {way.name}", how, _up(100 * busy, demand.utilisation * 10**6))
+    value = _up(100 * busy, demand.utilisation * 10**9)
+    return _count(f"{'cores' if on_cpu else 'GPUs'}: {way.name}", how, value)
 
 
 def _up(dividend: int, divisor: int) -> int:

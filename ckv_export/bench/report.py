@@ -74,12 +74,17 @@ def _cost_table(result: Result) -> Table:
 
 def _rate_table(result: Result) -> list[Table]:
     rows = [
-        [way["name"], f"{way['rate']['bound_ms']:g}", f"{way['rate']['requests_per_second']:.2f}"]
+        [way["name"], f"{way['rate']['bound_ms']:g}", _rate_text(way["rate"])]
         for way in result["ways"]
         if way["rate"] is not None
     ]
     title = "Highest rate with p99 within the bound (open loop, Poisson arrivals, queueing counted)"
     return [(title, ("way", "bound ms", "requests/s"), rows)] if rows else []
+
+
+def _rate_text(rate: Mapping[str, Any]) -> str:
+    found = rate["requests_per_second"]
+    return "too slow to try: more --rate-seconds" if found is None else f"{found:.2f}"
 
 
 def _sweep_tables(points: Sequence[Mapping[str, Any]]) -> list[Table]:

@@ -27,7 +27,7 @@ def history_lengths(
 
 
 def zipf_ids(vocab: int, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.int32]:
-    """Ids in [1, vocab) by a Zipf law cut off there; which ids are popular is drawn too."""
+    """Ids in [1, vocab) by a Zipf law cut off there; the same ids are popular in every call."""
     if vocab <= 2:
         return np.full(shape, vocab - 1, np.int32)
     # Ranks by inverting the integral of the law: no table as long as the vocabulary.
@@ -46,8 +46,11 @@ def _scattered(ranks: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 
 def buckets(longest: int, count: int = 4) -> tuple[int, ...]:
-    """`count` history lengths to pad to, each twice the one before: 125, 250, 500, 1000."""
-    return tuple(sorted({max(1, -(-longest // 2**i)) for i in range(count)}))
+    """`count` history lengths to pad to, each twice the one before: 125, 250, 500, 1000.
+
+    Fewer where they would be the same: without events, 0 alone.
+    """
+    return tuple(sorted({-(-longest // 2**i) for i in range(count)}))
 
 
 def bucket_of(length: int, sizes: Sequence[int]) -> int:

@@ -87,19 +87,29 @@ def draw_request(
     rng: np.random.Generator,
     lengths: tuple[int, ...] | None = None,
 ) -> Request:
-    """A request with Zipf ids; histories are full unless `lengths` says how long each is."""
-    real = lengths or (sizes.history,) * sizes.batch
+    """A request with Zipf ids; histories are full unless `lengths` says how long each is.
+
+    Raises `InputError` for `lengths` of another number of users, or beyond what `sizes` holds.
+    """
+    real = (sizes.history,) * sizes.batch if lengths is None else lengths
+    if len(real) != sizes.batch or not all(0 <= n <= sizes.history for n in real):
+        raise InputError(
+            f"lengths must be {sizes.batch} numbers in 0 to {sizes.history}, one for each user, "
+            f"got {list(real)}"
+        )
     mask = np.arange(sizes.history) >= sizes.history - np.array(real)[:, None]
     axes, features = sizes.axes(spec), {f.name: f for f in spec.features}
     inputs: Arrays = {}
     for tensor in _wanted(graphs):
         group, name = tensor.name.split("_", 1)
         shape = tensor.shape(axes)
+        past = group in ("history", "event")
         if name == "mask":
-            inputs[tensor.name] = mask if shape == mask.shape else np.ones(shape, bool)
+            # By its group: as many may be appended as there are events of history.
+            inputs[tensor.name] = mask if past else np.ones(shape, bool)
             continue
         array = _drawn(features.get(name), tensor, shape, rng)
-        if group in ("history", "event"):
+        if past:
             array[~mask] = 0
         inputs[tensor.name] = array
     return Request(sizes, inputs, real)

@@ -60,16 +60,6 @@ def fingerprint(spec: ModelSpec, state: Mapping[str, Tensor]) -> str:
     return Fingerprints.of(spec, state).model
 
 
-def fingerprint_but_pools(spec: ModelSpec, state: Mapping[str, Tensor]) -> str:
-    """`Fingerprints.but_pools`, where it alone is wanted."""
-    return Fingerprints.of(spec, state).but_pools
-
-
-def entries_fingerprint(spec: ModelSpec, state: Mapping[str, Tensor], looked_up: str = "") -> str:
-    """`Fingerprints.entries`, where it alone is wanted."""
-    return Fingerprints.of(spec, state, looked_up).entries
-
-
 def lookup_fingerprint(looked_up: Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) over the item features that a form with an item key holds; "" for none."""
     return _digest({}, {n: _tensor_digest(t) for n, t in looked_up.items()}) if looked_up else ""

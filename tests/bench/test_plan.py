@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ckv_testing.draw import make_spec
+from ckv_testing.draw import DNN, PLAIN, make_spec
 
 from ckv_export.bench.plan import (
     Demand,
@@ -13,7 +13,7 @@ from ckv_export.bench.plan import (
     plans,
     whole_number,
 )
-from ckv_export.contract import AttentionSpec
+from ckv_export.contract import AttentionSpec, ModelSpec
 from ckv_export.errors import InputError
 
 # 2 + 2 bytes of row numbers and 4 + 4 of fp16 user parts an event; pools of 2 * 4 * 10000 * 254.
@@ -45,21 +45,43 @@ def test_a_window_caps_what_is_cached_and_a_partial_server_is_a_server():
     compact, *_ = plans(SPEC, demand)
     assert compact.value("cached events per user") == 1000
     assert compact.value("servers for memory") == 2
-    assert plans(SPEC, Demand(3, 0, 1))[0].value("all users") == 0
+
+
+def test_a_user_lies_whole_on_one_server():
+    """Room for nearly two is room for one: three users don't share two servers."""
+    demand = Demand(3, 1000, 1, memory=POOLS + 2 * 12_000 - 1)
+    compact, fp16, _ = plans(SPEC, demand)
+    assert (compact.value("users per server"), compact.value("servers for memory")) == (1, 3)
+    assert (fp16.value("users per server"), fp16.value("servers for memory")) == (19, 1)
+
+
+def test_users_without_events_cost_nothing():
+    for plan in plans(SPEC, Demand(10**9, 0, 7)):
+        numbers = {line.what: line.value for line in plan.lines}
+        assert numbers.pop("bytes per event") > 0
+        assert set(numbers.values()) == {0}
+        assert "users per GB" not in numbers  # nor divided by
 
 
 def test_processors_follow_from_measured_requests():
     measured = [
-        Measured("a", "cpu", "compact", 25_000),
-        Measured("b", "NVIDIA X", "compact", 100),
-        Measured("c", "cpu", "none", 1_000_000),
-        Measured("d", "cpu", "full, fetched", 1),
+        Measured("a", "cpu", "compact", 25_000_000),
+        Measured("b", "NVIDIA X", "compact", 1_000_000, threads=4),
+        Measured("c", "cpu", "none", 1_000_000_000),
+        Measured("d", "cpu", "full, fetched", 1_000, stored="fp16"),
+        Measured("e", "cpu", "compact", 25_000_000, threads=3),
+        Measured("f", "cpu", "full, fetched", 2_000),
+        Measured("g", "cpu", "full, held", 2_000),
     ]
-    compact, fp16, _ = plans(SPEC, Demand(1, 1000, 1000, utilisation=60), measured)
+    compact, fp16, fp32 = plans(SPEC, Demand(1, 1000, 1000, utilisation=60), measured)
     assert compact.value("cores: a") == 42  # 25 busy cores / 0.6 = 41.67
-    assert compact.value("GPUs: b") == 1
+    assert compact.value("GPUs: b") == 2  # threads of the host are not GPUs
     assert compact.value("cores: c") == 1667
+    assert compact.value("cores: e") == 125  # each call keeps three cores
     assert fp16.value("cores: d") == 1
+    planned = [[x.what for x in p.lines if ": " in x.what] for p in (compact, fp16, fp32)]
+    assert planned[0] == ["cores: a", "GPUs: b", "cores: c", "cores: e"]
+    assert planned[1:] == [["cores: d"], ["cores: f"]]
 
 
 def test_the_arithmetic_is_shown():
@@ -67,6 +89,34 @@ def test_the_arithmetic_is_shown():
     shown = {line.what: line.how for line in compact.lines}
     assert shown["all users"] == "10 users x 12,000"
     assert "2 K index uint16" in shown["bytes per event"]
+    servers = "(512,000,000,000 less 20,320,000 of pools) / 12,000, rounded down"
+    assert shown["users per server"] == servers
+    way = Measured("a", "cpu", "compact", 1_500_000, threads=2)
+    (compact, *_) = plans(SPEC, Demand(10, 1000, 7, utilisation=50), [way])
+    assert compact.lines[-1].how == (
+        "7 requests x 1,500,000 ns x 2 threads / (1,000,000,000 ns x 50%), rounded up"
+    )
+
+
+def test_every_layer_is_counted_and_every_pool():
+    """By hand: three layers of row numbers of 2 and 4 bytes, int8 user parts and their scales."""
+    spec = ModelSpec(
+        kind="hstu",
+        features=PLAIN,
+        attention=AttentionSpec(256, 8, 1, 3, 100, 70_000),
+        dnn=DNN,
+        max_len=40,
+        num_layers=3,
+    )
+    compact, fp16, _ = plans(spec, Demand(7, 2000, 5, user_dtype="int8", memory=10**9))
+    each = 3 * ((2 + 4) + (1 + 2) + (3 + 2))
+    assert compact.value("bytes per event") == each
+    assert compact.value("cached events per user") == 2000  # no window
+    assert compact.value("fetched per second") == 5 * 2000 * each
+    pools = 3 * 4 * (100 * 255 + 70_000 * 253)
+    assert compact.value("users per server") == (10**9 - pools) // (2000 * each)
+    assert fp16.value("bytes per event") == 3 * 2 * 256 * 2
+    assert fp16.value("users per server") == 10**9 // (2000 * 3 * 2 * 256 * 2)
 
 
 @pytest.mark.parametrize(("text", "number"), [("1e9", 10**9), ("12.5e9", 12_500_000_000), ("7", 7)])
@@ -74,7 +124,10 @@ def test_whole_numbers_are_read_exactly(text: str, number: int):
     assert whole_number(text) == number
 
 
-@pytest.mark.parametrize("text", ["1.5", "many", "", "nan", "inf", "1e19", "1e99999"])
+@pytest.mark.parametrize(
+    "text",
+    ["1.5", "many", "", "nan", "inf", "1e19", "1e99999", "1e9999999", "-1e9999999", "1e-9999999"],
+)
 def test_other_texts_are_refused(text: str):
     with pytest.raises(InputError, match="a whole number is written like"):
         whole_number(text)
@@ -101,8 +154,19 @@ def test_a_server_that_holds_no_user_is_refused():
 
 def test_a_result_for_other_histories_says_nothing():
     result = {"settings": {"sizes": {"history": 100, "batch": 2}}, "ways": []}
+    result["settings"] |= {"threads": 4, "stored": "fp16"}
     with pytest.raises(InputError, match="measure with --history 1000"):
         measured_ways(result, 1000)
     way = {"name": "a", "device": "cpu", "cache": "compact"}
     result["ways"] = [way | {"phases": {"request": {"mean_ms": 3.0}}}, way | {"phases": {}}]
-    assert measured_ways(result, 100) == [Measured("a", "cpu", "compact", 1500)]
+    assert measured_ways(result, 100) == [Measured("a", "cpu", "compact", 1_500_000, 4, "fp16")]
+
+
+def test_requests_of_large_batches_cost_less_than_a_microsecond_each_and_not_nothing():
+    timing = {"request": {"mean_ms": 1.0}}
+    way = {"name": "a", "device": "NVIDIA X", "cache": "compact", "phases": timing}
+    settings = {"sizes": {"history": 1000, "batch": 4096}, "threads": 1, "stored": "fp32"}
+    (measured,) = measured_ways({"settings": settings, "ways": [way]}, 1000)
+    assert measured.nanoseconds == 244
+    compact, *_ = plans(SPEC, Demand(1, 1000, 10**7, utilisation=100), [measured])
+    assert compact.value("GPUs: a") == 3  # 10 million x 244 ns are 2.44 busy seconds a second

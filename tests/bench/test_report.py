@@ -49,6 +49,13 @@ def test_ratios_are_to_the_first_way(rng: np.random.Generator):
     assert [float(row[4]) for row in request] == pytest.approx([1.0, 10 / 14, 20 / 14], rel=0.03)
 
 
+def test_a_rate_that_is_not_known_is_not_shown_as_one(rng: np.random.Generator):
+    made = measured(rng)
+    made["ways"][1]["rate"] = {"bound_ms": 50.0, "requests_per_second": None, "trials": []}
+    (rows,) = (rows for title, _, rows in tables(made) if title.startswith("Highest rate"))
+    assert [row[2] for row in rows] == ["5.00", "too slow to try: more --rate-seconds"]
+
+
 def test_break_even_is_where_both_cost_the_same(rng: np.random.Generator):
     made = measured(rng)
     compact, held, fetched = made["ways"]

@@ -7,8 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from ckv_export.bench.measure import Settings, in_turn
-from ckv_export.bench.statistics import is_stable, percentile, ratio_of_medians
+from ckv_export.bench.statistics import (
+    RatioInterval,
+    is_stable,
+    median,
+    percentile,
+    ratio_of_medians,
+)
 
 
 @pytest.mark.parametrize("percent", [1, 50, 90, 99, 100])
@@ -17,6 +22,11 @@ def test_percentile_is_the_nearest_rank(percent: int, size: int, rng: np.random.
     samples = rng.random(size).tolist()
     rank = max(1, math.ceil(size * percent / 100))
     assert percentile(samples, percent) == sorted(samples)[rank - 1]
+
+
+def test_median_of_an_even_number_is_halfway():
+    assert median([4.0, 1.0, 2.0, 9.0]) == 3.0
+    assert median([5.0]) == 5.0
 
 
 def test_stability_needs_three_windows_that_agree():
@@ -54,31 +64,41 @@ def test_what_a_noisy_machine_may_do_by_itself_is_no_regression(rng: np.random.G
     assert verdicts(rng, 1.0, 0.15).count("slower") <= 2
 
 
-def test_calls_take_turns_and_none_is_forgotten():
-    now, seen = [0.0], []
+def test_the_interval_is_that_of_a_bootstrap_of_windows(rng: np.random.Generator):
+    """By a loop: as many windows as there are, drawn anew each time, and the median of them all."""
+    old, new = windows(rng, 10, 0.05, count=30), windows(rng, 12, 0.05, count=50)
 
-    def call(name: str, seconds: float):
-        def run() -> None:
-            seen.append(name)
-            now[0] += seconds
+    def drawn(of: list) -> float:
+        return float(np.median([s for i in rng.integers(0, len(of), len(of)) for s in of[i]]))
 
-        return run
-
-    settings = Settings(warmup=2, window=3, seconds=1e6, least=4)
-    timings = in_turn({"a": call("a", 1.0), "b": call("b", 3.0)}, settings, lambda: now[0])
-    assert seen == ["a", "b"] * (2 + 3 * 4)
-    assert timings["a"].windows == [[1.0] * 3] * 4
-    assert timings["b"].to_dict(6)["per_second"] == 2.0
-    assert timings["a"].stable
+    ratios = sorted(drawn(new) / drawn(old) for _ in range(2000))
+    found = ratio_of_medians(old, new)
+    flat = [[s for w in of for s in w] for of in (old, new)]
+    assert found.ratio == pytest.approx(float(np.median(flat[1]) / np.median(flat[0])))
+    assert found.low == pytest.approx(ratios[10], rel=0.015)
+    assert found.high == pytest.approx(ratios[-11], rel=0.015)
 
 
-def test_time_ends_what_never_is_stable(rng: np.random.Generator):
-    now = [0.0]
+def test_one_window_has_a_ratio_and_no_noise_to_tell_it_from():
+    found = ratio_of_medians([[1.0, 2.0, 3.0]], [[3.0, 3.0, 9.0]])
+    assert (found.low, found.ratio, found.high) == (1.5, 1.5, 1.5)
 
-    def call() -> None:
-        now[0] += 1.0 + len(str(now[0])) * rng.random()
 
-    timings = in_turn({"a": call}, Settings(0, 2, tolerance=1e-9, seconds=50), lambda: now[0])
-    assert not timings["a"].stable
-    assert 50 <= now[0] < 100
-    assert in_turn({}, Settings()) == {}
+def test_the_interval_holds_the_ratio_however_long_the_windows_are():
+    """The last window of a run that was cut off may be shorter."""
+    found = ratio_of_medians([[1.0] * 8, [2.0] * 8, [1.0]], [[2.0] * 8] * 3)
+    assert found.low <= found.ratio <= found.high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.051, 1.2, "slower"),
+        (1.05, 1.2, "same"),
+        (0.9, 1.2, "same"),
+        (0.8, 1 / 1.05, "same"),
+        (0.8, 0.952, "faster"),
+    ],
+)
+def test_only_what_lies_wholly_beyond_the_margin_differs(low: float, high: float, verdict: str):
+    assert RatioInterval((low + high) / 2, low, high).verdict(0.05) == verdict

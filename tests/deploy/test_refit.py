@@ -31,7 +31,7 @@ from ckv_export.deploy.refit import refit_bundle
 from ckv_export.engine import PluginChoice, Settings
 from ckv_export.errors import BundleError, CkvError, EngineError
 from ckv_export.manifest import Manifest, open_bundle
-from ckv_export.model.fingerprint import entries_fingerprint
+from ckv_export.model.fingerprint import Fingerprints
 from ckv_export.stages import Stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,7 +50,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     states = {name: draw_state(SPEC, np.random.default_rng(i)) for i, name in enumerate("ab")}
     # What is cached of an event is as before: only what reads it was trained.
     states["c"] = {n: states["b" if n.startswith("dnn.") else "a"][n] for n in states["a"]}
-    assert entries_fingerprint(SPEC, states["a"]) == entries_fingerprint(SPEC, states["c"])
+    first, third = (Fingerprints.of(SPEC, states[name]).entries for name in "ac")
+    assert first == third
     made = {}
     for name, state in states.items():
         save_native(folder / f"{name}.pt", SPEC, state)

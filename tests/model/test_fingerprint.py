@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,8 @@ from ckv_testing.draw import KINDS, RICH, draw_state, make_spec
 
 from ckv_export.contract import AttentionSpec, ModelSpec
 from ckv_export.model.fingerprint import (
+    Fingerprints,
     determines_entries,
-    entries_fingerprint,
-    fingerprint,
-    fingerprint_but_pools,
     lookup_fingerprint,
 )
 from ckv_export.model.registry import build_reference
@@ -56,7 +55,7 @@ def test_entries_change_with_exactly_the_tensors_that_are_said_to(
     spec, state = drawn(kind, rng)
     inputs = generate_case(spec, CaseSize("all", 3, 17, 0, 1), rng).inputs
     before = entries(spec, state, inputs)
-    identity = entries_fingerprint(spec, state)
+    identity = Fingerprints.of(spec, state)
     for name, tensor in state.items():
         if tensor.numel() == 0 or not tensor.is_floating_point():
             continue
@@ -65,10 +64,10 @@ def test_entries_change_with_exactly_the_tensors_that_are_said_to(
         after = entries(spec, changed, inputs)
         same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         assert same == (not determines_entries(spec, name)), name
-        assert same == (entries_fingerprint(spec, changed) == identity), name
-        assert fingerprint(spec, changed) != fingerprint(spec, state)
-        kept = fingerprint_but_pools(spec, changed) == fingerprint_but_pools(spec, state)
-        assert kept == name.endswith(".pool"), name
+        other = Fingerprints.of(spec, changed)
+        assert same == (other.entries == identity.entries), name
+        assert other.model != identity.model
+        assert (other.but_pools == identity.but_pools) == name.endswith(".pool"), name
 
 
 def test_looked_up_features_are_part_of_it(rng: np.random.Generator):
@@ -76,7 +75,7 @@ def test_looked_up_features_are_part_of_it(rng: np.random.Generator):
     one, other = ({"brand": torch.tensor([1, 2, n])} for n in (3, 4))
     assert lookup_fingerprint({}) == ""
     identities = {
-        entries_fingerprint(spec, state, looked_up)
+        Fingerprints.of(spec, state, looked_up).entries
         for looked_up in ("", lookup_fingerprint(one), lookup_fingerprint(other))
     }
     assert len(identities) == 3
@@ -93,7 +92,11 @@ def test_another_attention_or_item_feature_is_another_cache(rng: np.random.Gener
         dataclasses.replace(f, pooling="sum") if f.kind == "sequence" and f.role == "user" else f
         for f in spec.features
     )
-    same = entries_fingerprint(spec, state)
-    assert entries_fingerprint(dataclasses.replace(spec, attention=plain), state) != same
-    assert entries_fingerprint(dataclasses.replace(spec, features=wider), state) != same
-    assert entries_fingerprint(dataclasses.replace(spec, features=users), state) == same
+    same = Fingerprints.of(spec, state).entries
+
+    def changed(**fields: Any) -> str:
+        return Fingerprints.of(dataclasses.replace(spec, **fields), state).entries
+
+    assert changed(attention=plain) != same
+    assert changed(features=wider) != same
+    assert changed(features=users) == same
