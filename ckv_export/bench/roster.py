@@ -16,7 +16,7 @@ from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
 from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
 from ckv_export.checkpoint.load import load_checkpoint
-from ckv_export.contract import GraphSpec
+from ckv_export.contract import GraphSpec, ModelSpec
 from ckv_export.errors import CheckpointError, ExportError
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
@@ -43,9 +43,8 @@ _NEED_WEIGHTS = (
     "PyTorch eager, no cache",
     "ONNX Runtime, full KV held",
     "ONNX Runtime, full KV fetched",
-    "PyTorch eager, as trained",
-    "torch.compile, as trained",
 )
+_AS_TRAINED = ("PyTorch eager, as trained", "torch.compile, as trained")
 
 
 class CompiledRunner(TorchRunner):
@@ -98,7 +97,15 @@ def load_weights(
 def without_weights() -> list[LeftOut]:
     """The ways that `weighted_ways` would add."""
     reason = "its weights are in no bundle: give --checkpoint MODEL"
-    return [LeftOut(name, reason) for name in (*_NEED_WEIGHTS, ON_CUDA)]
+    return [LeftOut(name, reason) for name in (*_NEED_WEIGHTS, *_AS_TRAINED, ON_CUDA)]
+
+
+def without_training_code(spec: ModelSpec) -> list[LeftOut]:
+    """The ways that `weighted_ways` has for models of other kinds."""
+    if spec.kind in TRAINED_KINDS:
+        return []
+    reason = f"{spec.kind} is trained on whole histories: its training code has no decode"
+    return [LeftOut(name, reason) for name in _AS_TRAINED]
 
 
 def weighted_ways(
@@ -127,14 +134,11 @@ def weighted_ways(
         Way(_NEED_WEIGHTS[3], "full, held", first.prefill, full, whole, expand),
         Way(_NEED_WEIGHTS[4], "full, fetched", first.prefill, full, whole, expand),
     ]
-    if spec.kind not in TRAINED_KINDS:
-        return ways
-    trained = TrainedDecode(weights.reference)
-    return [
-        *ways,
-        Way(_NEED_WEIGHTS[5], "compact", None, TorchRunner(trained, trained.io), first.layout),
-        Way(_NEED_WEIGHTS[6], "compact", None, CompiledRunner(trained, trained.io), first.layout),
-    ]
+    if spec.kind in TRAINED_KINDS:
+        trained = TrainedDecode(weights.reference)
+        for name, runner in zip(_AS_TRAINED, (TorchRunner, CompiledRunner), strict=True):
+            ways.append(Way(name, "compact", None, runner(trained, trained.io), first.layout))
+    return ways
 
 
 def _full_decode(model: CollectiveModel, scratch: Path, threads: int) -> Runner:

@@ -104,6 +104,7 @@ class _Bench:
             return ways
         given = (self.weights, ways[0], self.scratch, request.threads, request.floats)
         ways += roster.weighted_ways(*given)
+        self.left_out += roster.without_training_code(self.manifest.model)
         more, without = cuda_ways(self.weights, ways[0], self.scratch, request.floats)
         self.left_out += without
         return ways + more
@@ -218,7 +219,12 @@ class _Bench:
             with self.stages.stage(f"rate: {one.way.name}") as stage:
                 rate = highest_rate(one.score, bound, self.request.rate_seconds, self.request.seed)
                 found[one.way.name] = rate.to_dict()
-                stage.remark = f"{rate.rate:.1f} requests/s within {1000 * bound:g} ms"
+                within = f"within {1000 * bound:g} ms"
+                stage.remark = (
+                    f"{rate.rate:.1f} requests/s {within}"
+                    if rate.tried
+                    else f"no rate low enough to be {within} could be tried"
+                )
         return found
 
     def _sweep(self) -> list[dict[str, Any]]:

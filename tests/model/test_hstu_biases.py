@@ -7,7 +7,7 @@ import pytest
 import torch
 from ckv_testing.hstu_models import CLOSE, Split, assert_same, draw, make_spec, with_logits
 
-from ckv_export.model.hstu import log2_bucket
+from ckv_export.model.links import log2_bucket
 from ckv_export.parity.inputs import CaseSize, generate_case
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from ckv_export.model.hstu import log2_bucket
+from ckv_export.model.links import log2_bucket
 from ckv_export.onnx_export.functions import OPSET
 
 
