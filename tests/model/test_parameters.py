@@ -175,6 +175,7 @@ OPTIONS = [
     ({"topk": 0}, "option 'topk' must be .* got 0"),
     ({"topk": True}, "option 'topk' must be .* got True"),
     ({"topk": 2.0}, "option 'topk' must be .* got 2.0"),
+    ({"topk": 2**31}, "option 'topk' must be below 2147483648, got 2147483648"),
     ({"topk": 2, "topkk": 3}, "unknown option 'topkk'; did you mean 'topk'"),
 ]
 
