@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,34 +103,33 @@ class _Parquet(HistoryFile):
     def __init__(self, path: Path, manifest: Manifest, column: str) -> None:
         super().__init__(path, manifest, column)
         try:
-            from pyarrow import ArrowException, parquet
+            from pyarrow import parquet
         except ImportError as error:
             raise MissingDependency("pyarrow", "reading .parquet files", "parquet") from error
-        try:
+        with _as_parquet(path):
             self._file = parquet.ParquetFile(path)
-        except (ArrowException, OSError) as error:
-            raise EventsError(f"{path} can't be read as a .parquet table: {error}") from error
+            names = self._file.schema_arrow.names
         metadata = self._file.metadata
         self.users, self.groups = metadata.num_rows, metadata.num_row_groups
         self.identity = _end_digest(path)
-        names = self._file.schema_arrow.names
         needed = [column, *(t.name for t in self.tensors)]
         for name in needed:
             if name not in names:
                 raise EventsError(f"{path} lacks the column {name!r}{nearest(name, names)}")
+            if names.count(name) > 1:
+                raise EventsError(f"{path} has {names.count(name)} columns called {name!r}")
         self._columns = [*needed, *(n for n in names if n == _MASK.name)]
 
     def size(self, group: int) -> int:
         return int(self._file.metadata.row_group(group).num_rows)
 
     def read(self, group: int) -> Iterator[Piece]:
-        batches = self._file.iter_batches(PIECE, row_groups=[group], columns=self._columns)
-        for batch in batches:
-            columns = {name: batch.column(name) for name in self._columns}
-            users = [_user(self.path, u) for u in columns.pop(self.column).to_pylist()]
+        expected = {t.name: t for t in (*self.tensors, _MASK)}
+        for columns in self._batches(group):
+            users = _users(self.path, columns.pop(self.column))
             lengths, flat = None, {}
             for name, column in columns.items():
-                own, flat[name] = _flattened(self.path, name, column)
+                own, flat[name] = _flattened(self.path, expected[name], column)
                 lengths = own if lengths is None else lengths
                 if not np.array_equal(own, lengths):
                     row = int((own != lengths).argmax())
@@ -139,6 +139,11 @@ class _Parquet(HistoryFile):
                     )
             assert lengths is not None
             yield self._piece(users, lengths, flat)
+
+    def _batches(self, group: int) -> Iterator[dict[str, Any]]:
+        with _as_parquet(self.path):
+            for batch in self._file.iter_batches(PIECE, row_groups=[group], columns=self._columns):
+                yield {name: batch.column(name) for name in self._columns}
 
 
 class _Npz(HistoryFile):
@@ -151,7 +156,7 @@ class _Npz(HistoryFile):
             raise EventsError(
                 f"{path}: {column!r} must have the shape [users], got {list(arrays[column].shape)}"
             )
-        self._names = [_user(path, user) for user in arrays[column].tolist()]
+        self._names = _users(path, arrays[column])
         sizes = {"B": len(self._names)}
         tensors = [*self.tensors, _MASK]
         self._arrays = {
@@ -172,41 +177,70 @@ class _Npz(HistoryFile):
         yield self._piece(users, np.full(len(users), events, np.int64), flat)
 
 
-def _flattened(path: Path, name: str, column: Any) -> tuple[NDArray[np.int64], Array]:
+@contextmanager
+def _as_parquet(path: Path) -> Iterator[None]:
+    """What pyarrow raises of a damaged file, whose pages it reads one after the other."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        raise EventsError(f"{path} can't be read as a .parquet table: {error}") from error
+
+
+def _flattened(path: Path, tensor: TensorSpec, column: Any) -> tuple[NDArray[np.int64], Array]:
     """Lengths of a column of lists, and all their values in one array."""
     import pyarrow as pa
 
-    kind = column.type
+    name, kind = tensor.name, column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         raise EventsError(f"{path}: {name!r} must be a column of lists, got {kind}")
     lengths = column.value_lengths().to_numpy(zero_copy_only=False)
     values = column.flatten()
     if column.null_count or values.null_count:
         raise EventsError(f"{path}: {name!r} holds a null")
+    if not len(values):  # then not even its type says anything
+        return lengths.astype(np.int64), np.zeros(tensor.shape({"N": 0}), tensor.dtype)
     inner: tuple[int, ...] = ()
     if pa.types.is_nested(values.type):
-        lists = values.flatten()
-        width = len(lists) // max(len(values), 1)
-        if lists.null_count or not _all_as_long(values, width):
-            raise EventsError(f"{path}: the vectors in {name!r} differ in length or hold a null")
-        values, inner = lists, (width,)
+        values, width = _vectors(path, name, values)
+        inner = (width,)
     array = values.to_numpy(zero_copy_only=False)
-    return lengths.astype(np.int64), array.reshape(-1, *inner) if inner else array
+    return lengths.astype(np.int64), array.reshape(int(lengths.sum()), *inner)
 
 
-def _all_as_long(values: Any, width: int) -> bool:
+def _vectors(path: Path, name: str, values: Any) -> tuple[Any, int]:
+    """The numbers of lists that are equally long, and how long they are."""
     import pyarrow as pa
 
-    if pa.types.is_fixed_size_list(values.type):
-        return True
-    return bool((values.value_lengths().to_numpy(zero_copy_only=False) == width).all())
+    kind = values.type
+    fixed = pa.types.is_fixed_size_list(kind)
+    if not (fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise EventsError(f"{path}: {name!r} must hold lists of numbers or vectors, got {kind}")
+    numbers = values.flatten()
+    width = len(numbers) // len(values)
+    as_long = fixed or (values.value_lengths().to_numpy(zero_copy_only=False) == width).all()
+    if numbers.null_count or not as_long:
+        raise EventsError(f"{path}: the vectors in {name!r} differ in length or hold a null")
+    return numbers, width
+
+
+def _users(path: Path, column: Any) -> list[str]:
+    """Of a column of either kind of file."""
+    try:
+        values = column.tolist() if isinstance(column, np.ndarray) else column.to_pylist()
+        return [_user(path, value) for value in values]
+    except UnicodeDecodeError as error:
+        raise EventsError(f"{path}: a user's id must be text in UTF-8: {error}") from error
 
 
 def _user(path: Path, value: object) -> str:
-    name = value.decode() if isinstance(value, bytes) else str(value)
-    if value is None or not name:
+    """A user's id as requests name it: of 7.0, into which a missing neighbour makes 7, none can."""
+    if value is None or value in ("", b""):
         raise EventsError(f"{path}: a user's id is missing or empty")
-    return name
+    if isinstance(value, bool) or not isinstance(value, (str, bytes, int)):
+        raise EventsError(f"{path}: a user's id must be a text or a whole number, got {value!r}")
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _check_users(path: Path, users: Sequence[str]) -> None:

@@ -28,9 +28,13 @@ def row_bytes(layout: Sequence[TensorSpec]) -> int:
 
 
 def save_item_table(folder: Path, table: Table) -> None:
-    """Write `FILE_NAME` into `folder`: safetensors, a tensor [I, ...] each."""
+    """Write `FILE_NAME` into `folder`: safetensors, each tensor [I, ...]; raises `BundleError`."""
     # save_file writes the memory behind an array, whatever its strides.
-    save_file({n: np.ascontiguousarray(a) for n, a in table.items()}, folder / FILE_NAME)
+    contiguous = {n: np.ascontiguousarray(a) for n, a in table.items()}
+    try:
+        save_file(contiguous, folder / FILE_NAME)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"can't write the item table {folder / FILE_NAME}: {error}") from error
 
 
 def load_item_table(folder: Path) -> dict[str, NDArray[np.generic]]:

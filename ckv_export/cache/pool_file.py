@@ -27,14 +27,15 @@ def save_pools(
 ) -> None:
     """Write pools by input name, whole or not at all.
 
-    `fingerprint`: of the model they are of; `entries`: of the caches that go with them.
+    `fingerprint`: of the model they are of; `entries`: of the caches that go with them. Raises
+    `BundleError` where they can't be written.
     """
     contiguous = {name: np.ascontiguousarray(pool) for name, pool in pools.items()}
     about = {"fingerprint": fingerprint, "entries": entries}
     try:
         with beside(path) as temporary:
             save_file(contiguous, temporary, metadata=about)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise BundleError(f"can't write the pools {path}: {error}") from error
 
 

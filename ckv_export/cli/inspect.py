@@ -11,6 +11,7 @@ from ckv_export.cache import CacheReport, plot_report
 from ckv_export.cache.console import tables
 from ckv_export.cache.record import HEADER_BYTES
 from ckv_export.cli import options
+from ckv_export.cli.files import whole
 from ckv_export.cli.show import console, table
 from ckv_export.contract import ModelSpec
 from ckv_export.deploy.inspect import Subject, open_subject, report_on
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
         _print_tables(report)
         _print_item_table(subject, report)
     if args.plot is not None:
-        plot_report(report, args.plot)
+        with whole(args.plot) as path:
+            plot_report(report, path)
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ckv_export.cli import options
+from ckv_export.cli.files import whole
 from ckv_export.cli.show import ShownStages, console, parity_tables
 from ckv_export.deploy.fidelity import USERS, FidelityRequest, check_fidelity
 from ckv_export.parity.gate import require_pass
@@ -107,8 +108,11 @@ def _request(args: argparse.Namespace) -> FidelityRequest:
 
 def _write(report: ParityReport, args: argparse.Namespace) -> None:
     if args.json is not None:
-        write_json(report, args.json)
+        with whole(args.json) as path:
+            write_json(report, path)
     if args.html is not None:
-        args.html.write_text(page(report), "utf-8")
+        with whole(args.html) as path:
+            path.write_text(page(report), "utf-8")
     if args.junit is not None:
-        write_junit(report, args.junit)
+        with whole(args.junit) as path:
+            write_junit(report, path)

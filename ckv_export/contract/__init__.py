@@ -9,6 +9,7 @@ name is spelled once.
 from ckv_export.contract.profile import Profile, Range
 from ckv_export.contract.spec import (
     PRECISIONS,
+    SIZE_END,
     AttentionSpec,
     DnnSpec,
     FeatureSpec,
@@ -34,6 +35,7 @@ from ckv_export.contract.tensors import (
 __all__ = [
     "FEATURES",
     "PRECISIONS",
+    "SIZE_END",
     "AttentionSpec",
     "Axis",
     "CacheSpec",

@@ -16,6 +16,8 @@ KINDS_OF_FEATURE = ("categorical", "sequence", "numeric", "vector", "timestamp")
 POOLINGS = ("mean", "sum")
 RESERVED_NAMES = ("mask", "embedding", "k_index", "v_index", "k_user", "v_user")
 MASK_ALIGNMENTS = ("aligned", "fuxictr")
+SIZE_END = 2**31
+"""No size reaches it: ids and counts are int32."""
 PRECISIONS = ("fp32", "fp16", "bf16")
 """What a graph's large products may be computed in; its inputs and outputs are the same in all."""
 
@@ -37,6 +39,9 @@ def require_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
 def _require_at_least(what: str, value: int, least: int) -> None:
     good = isinstance(value, int) and not isinstance(value, bool) and value >= least
     require(good, f"{what} must be a whole number of at least {least}, got {value!r}")
+    require(
+        value < SIZE_END, f"{what} must be below {SIZE_END}, as ids and counts are, got {value}"
+    )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ckv_export.deploy.engines import Display, EngineOptions, build_engines
 from ckv_export.deploy.judge import run_gate
 from ckv_export.deploy.pools import pool_arrays
 from ckv_export.deploy.prepare import FEATURES_INLINE, FormRequest, Graph, Prepared, prepare
+from ckv_export.deploy.profiles import resolve
 from ckv_export.deploy.publish import check_target, staged
 from ckv_export.graphs.decode_items import DecodeItemsGraph
 from ckv_export.graphs.prefill import PrefillGraph
@@ -110,9 +111,10 @@ def _fill(
             checkpoint.spec, checkpoint.state, lookup_fingerprint(prepared.looked_up)
         )
         stage.remark = f"fingerprint {prints.model[:16]}"
+    manifest = _manifest(request, prepared, name, prints)
+    resolve((), manifest.profile, manifest)  # refuses what no request could meet
     table = _item_table(folder, prepared, stages) if request.form.item_table else None
     _export(folder, prepared.graphs, stages)
-    manifest = _manifest(request, prepared, name, prints)
     if prepared.form.pools is not None:
         save_pools(folder / POOLS_FILE, pool_arrays(prepared.model), prints.model, prints.entries)
     if request.engines is not None:

@@ -81,6 +81,11 @@ def _catalogue(checkpoint: Checkpoint, wishes: FormRequest) -> Catalogue | None:
         return load_catalogue(wishes.item_features, spec, key)
     if wishes.item_table:
         return bare_catalogue(spec, item_key(spec, wishes.item_key))
+    require(
+        wishes.item_key is None,
+        "--item-key says which feature names an item that is looked up: give --item-features or "
+        "--item-table too",
+    )
     return None
 
 

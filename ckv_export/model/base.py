@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ckv_export.contract import CacheSpec, ModelSpec, require
+from ckv_export.contract import SIZE_END, CacheSpec, ModelSpec, require
 from ckv_export.errors import nearest
 from ckv_export.model.collective import SIDES, CacheEntries, CollectiveAttention, Pools
 from ckv_export.model.dnn import FoldedDnn
@@ -54,6 +54,10 @@ class CollectiveModel(nn.Module, abc.ABC):
                 type(got) is kind and (kind is bool or got > 0),  # type: ignore[operator]
                 f"{spec.kind}: the option {name!r} must be of type {kind.__name__}"
                 f"{'' if kind is bool else ' above 0'}, got {got!r}",
+            )
+            require(
+                kind is bool or got < SIZE_END,  # type: ignore[operator]
+                f"{spec.kind}: the option {name!r} must be below {SIZE_END}, got {got!r}",
             )
 
     @property

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ckv_export.contract import DnnSpec
 from ckv_export.model.activations import activation_module
 from ckv_export.model.embedding import Projection, ReducibleProjection, frozen
+from ckv_export.model.folds import folded
 from ckv_export.model.precision import Reducible, reduced
 
 BATCH_NORM_EPS = 1e-5
@@ -30,6 +31,12 @@ class Block:
     width: int
     output_weight: Tensor | None = None
     output_bias: Tensor | None = None
+
+    @property
+    def made_of(self) -> str:
+        """What its part of the first layer's weight is the product of, in words."""
+        outward = f" and the output weights of the {self.name} branch"
+        return "dnn.0.weight" + ("" if self.output_weight is None else outward)
 
 
 class Dice(nn.Module, Reducible):
@@ -75,7 +82,7 @@ def _activation(name: str, prefix: str, state: Mapping[str, Tensor]) -> nn.Modul
     return activation_module(name)
 
 
-def _folded(spec: DnnSpec, layer: int, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _linear(spec: DnnSpec, layer: int, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Weight [out, in] and bias [out] of one Linear in float64, batch norm folded in."""
     weight = state[f"dnn.{layer}.weight"].double()
     bias = state[f"dnn.{layer}.bias"].double()
@@ -98,8 +105,8 @@ def _split(
             bias = bias + part @ block.output_bias.double()
         if block.output_weight is not None:
             part = part @ block.output_weight.double()
-        parts.append(part.to(dtype))
-    return parts, bias.to(dtype)
+        parts.append(folded(part, dtype, block.made_of))
+    return parts, folded(bias, dtype, "dnn.0.bias and what is added to it")
 
 
 class FoldedDnn(nn.Module, Reducible):
@@ -111,16 +118,19 @@ class FoldedDnn(nn.Module, Reducible):
     def __init__(self, spec: DnnSpec, blocks: Sequence[Block], state: Mapping[str, Tensor]) -> None:
         super().__init__()
         dtype = state["dnn.0.weight"].dtype
-        folded = [_folded(spec, i, state) for i in range(len(spec.hidden) + 1)]
-        parts, bias = _split(*folded[0], blocks, dtype)
-        linear = [*[ReducibleProjection] * len(spec.hidden), Projection]
+        layers = [_linear(spec, i, state) for i in range(len(spec.hidden) + 1)]
+        parts, bias = _split(*layers[0], blocks, dtype)
+        kinds = [*[ReducibleProjection] * len(spec.hidden), Projection]
         self.first = nn.ModuleDict(
-            {b.name: linear[0](part) for b, part in zip(blocks, parts, strict=True)}
+            {b.name: kinds[0](part) for b, part in zip(blocks, parts, strict=True)}
         )
+        for block, project in zip(blocks, self.first.values(), strict=True):
+            if isinstance(project, Reducible):
+                project.made_of = block.made_of
         self.bias = frozen(bias)
         self.rest = nn.ModuleList(
-            kind(w.to(dtype), b.to(dtype))
-            for kind, (w, b) in zip(linear[1:], folded[1:], strict=True)
+            kind(*(folded(part, dtype, f"dnn.{i} and its batch norm") for part in layer))
+            for i, (kind, layer) in enumerate(zip(kinds[1:], layers[1:], strict=True), 1)
         )
         self.activations = nn.ModuleList(
             _activation(name, f"dnn.{i}.activation", state)

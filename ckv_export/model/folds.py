@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ckv_export.contract import ModelSpec
+from ckv_export.contract import ModelSpec, require
 from ckv_export.model.precision import Reducible
 
 
@@ -26,12 +26,23 @@ def takes_events(spec: ModelSpec) -> bool:
     return spec.attention.num_heads == 1 and narrower(spec)
 
 
-def carried_over(asked: Tensor, found: Tensor) -> Tensor:
+def folded(product: Tensor, dtype: torch.dtype, made_of: str) -> Tensor:
+    """A product of the tensors that `made_of` names, in `dtype`; raises `SpecError` beyond it."""
+    narrow = product.to(dtype)
+    require(
+        bool(narrow.isfinite().all()),
+        f"the product of {made_of}, which is computed in advance, is beyond the range of {dtype}, "
+        f"{torch.finfo(dtype).max:g}",
+    )
+    return narrow
+
+
+def carried_over(asked: Tensor, found: Tensor, made_of: str) -> Tensor:
     """The weight [e, x] that makes ``(asked x) . (found e)`` a product with e itself.
 
-    asked [d, x], found [d, e].
+    asked [d, x], found [d, e]; `made_of` names them. Raises `SpecError` as `folded` does.
     """
-    return (found.double().T @ asked.double()).to(asked.dtype)
+    return folded(found.double().T @ asked.double(), asked.dtype, made_of)
 
 
 def output_weight(spec: ModelSpec, state: Mapping[str, Tensor]) -> Tensor:

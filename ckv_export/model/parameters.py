@@ -48,6 +48,7 @@ def check_state(
         _check_one((origin or {}).get(name, name), state[name], shape, sizes)
     refuse_unknown([name for name in state if name not in expected], expected)
     _check_slopes(spec, state)
+    _check_variances(state, origin or {})
 
 
 def _check_slopes(spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
@@ -59,6 +60,16 @@ def _check_slopes(spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
             raise CheckpointError(
                 f"tensor {name!r} must hold 1 slope or one for each of {width} channels, "
                 f"got {state[name].numel()}"
+            )
+
+
+def _check_variances(state: Mapping[str, Tensor], origin: Mapping[str, str]) -> None:
+    """A root is taken of each: of less than nothing it would be NaN."""
+    for name, tensor in state.items():
+        if name.endswith(".var") and bool((tensor < 0).any()):
+            raise CheckpointError(
+                f"tensor {origin.get(name, name)!r} holds variances, which can't be negative, got "
+                f"{float(tensor.min()):.3g}"
             )
 
 

@@ -24,7 +24,12 @@ DTYPES: Mapping[str, torch.dtype] = dict(
 
 
 class Reducible(abc.ABC):
-    """A part of a model whose products may run in half precision."""
+    """A part of a model whose products may run in half precision.
+
+    `made_of`: the tensors of a checkpoint that its weight is the product of, "" for just one.
+    """
+
+    made_of = ""
 
     @abc.abstractmethod
     def reduce(self, dtype: torch.dtype) -> None:
@@ -44,7 +49,8 @@ def reduce_parts(model: nn.Module, precision: str) -> None:
             try:
                 module.reduce(DTYPES[precision])
             except SpecError as error:
-                raise SpecError(f"{name}: {error}") from error
+                product = f", the product of {module.made_of}" if module.made_of else ""
+                raise SpecError(f"{name}{product}: {error}") from error
 
 
 def reduced(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:

@@ -36,12 +36,15 @@ class SelectedAttention(nn.Module):
         query, key, value = (state[f"long.{n}.weight"] for n in "qkv")
         self.key: nn.Module
         self.value: nn.Module
+        made_of = ""
         if takes_events(spec):
-            query = carried_over(query, key)
+            made_of = "long.q.weight and long.k.weight"
+            query = carried_over(query, key, made_of)
             self.key, self.value = Unprojected(), Unprojected()
         else:
             self.key, self.value = ReducibleProjection(key), ReducibleProjection(value)
         self.query = ReducibleProjection(query)
+        self.query.made_of = made_of
 
     def forward(self, target: Tensor, events: Tensor, mask: Tensor, selected: Tensor) -> Tensor:
         """target [B, C, d_e], events [B, N, d_e], mask [B, N], selected [B, C, N] -> [B, C, n]."""

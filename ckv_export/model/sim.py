@@ -34,7 +34,9 @@ class Sim(TargetAttentionModel):
         asked, found = (state[f"long.gsu_{side}.weight"] for side in ("target", "event"))
         carried = self.searches_events
         self.gsu_event = None if carried else Projection(found)
-        self.gsu_target = Projection(carried_over(asked, found) if carried else asked)
+        if carried:
+            asked = carried_over(asked, found, "long.gsu_target.weight and long.gsu_event.weight")
+        self.gsu_target = Projection(asked)
         self.search = SelectedAttention(spec, True, state)
 
     @classmethod

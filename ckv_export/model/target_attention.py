@@ -149,9 +149,10 @@ def window_positions(spec: ModelSpec, cached: int, length: int) -> tuple[Tensor,
     takes the mask one position earlier than the events, as the paper authors' code does.
     """
     assert spec.window is not None
-    size = torch.sym_min(cached, spec.window - 1)
     late = 0
     if spec.mask_alignment == "fuxictr":
         late = torch.sym_min(torch.sym_max(length - spec.window + 1, 0), 1)
-    offsets = torch.arange(size)
-    return offsets + (cached - size), offsets + (length - size - late)
+    # Cut from all positions: a size min(cached, W - 1) is 0 or 1 for W = 2, and PyTorch's exporter
+    # would take that 1 for a constant.
+    kept = torch.arange(cached)[1 - spec.window :]
+    return kept, kept + (length - cached - late)

@@ -35,7 +35,7 @@ class Twin(TargetAttentionModel):
         self.long_key: nn.Module
         self.long_value: nn.Module
         if takes_events(spec):
-            query = carried_over(query, key)
+            query = carried_over(query, key, "long.q.weight and long.k.weight")
             self.long_key, self.long_value = nn.Identity(), Unprojected()
         else:
             self.long_key, self.long_value = Projection(key), ReducibleProjection(value)

@@ -33,6 +33,8 @@ def draw_cases(
     count, length = requests.events["event_mask"].shape
     if count == 0 or length == 0:
         raise EventsError("the file of events has no events")
+    if any(array.shape[1] == 0 for array in (requests.candidates or {}).values()):
+        raise EventsError("the file of events has candidates, none for anybody: leave them out")
     chosen = np.sort(rng.permutation(count)[:users])
     batches = np.array_split(chosen, -(-len(chosen) // USERS_IN_A_CASE))
     return [

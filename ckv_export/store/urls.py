@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from ckv_export.errors import InputError, nearest
 from ckv_export.store.base import Store
@@ -36,8 +37,10 @@ def open_store(url: str) -> Store:
         mode = given.get("synchronous", _SYNCHRONOUS[0])
         return SqliteStore(Path(parts.path[1:]), prefix, ttl, timeout or _SQLITE_SECONDS, mode)
     rest = urlencode({name: value for name, value in given.items() if name not in _OPTIONS})
-    address = urlunsplit(parts._replace(query=rest))
-    return RedisStore(address, _shown(parts), prefix, ttl, timeout or _REDIS_SECONDS)
+    # Put together by hand: urlunsplit leaves the // out of unix:///path.
+    plain = f"{parts.scheme}://{parts.netloc}{parts.path}"
+    address = f"{plain}?{rest}" if rest else plain
+    return RedisStore(address, _shown(plain), prefix, ttl, timeout or _REDIS_SECONDS)
 
 
 def check_address(url: str) -> None:
@@ -45,12 +48,16 @@ def check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise InputError(f"a store's address must be {FORMS}, got {url!r}: {error}") from error
+        raise InputError(
+            f"a store's address must be {FORMS}, got {_shown(url)!r}: {error}"
+        ) from error
     given = dict(parse_qsl(parts.query))
     if parts.scheme == "sqlite":
         _check_file(url, parts, given)
-    elif parts.scheme not in _REDIS:
-        raise InputError(f"a store's address must be {FORMS}, got {url!r}")
+    elif parts.scheme in _REDIS:
+        _check_server(url, parts)
+    else:
+        raise InputError(f"a store's address must be {FORMS}, got {_shown(url)!r}")
     for name in ("ttl", "timeout"):
         _seconds(given, name)
 
@@ -75,10 +82,24 @@ def _check_file(url: str, parts: SplitResult, given: dict[str, str]) -> None:
         )
 
 
-def _shown(parts: SplitResult) -> str:
-    """The address without user and password."""
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=host, query=""))
+def _check_server(url: str, parts: SplitResult) -> None:
+    """What redis-py would take for another address, or for database 0."""
+    split = "@" not in parts.netloc and "@" in f"{parts.path}{parts.query}"
+    if parts.fragment or (split and parts.scheme != "unix"):
+        raise InputError(
+            "a store's address is read up to the first of / ? #: write them in a user name or "
+            f"password as %2F, %3F and %23, got {_shown(url)!r}"
+        )
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise InputError(
+            f"a Redis database must be a whole number (redis://HOST:PORT/DB), got {database!r}"
+        )
+
+
+def _shown(url: str) -> str:
+    """The address without user and password, wherever it was meant to end."""
+    return re.sub("(?<=//).*@", "", url, flags=re.DOTALL)
 
 
 def _seconds(options: dict[str, str], name: str) -> float | None:

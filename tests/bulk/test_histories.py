@@ -69,6 +69,26 @@ BAD = {
         "missing or empty",
         lambda t: t.set_column(0, "user_id", pa.array(["a", None, "c"])),
     ),
+    "no text": (
+        "must be text in UTF-8",
+        lambda t: t.set_column(0, "user_id", pa.array([b"a", b"\xff", b"c"])),
+    ),
+    "a number with a fraction": (
+        "a text or a whole number, got 1.0",
+        lambda t: t.set_column(0, "user_id", pa.array([1.0, 2.0, 3.0])),
+    ),
+    "several ids": (
+        r"a text or a whole number, got \['a'\]",
+        lambda t: t.set_column(0, "user_id", pa.array([["a"], ["b"], ["c"]])),
+    ),
+    "records for ids": (
+        "must hold lists of numbers or vectors, got struct",
+        lambda t: t.set_column(1, "event_item_id", pa.array([[{"x": 1}]] * 3)),
+    ),
+    "a column twice": (
+        "has 2 columns called 'event_item_id'",
+        lambda t: t.append_column("event_item_id", t.column("event_item_id")),
+    ),
 }
 
 
@@ -90,6 +110,37 @@ def test_a_file_that_does_not_fit_is_refused(
         filled(shop, path, store)
     parquet.write_table(good_table(), path)
     assert filled(shop, path, store).events == 5
+
+
+def test_a_damaged_page_is_refused_where_it_is_read(shops: Callable[[str], Shop], tmp_path: Path):
+    shop, path = shops("items"), tmp_path / "h.parquet"
+    parquet.write_table(good_table(), path, compression="snappy", use_dictionary=False)
+    column = parquet.ParquetFile(path).metadata.row_group(0).column(1)
+    data = bytearray(path.read_bytes())
+    end = column.data_page_offset + column.total_compressed_size
+    data[end - 20 : end - 8] = b"\xff" * 12
+    path.write_bytes(data)
+    file = open_histories(path, shop.manifest)
+    with pytest.raises(EventsError, match=r"can't be read as a \.parquet table"):
+        list(file.read(0))
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_vectors_of_users_without_events(typed: bool, shops: Callable[[str], Shop], tmp_path: Path):
+    """Nothing then tells how long a vector is, nor even that it is one."""
+    shop, path = shops("sim"), tmp_path / "h.parquet"
+    columns: dict[str, object] = {"user_id": ["a", "b"]}
+    for tensor in shop.manifest.graph("prefill").inputs:
+        if tensor.name != "event_mask":
+            vector = pa.list_(pa.float32()) if len(tensor.axes) > 2 else pa.int32()
+            columns[tensor.name] = pa.array([[], []], pa.list_(vector if typed else pa.null()))
+    parquet.write_table(pa.table(columns), path)
+    (piece,) = open_histories(path, shop.manifest).read(0)
+    assert piece.lengths.tolist() == [0, 0]
+    for tensor in shop.manifest.graph("prefill").inputs:
+        if tensor.name != "event_mask":
+            assert piece.values[tensor.name].shape == (0, *tensor.axes[2:])
+            assert piece.values[tensor.name].dtype == tensor.dtype
 
 
 def test_what_is_no_file_of_histories_is_refused(

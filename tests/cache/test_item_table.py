@@ -107,6 +107,11 @@ def test_writing_replaces_what_was_there(tmp_path: Path, rng: np.random.Generato
     assert set(load_item_table(tmp_path)) == set(table)
 
 
+def test_a_place_that_can_not_be_written_is_refused(tmp_path: Path, rng: np.random.Generator):
+    with pytest.raises(BundleError, match="can't write the item table"):
+        save_item_table(tmp_path / "nowhere", drawn_table(rng))
+
+
 def refused(folder: Path) -> None:
     with pytest.raises(BundleError) as caught:
         load_item_table(folder)

@@ -122,6 +122,8 @@ def test_a_range_that_is_none(export_refused, tmp_path: Path, flag: str, text: s
         (("--out", "x", "--target", "sm86"), ("--target", "--build")),
         (("--out", "x", "--backend", "tensorrt_rtx"), ("--backend", "--build")),
         (("--out", "x", "--optimization-level", "0"), ("--optimization-level", "--build")),
+        (("--out", "x", "--candidates", "0"), ("would never hold candidates", "0:0:0")),
+        (("--out", "x", "--item-key", "item_id"), ("--item-key", "--item-table")),
     ],
 )
 def test_options_that_do_not_fit(export_refused, tmp_path: Path, monkeypatch, words, says):

@@ -126,6 +126,17 @@ def test_refusals_say_what_is_wrong(path: str):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "path", ["window", "max_len", "features.0.vocab_size", "features.0.length"]
+)
+def test_sizes_fit_into_int32(path: str):
+    plain = make_spec("sim", features=(FeatureSpec("tags", "item", "sequence", 4, 9, 3),)).to_dict()
+    ModelSpec.from_dict(changed(plain, path, 2**31 - 1))
+    for size in (2**31, 10**30):
+        with pytest.raises(SpecError, match=f"must be below 2147483648, .* got {size}"):
+            ModelSpec.from_dict(changed(plain, path, size))
+
+
 def test_model_without_item_feature_is_refused():
     with pytest.raises(SpecError, match="at least one feature of role 'item'"):
         make_spec("sim", features=(FeatureSpec("age", "user", "numeric", 2),))

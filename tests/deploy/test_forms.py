@@ -120,6 +120,11 @@ def test_the_first_id_is_the_key_unless_told(tmp_path: Path, rng: np.random.Gene
         prepare(checkpoint(SIM, rng), FormRequest(item_features=path, item_key="tags"))
 
 
+def test_a_key_by_which_nothing_is_looked_up_is_refused(rng: np.random.Generator):
+    with pytest.raises(SpecError, match=r"--item-key .* give --item-features or --item-table"):
+        prepare(checkpoint(SIM, rng), FormRequest(item_key="item_id"))
+
+
 def test_external_and_a_file_of_features_exclude_each_other(
     tmp_path: Path, rng: np.random.Generator
 ):

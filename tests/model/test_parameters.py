@@ -130,6 +130,20 @@ def test_prelu_has_one_slope_or_one_for_each_channel(rng: np.random.Generator):
     )
 
 
+@pytest.mark.parametrize("name", ["dnn.0.norm.var", "dnn.1.activation.var"])
+def test_variances_are_not_negative(name: str, rng: np.random.Generator):
+    spec = make_spec("sim", dnn=DnnSpec((7, 5), ("relu", "dice"), True))
+    state = draw_state(spec, rng)
+    state[name][3] = 0.0
+    check_state(spec, state)
+    state[name][3] = -0.25
+    assert refused(spec, state) == (
+        f"tensor {name!r} holds variances, which can't be negative, got -0.25"
+    )
+    with pytest.raises(CheckpointError, match=r"'mlp\.var'"):
+        check_state(spec, state, {name: "mlp.var"})
+
+
 def test_whole_numbers_are_no_weights(rng: np.random.Generator):
     spec = make_spec("sim")
     state = draw_state(spec, rng)
@@ -161,6 +175,7 @@ OPTIONS = [
     ({"topk": 0}, "option 'topk' must be .* got 0"),
     ({"topk": True}, "option 'topk' must be .* got True"),
     ({"topk": 2.0}, "option 'topk' must be .* got 2.0"),
+    ({"topk": 2**31}, "option 'topk' must be below 2147483648, got 2147483648"),
     ({"topk": 2, "topkk": 3}, "unknown option 'topkk'; did you mean 'topk'"),
 ]
 

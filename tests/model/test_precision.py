@@ -11,7 +11,7 @@ from ckv_testing.draw import KINDS, ODD_DNN, draw_cases, draw_state, make_spec
 from ckv_testing.hstu import SPEC as HSTU
 from torch import nn
 
-from ckv_export.contract import PRECISIONS, DnnSpec, ModelSpec
+from ckv_export.contract import PRECISIONS, AttentionSpec, DnnSpec, ModelSpec
 from ckv_export.errors import SpecError
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
@@ -116,6 +116,30 @@ def test_weight_beyond_fp16_is_refused_by_name(size: float, rng: np.random.Gener
         build_model(spec, state, precision="fp16")
         return
     with pytest.raises(SpecError, match=r"attention\.query: a weight of .* beyond .* 65504.*bf16"):
+        build_model(spec, state, precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("large", "says"),
+    [
+        (
+            ("long.q", "long.k"),
+            r"search\.query, .* of long\.q\.weight and long\.k\.weight",
+        ),
+        (("long.o", "long.v"), r"dnn\.first\.long, .* dnn\.0\.weight and .* the long branch"),
+    ],
+)
+def test_product_beyond_fp16_is_refused_by_the_names_of_its_factors(
+    large: tuple[str, str], says: str, rng: np.random.Generator
+):
+    """With one head; none of the weights is beyond it."""
+    spec = make_spec("sim", attention=AttentionSpec(16, 1, 2, 1, 10, 13))
+    state = draw_state(spec, rng)
+    for name in large:
+        state[f"{name}.weight"] = 1000 * state[f"{name}.weight"]
+        assert state[f"{name}.weight"].abs().max() < 65504
+    build_model(spec, state, precision="bf16")
+    with pytest.raises(SpecError, match=f"{says}.*: a weight of .* beyond .* 65504.*bf16"):
         build_model(spec, state, precision="fp16")
 
 

@@ -13,17 +13,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from ckv_testing.draw import KINDS, draw_state, make_spec
+from ckv_testing.draw import KINDS, draw_cases, draw_state, make_spec
 from ckv_testing.exports import Export, export
 from onnx import numpy_helper
 
 from ckv_export import __version__
 from ckv_export.contract import GraphSpec
 from ckv_export.errors import ExportError
+from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
-from ckv_export.model.registry import build_model
+from ckv_export.model.registry import build_model, build_reference
 from ckv_export.onnx_export.check import check_file
 from ckv_export.onnx_export.export import example_inputs, example_sizes, export_graph
+from ckv_export.onnx_export.save import save_models
+from ckv_export.parity.expected import record
+from ckv_export.parity.gate import judge, require_pass
+from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 
 Exported = Callable[[str], Export]
 GRAPHS = ("prefill", "decode")
@@ -227,6 +232,20 @@ def test_same_model_gives_the_same_bytes(exported: Exported, tmp_path: Path):
     for graph in GRAPHS:
         first, second = (f / f"{graph}.onnx" for f in (made.folder, tmp_path))
         assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("rule", ["aligned", "fuxictr"])
+def test_smallest_window_is_empty_before_the_first_event(rule: str, tmp_path: Path):
+    """W = 2: its size is 0 or 1, neither of which may be taken for a constant."""
+    spec = make_spec("sim", window=2, mask_alignment=rule)
+    state = draw_state(spec, np.random.default_rng(0))
+    model = build_model(spec, state)
+    graphs = PrefillGraph(model), DecodeGraph(model)
+    save_models({graph.io.name: export_graph(graph) for graph in graphs}, tmp_path)
+    runners = [OnnxRuntimeRunner(tmp_path / f"{g.io.name}.onnx", g.io, threads=1) for g in graphs]
+    cases = record(build_reference(spec, state), draw_cases(spec, 0))
+    assert {0, 1} <= {case.case.cached + case.case.appended for case in cases}
+    require_pass(judge(spec, runners[0], runners[1], cases))
 
 
 def test_example_sizes_are_all_different_and_exceed_every_boundary():

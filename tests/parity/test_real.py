@@ -133,6 +133,12 @@ def test_file_without_events_is_refused(shape: tuple[int, int]):
         draw_cases(Requests(events, None, None, None), SPEC, FEATURES, 0, 3)
 
 
+def test_file_of_no_candidates_for_anybody_is_refused(arrays: Arrays, tmp_path: Path):
+    none = {n: a[:, :0] for n, a in arrays.items() if n.startswith(("candidate_", "label"))}
+    with pytest.raises(EventsError, match="candidates, none for anybody"):
+        draw_cases(loaded(arrays | none, tmp_path), SPEC, FEATURES, 0, USERS)
+
+
 def test_file_of_padding_has_no_candidates():
     spec = dataclasses.replace(SPEC, features=SPEC.features[1:2])
     events = {"event_mask": np.zeros((2, 3), bool), "event_item_id": np.zeros((2, 3), np.int32)}

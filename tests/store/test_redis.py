@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,6 +35,19 @@ def test_nobody_there_is_an_error_without_the_password():
         open_store(f"redis://me:secret@127.0.0.1:{free_port()}/0")
     assert "secret" not in str(caught.value)
     assert "refused" in str(caught.value)
+
+
+def test_a_socket_of_this_machine_is_an_address(tmp_path: Path):
+    with tempfile.TemporaryDirectory() as short:  # a socket's name has 107 bytes at most
+        url = f"unix://{short}/socket"
+        with pytest.raises(StoreError, match=rf"{url} can't be used.*No such file"):
+            open_store(url)
+        server = RedisServer(tmp_path, "--unixsocket", f"{short}/socket")
+        with server, open_store(f"{url}?db=3&prefix=p") as store:
+            assert store.write([Change("u", Entry(b"x"))]) == [True]
+            client = server.client()
+            client.select(3)
+            assert client.keys() == [b"p:user:u"]
 
 
 def test_a_server_that_hangs_is_an_error_in_time(redis_server: RedisServer):

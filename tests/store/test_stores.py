@@ -257,12 +257,29 @@ def test_a_writer_killed_at_any_moment_leaves_whole_records(
         ("redis://h:1/0?ttl=0", "got '0'"),
         ("redis://[h", "must be sqlite:///FILE or redis://HOST:PORT/DB"),
         ("sqlite:///a.db?synchronous=off", "must be one of normal, full, got 'off'"),
+        ("redis://h:1/users", "database must be a whole number"),
     ],
 )
 def test_an_address_that_is_none_is_refused(url: str, says: str):
     with pytest.raises(InputError) as caught:
         open_store(url)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"{kind}://me:sec{c}ret@h:1/0" for kind in ("redis", "rediss") for c in "/?#"),
+        "rediz://me:sec-ret@h:1/0",
+        "redis://me:sec-ret@[h",
+    ],
+)
+def test_a_refused_address_is_shown_without_its_password(url: str):
+    with pytest.raises(InputError) as caught:
+        open_store(url)
+    assert "sec" not in str(caught.value)
+    assert "ret" not in str(caught.value)
+    assert url.partition("@")[2] in str(caught.value)
 
 
 def test_a_place_that_can_not_be_a_file_is_refused(tmp_path: Path):

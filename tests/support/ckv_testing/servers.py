@@ -30,14 +30,17 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """A Redis that keeps every acknowledged write; skips the test where there is none."""
+    """A Redis that keeps every acknowledged write; skips the test where there is none.
 
-    def __init__(self, folder: Path) -> None:
+    `options`: further ones of its command line.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
         pytest.importorskip("redis", reason="the package redis is not installed")
         self.binary = shutil.which("redis-server")
         if self.binary is None:
             pytest.skip("redis-server is not installed (apt-get install redis-server)")
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self.options = folder, free_port(), options
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -62,7 +65,7 @@ class RedisServer:
 
         command = [str(self.binary), "--port", str(self.port), "--dir", str(self.folder)]
         command += ["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
-        command += ["--appendfsync", "always"]
+        command += ["--appendfsync", "always", *self.options]
         log = (self.folder / "redis.log").open("ab")
         self.process = subprocess.Popen(command, stdout=log, stderr=log)
         log.close()

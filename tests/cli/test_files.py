@@ -1,0 +1,57 @@
+"""What a command was asked to write is there whole, or what was there before."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from ckv_export.cli.files import whole
+
+
+def test_a_file_appears_when_it_is_written(tmp_path: Path):
+    path = tmp_path / "report.html"
+    path.write_text("before")
+    with whole(path) as made:
+        assert made.name == path.name
+        made.write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_halfway_changes_nothing(tmp_path: Path):
+    path = tmp_path / "plot.png"
+    path.write_text("before")
+
+    def write() -> None:
+        with whole(path) as made:
+            made.write_text("half of")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write()
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path):
+    path = tmp_path / "nowhere" / "report.json"
+    with pytest.raises(OSError, match="No such file") as caught, whole(path) as made:
+        made.write_text("x")
+    assert caught.value.filename == str(path)
+
+
+def test_what_is_no_plain_file_is_never_replaced(tmp_path: Path):
+    target, link = tmp_path / "target.xml", tmp_path / "link.xml"
+    target.write_text("before")
+    link.symlink_to(target)
+    with whole(link) as made:
+        made.write_text("after")
+    assert link.is_symlink()
+    assert target.read_text() == "after"
+    with whole(Path(os.devnull)) as made:
+        assert made == Path(os.devnull)
