@@ -9,7 +9,8 @@ because marking one keeps ONNX Runtime from fusing it away.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from ckv_export.runtimes.base import Array
 Pair = tuple[Step, Step]
 _NEVER, _OUTPUT = -1, 1 << 60
 _LOOKS = 24
+_NUMBER = re.compile(r"_\d+$")
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,48 @@ class Localizer:
 def paired(tested: Sequence[Step], truth: Sequence[Step]) -> list[Pair]:
     """The nodes that two graphs have in common, in the order of `tested`.
 
-    Casts, which another precision adds, are left out, and so is what has no counterpart.
+    Casts, which another precision adds, are left out, and so is what has no counterpart. A node's
+    number tells none: where one graph has a node more, those behind it are counted on.
     """
     ours, theirs = ([s for s in steps if s.op != "Cast"] for steps in (tested, truth))
     if [s.op for s in ours] == [s.op for s in theirs]:
         return list(zip(ours, theirs, strict=True))
-    a, b = ([f"{s.op} {s.name or s.outputs[0]}" for s in steps] for steps in (ours, theirs))
+    a, b = ([f"{s.op} {_place(s)}" for s in steps] for steps in (ours, theirs))
     blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
-    return [(ours[m.a + n], theirs[m.b + n]) for m in blocks for n in range(m.size)]
+    alike = ((ours[m.a + n], theirs[m.b + n]) for m in blocks for n in range(m.size))
+    return list(_of_pairs(alike, _uncast(tested), _uncast(truth)))
+
+
+def _place(step: Step) -> str:
+    return _NUMBER.sub("", step.name) if step.name else step.outputs[0]
+
+
+def _uncast(steps: Sequence[Step]) -> dict[str, str]:
+    """Output of a cast -> the tensor that it is of."""
+    casts: dict[str, str] = {}
+    for step in steps:
+        if step.op == "Cast":
+            casts[step.outputs[0]] = casts.get(step.inputs[0], step.inputs[0])
+    return casts
+
+
+def _of_pairs(
+    alike: Iterable[Pair], ours: Mapping[str, str], theirs: Mapping[str, str]
+) -> Iterator[Pair]:
+    """Those that read the same: where both read what pairs have made, it is what one pair made.
+
+    What only one graph has may be in between, as where a node is fed the wrong tensor.
+    """
+    mates: dict[str, str] = {}
+    taken: set[str] = set()
+    for a, b in alike:
+        read = [
+            (ours.get(x, x), theirs.get(y, y)) for x, y in zip(a.inputs, b.inputs, strict=False)
+        ]
+        if all(mates.get(x, y) == y or y not in taken for x, y in read):
+            mates |= dict(zip(a.outputs, b.outputs, strict=False))
+            taken |= set(b.outputs)
+            yield a, b
 
 
 def last_uses(graph: GraphProbe, steps: Sequence[Step]) -> dict[str, int]:

@@ -260,6 +260,31 @@ def test_nodes_are_paired_across_precisions():
     ]  # fmt: skip
 
 
+def test_nodes_behind_one_that_only_one_graph_has_are_never_paired_with_another():
+    """There the column of a mask is made once for both products; here once in each precision."""
+    fp32 = [
+        step("Concat", "Concat_0", "ha", "m"),
+        step("MatMul", "s/q/MatMul_0", "tw", "q"),
+        step("Unsqueeze", "Unsqueeze_0", "m", "c"),
+        step("Mul", "Mul_0", "ec", "k"),
+        step("Unsqueeze", "s/Unsqueeze_0", "q", "u"),
+        step("Unsqueeze", "s/Unsqueeze_1", "k", "v"),
+        step("MatMul", "s/MatMul_0", "uv", "l"),
+    ]
+    fp16 = [
+        *fp32[:4],
+        step("Cast", "s/Cast_0", "m", "n"),
+        step("Unsqueeze", "s/Unsqueeze_0", "n", "x"),
+        step("Mul", "s/Mul_0", "ex", "y"),
+        step("Unsqueeze", "s/Unsqueeze_1", "q", "u"),
+        step("Unsqueeze", "s/Unsqueeze_2", "y", "v"),
+        step("MatMul", "s/MatMul_0", "uv", "l"),
+    ]
+    found = [(a.outputs, b.outputs) for a, b in paired(fp16, fp32)]
+    assert all(a == b for a, b in found)
+    assert {"m", "q", "c", "k", "v", "l"} <= {name for (name,), _ in found}
+
+
 def test_tensor_is_needed_as_long_as_what_follows_from_it():
     class Graph:
         outputs = ("d",)
