@@ -14,6 +14,7 @@ from ckv_export.bench.run import run_bench
 from ckv_export.bench.ways import PHASES
 from ckv_export.bench.workload import Sizes
 from ckv_export.cli import options
+from ckv_export.cli.files import whole
 from ckv_export.cli.show import ShownStages, console, print_lines, table
 from ckv_export.errors import InputError
 from ckv_export.manifest import read_manifest
@@ -43,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("candidates", 100, "candidates of each user"),
         ("threads", 1, "threads of each runtime"),
     ):
-        kind = options.positive if flag in ("batch", "candidates", "threads") else options.count
+        kind = options.positive if flag in ("batch", "candidates") else options.count
+        kind = options.threads if flag == "threads" else kind
         parser.add_argument(f"--{flag}", type=kind, metavar="N", default=default, help=what)
     parser.add_argument("--phases", default=",".join(PHASES), help=f"of {', '.join(PHASES)}")
     parser.add_argument("--only", default="", metavar="TEXT", help="only ways of such a name")
@@ -154,12 +156,14 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-    if args.html is not None:
-        args.html.write_text(report.page(result))
-    if args.markdown is not None:
-        args.markdown.write_text(report.markdown(result))
+    for path, form in (
+        (args.json, lambda result: json.dumps(result, indent=1) + "\n"),
+        (args.html, report.page),
+        (args.markdown, report.markdown),
+    ):
+        if path is not None:
+            with whole(path) as file:
+                file.write_text(form(result))
 
 
 def _compare(args: argparse.Namespace, old: dict[str, Any], new: dict[str, Any]) -> int:

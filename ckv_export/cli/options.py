@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 
 from ckv_export import engine
@@ -33,6 +34,16 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def threads(text: str) -> int:
+    """A number of threads that run at the same time on this machine."""
+    number, most = positive(text), os.cpu_count() or 1
+    if number > most:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {most}, the processors of this machine, got {number}"
+        )
+    return number
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

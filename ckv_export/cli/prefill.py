@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="begin again, whatever earlier runs have done"
     )
-    parser.add_argument("--threads", type=options.positive, metavar="N", help="of ONNX Runtime")
+    parser.add_argument("--threads", type=options.threads, metavar="N", help="of ONNX Runtime")
     parser.add_argument("--ray", action="store_true", help="spread the work with Ray Data")
     parser.add_argument("--workers", type=options.positive, default=2, metavar="N", help="of Ray")
 

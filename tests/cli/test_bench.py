@@ -270,6 +270,8 @@ def test_wrong_scores_are_not_timed(
         (("--compare", "absent.json"), "can't read the result absent.json"),
         (("--source", "disk"), "invalid choice: 'disk'"),
         (("--latency-bound", "0"), "must be a number above 0"),
+        (("--threads", "99999"), "the processors of this machine, got 99999"),
+        (("--threads", "0"), "must be a whole number of at least 1"),
     ],
 )
 def test_bad_options(refused: Callable[..., str], bundle: Path, words: tuple, says: str):
