@@ -156,10 +156,8 @@ class Hstu(CollectiveModel):
         mask = torch.cat([inputs[f"{g}_mask"] for g in groups], dim=1)
         new = New(inputs[f"{groups[-1]}_mask"].shape[1], candidates)
         before = mask.shape[1] - new.appended
-        order, place = (
-            torch.arange(mask.shape[1]),
-            mask.to(torch.int32).cumsum(1, dtype=torch.int32),
-        )
+        order = torch.arange(mask.shape[1])
+        place = mask.to(torch.int32).cumsum(1, dtype=torch.int32)
         visible = (order <= order[before:, None]) & mask[:, None, :]
         count = asked = place[:, before:]
         if candidates is not None:
