@@ -29,12 +29,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import models
 import torch
 from decode_branch import branch_calls
-from decode_case import EXPORTED, Calls, Case
+from decode_case import Calls, Case, timed
 from decode_model import model_calls
 
 from ckv_export.bench.environment import environment
-from ckv_export.bench.measure import Settings, in_turn
-from ckv_export.bench.statistics import ratio_of_medians
+from ckv_export.bench.measure import Settings
 from ckv_export.model.registry import build_model
 
 SCHEMA_VERSION = 1
@@ -42,16 +41,8 @@ CASES = (Case(128, 1), Case(128, 8), Case(256, 1), Case(256, 8))
 
 
 def measured(title: str, calls: Calls, settings: Settings) -> dict[str, object]:
-    timings = in_turn(calls, settings)
-    exported = timings[EXPORTED].windows
     print(f"\n{title}")
-    rows = {}
-    for name, timing in timings.items():
-        ratio = ratio_of_medians(exported, timing.windows)
-        rows[name] = timing.to_dict(1) | {"over_exported": vars(ratio)}
-        interval = f"{ratio.ratio:5.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-        print(f"  {name:36} p50 {rows[name]['p50_ms']:8.3f} ms   x {interval}")
-    return {"case": title, "timings": rows}
+    return {"case": title, "timings": timed(calls, settings, "over_exported")}
 
 
 def main() -> None:

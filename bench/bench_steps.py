@@ -23,11 +23,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import models
 import numpy as np
-from decode_case import Case
+from decode_case import Calls, Case, check, timed
 
+from ckv_export.bench.agreement import LEAST_AGREEING
 from ckv_export.bench.environment import environment
-from ckv_export.bench.measure import Settings, in_turn
-from ckv_export.bench.statistics import ratio_of_medians
+from ckv_export.bench.measure import Settings
 from ckv_export.bench.workload import Sizes, draw_request
 from ckv_export.contract import FEATURES, FeatureSpec, ModelSpec
 from ckv_export.graphs.decode import DecodeGraph
@@ -104,26 +104,15 @@ def feeds_of(spec: ModelSpec, case: Case) -> tuple[DecodeGraph, Arrays]:
 def measured(kind: str, case: Case, folders: dict[str, Path], settings: Settings) -> dict[str, Any]:
     """Time the files of one case; the ratio of a step is to the first one's."""
     decode, feeds = feeds_of(spec_of(kind, case), case)
-    calls, first = {}, None
+    calls: Calls = {}
     for step, folder in folders.items():
         path = folder / f"{file_name(kind, case)}.onnx"
         runner = OnnxRuntimeRunner(path, decode.io, threads=1)
         runner.activate()
-        score = runner.infer(feeds)["score"]
-        first = score if first is None else first
-        # As in run.py: a near-tie of a search is no fault of a graph.
-        if (np.abs(score - first) <= tolerance_of("score", 2).absolute).mean() < 0.99:
-            raise SystemExit(f"{step}: {kind} scores otherwise than {next(iter(folders))}")
-        calls[step] = lambda runner=runner: runner.infer(feeds)
-    timings = in_turn(calls, settings)
-    base = next(iter(timings.values())).windows
-    rows = {}
-    for step, timing in timings.items():
-        ratio = ratio_of_medians(base, timing.windows)
-        rows[step] = timing.to_dict(1) | {"over_first": vars(ratio)}
-        told = f"{ratio.ratio:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
-        print(f"  {step:24} p50 {rows[step]['p50_ms']:8.3f} ms   takes {told}", flush=True)
-    return {"kind": kind, **vars(case), "steps": rows}
+        calls[step] = lambda runner=runner: runner.infer(feeds)["score"]
+    first = next(iter(calls.values()))()
+    check(calls, first, tolerance_of("score", 2).absolute, LEAST_AGREEING)
+    return {"kind": kind, **vars(case), "steps": timed(calls, settings, "over_first")}
 
 
 def main() -> None:

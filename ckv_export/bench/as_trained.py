@@ -45,7 +45,7 @@ class TrainedDecode(nn.Module):
         self.spec = reference.spec
         self.io = decode_io(self.spec)
         self.cache = CacheSpec.of(self.spec)
-        self.state = reference.state
+        self.state, self.linear = reference.state, reference.linear
         self._reference = reference
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -69,10 +69,6 @@ class TrainedDecode(nn.Module):
         joined = torch.cat([parts[n] for n in DNN_ORDERS[self.spec.kind] if n in parts], dim=-1)
         score = self._dnn(joined.flatten(0, 1)).unflatten(0, target.shape[:2])
         return (score, *(new[suffix].unsqueeze(1) for suffix, _, _ in self.cache.tensors))
-
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        """The model's Linear `name`."""
-        return F.linear(x, self.state[f"{name}.weight"], self.state.get(f"{name}.bias"))
 
     def attended(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaled: bool
@@ -101,16 +97,13 @@ class TrainedDecode(nn.Module):
             features, {f.name: given[f"{group}_{f.name}"] for f in features}
         )
 
-    def _activate(self, x: Tensor) -> Tensor:
-        return F.silu(x) if self.spec.attention.use_silu else x
-
     def _encoded(self, x: Tensor) -> dict[str, Tensor]:
         """What is cached of events [B, T, d_e]; a shared side's user part has passed silu twice."""
         new = {}
         for side in ("k", "v"):
-            user = self._activate(self.linear(x, f"attention.0.{side}"))
+            user = self._reference.activate(self.linear(x, f"attention.0.{side}"))
             if self.spec.attention.shared(side):
-                user = self._activate(user)
+                user = self._reference.activate(user)
                 logits = self.linear(x, f"attention.0.{side}.router")
                 new[f"{side}_index"] = logits.argmax(-1).to(torch.int32)
             new[f"{side}_user"] = user
@@ -121,14 +114,16 @@ class TrainedDecode(nn.Module):
         if not self.spec.attention.shared(side):
             return user
         pool = self.state[f"attention.0.{side}.pool"]
-        return torch.cat([self._activate(pool[entries[f"{side}_index"].long()]), user], dim=-1)
+        return torch.cat(
+            [self._reference.activate(pool[entries[f"{side}_index"].long()]), user], dim=-1
+        )
 
     def _short(self, entries: Mapping[str, Tensor], mask: Tensor, target: Tensor) -> Tensor:
         assert self.spec.window is not None
         shown = short_window(self.spec, mask, mask)[1].unsqueeze(1)
         kept = min(entries["k_user"].shape[1], self.spec.window - 1)
         late = {n: x[:, x.shape[1] - kept :] for n, x in entries.items()}
-        query = self._activate(self.linear(target, "attention.0.q"))
+        query = self._reference.activate(self.linear(target, "attention.0.q"))
         key, value = (self._vectors(late, side) for side in ("k", "v"))
         scaled = self.spec.attention.use_scale
         return self.linear(self.attended(query, key, value, shown, scaled), "attention.0.o")

@@ -16,7 +16,6 @@ from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import frozen
 from ckv_export.model.events import EventEmbedding
-from ckv_export.model.folds import output_weight
 from ckv_export.model.selected_attention import SelectedAttention, attention_shapes
 from ckv_export.model.shapes import FREE, Shapes
 from ckv_export.model.target_attention import TargetAttentionModel
@@ -44,10 +43,6 @@ class Eta(TargetAttentionModel):
     def event_key(self, events: Tensor) -> Tensor:
         """Hash codes: bool [B, N, bits]."""
         return events @ self.rotations > 0
-
-    def long_output(self, state: Mapping[str, Tensor]) -> Tensor:
-        """What `SelectedAttention` leaves over."""
-        return output_weight(self.spec, state)
 
     def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Attention over the k nearest events: [B, C, n]."""

@@ -92,7 +92,7 @@ class Reference:
         user: dict[str, Tensor] = {}
         for side in ("k", "v"):
             index[side], margin[side] = self._route(x, layer, side)
-            user[side] = self._activate(self._user_part(x, layer, side))
+            user[side] = self.activate(self._user_part(x, layer, side))
         return Entries(index, margin, user)
 
     def _route(self, x: Tensor, layer: int, side: str) -> tuple[Tensor | None, Tensor | None]:
@@ -108,11 +108,11 @@ class Reference:
 
     def _router_logits(self, x: Tensor, layer: int, side: str) -> Tensor:
         prefix = f"attention.{layer}.{side}.router"
-        return self._linear(x, prefix)
+        return self.linear(x, prefix)
 
     def _user_part(self, x: Tensor, layer: int, side: str) -> Tensor:
-        part = self._linear(x, f"attention.{layer}.{side}")
-        return self._activate(part) if self.spec.attention.shared(side) else part
+        part = self.linear(x, f"attention.{layer}.{side}")
+        return self.activate(part) if self.spec.attention.shared(side) else part
 
     def _collective_part(self, x: Tensor, layer: int, side: str) -> Tensor:
         index, _ = self._route(x, layer, side)
@@ -124,19 +124,21 @@ class Reference:
         part = self._user_part(x, layer, side)
         if self.spec.attention.shared(side):
             part = torch.cat([self._collective_part(x, layer, side), part], dim=-1)
-        return self._activate(part)
+        return self.activate(part)
 
-    def _activate(self, x: Tensor) -> Tensor:
+    def activate(self, x: Tensor) -> Tensor:
+        """The silu of CollectiveKV's projections, where the model has it."""
         return F.silu(x) if self.spec.attention.use_silu else x
 
-    def _linear(self, x: Tensor, prefix: str) -> Tensor:
+    def linear(self, x: Tensor, prefix: str) -> Tensor:
+        """The Linear `prefix` of x [..., in]: [..., out]."""
         return F.linear(x, self.state[f"{prefix}.weight"], self.state.get(f"{prefix}.bias"))
 
     def short_branch(self, key: Tensor, value: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Target attention of target [B, d_e] over the short window: key, value [B, n, d]."""
-        query = self._activate(self._linear(target, "attention.0.q"))
+        query = self.activate(self.linear(target, "attention.0.q"))
         heads, scaled = self.spec.attention.num_heads, self.spec.attention.use_scale
-        return self._linear(attend(query, key, value, mask, heads, scaled), "attention.0.o")
+        return self.linear(attend(query, key, value, mask, heads, scaled), "attention.0.o")
 
     # -- scores ---------------------------------------------------------------------
 
@@ -166,11 +168,11 @@ class Reference:
         """The scoring network on x [B, n]: [B]."""
         layers = len(self.spec.dnn.hidden)
         for i in range(layers):
-            x = self._linear(x, f"dnn.{i}")
+            x = self.linear(x, f"dnn.{i}")
             if self.spec.dnn.batch_norm:
                 x = self._batch_norm(x, i)
             x = self.dnn_activation(x, i)
-        x = self._linear(x, f"dnn.{layers}").squeeze(-1)
+        x = self.linear(x, f"dnn.{layers}").squeeze(-1)
         return torch.sigmoid(x) if self.spec.dnn.sigmoid else x
 
     def _batch_norm(self, x: Tensor, layer: int) -> Tensor:
@@ -238,15 +240,15 @@ def _attend_selected(
     model: Reference, events: Tensor, mask: Tensor, target: Tensor, positions: Tensor, scaled: bool
 ) -> Tensor:
     chosen, chosen_mask = pick(events, positions), pick(mask, positions)
-    query = model._linear(target, "long.q")
-    key, value = (model._linear(chosen, f"long.{side}") for side in ("k", "v"))
+    query = model.linear(target, "long.q")
+    key, value = (model.linear(chosen, f"long.{side}") for side in ("k", "v"))
     attended = attend(query, key, value, chosen_mask, model.spec.attention.num_heads, scaled)
-    return model._linear(attended, "long.o")
+    return model.linear(attended, "long.o")
 
 
 def _sim(model: Reference, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-    asked = model._linear(target, "long.gsu_target")
-    found = model._linear(events, "long.gsu_event")
+    asked = model.linear(target, "long.gsu_target")
+    found = model.linear(events, "long.gsu_event")
     # Padding scores exactly 0 and so outranks events with a negative score.
     relevance = (found * asked.unsqueeze(1)).sum(-1) * mask
     positions = largest(relevance, int(model.spec.options["topk"]))
@@ -275,8 +277,8 @@ def _sdim(model: Reference, events: Tensor, mask: Tensor, target: Tensor) -> Ten
 
 
 def _twin(model: Reference, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-    query = model._linear(target, "long.q")
-    key, value = model._linear(events, "long.k"), model._linear(events, "long.v")
+    query = model.linear(target, "long.q")
+    key, value = model.linear(events, "long.k"), model.linear(events, "long.v")
     width = query.shape[-1] // model.spec.attention.num_heads
     outputs = []
     for start in range(0, query.shape[-1], width):
@@ -286,7 +288,7 @@ def _twin(model: Reference, events: Tensor, mask: Tensor, target: Tensor) -> Ten
         positions = largest(logits, int(model.spec.options["topk"]))
         weights = torch.softmax(pick(logits, positions), dim=-1)
         outputs.append((weights.unsqueeze(-1) * pick(value[..., part], positions)).sum(1))
-    return model._linear(torch.cat(outputs, dim=-1), "long.o")
+    return model.linear(torch.cat(outputs, dim=-1), "long.o")
 
 
 LONG_BRANCHES: Mapping[str, Callable[[Reference, Tensor, Tensor, Tensor], Tensor]] = {

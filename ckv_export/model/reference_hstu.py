@@ -53,7 +53,7 @@ class HstuReference(Reference):
     def _layers(
         self, events: Tensor, mask: Tensor, times: Tensor | None
     ) -> tuple[Tensor, list[Entries]]:
-        x = self._linear(events, "input")
+        x = self.linear(events, "input")
         entries = []
         for layer in range(self.spec.num_layers):
             z = self._norm(x, f"attention.{layer}.norm")
@@ -67,12 +67,12 @@ class HstuReference(Reference):
 
     def _update(self, z: Tensor, layer: int, mask: Tensor, times: Tensor | None) -> Tensor:
         prefix = f"attention.{layer}"
-        query = F.silu(self._linear(z, f"{prefix}.q"))
-        gate = F.silu(self._linear(z, f"{prefix}.u"))
+        query = F.silu(self.linear(z, f"{prefix}.q"))
+        gate = F.silu(self.linear(z, f"{prefix}.u"))
         key, value = (self.vectors(z, layer, side) for side in ("k", "v"))
         seen = [self._attend(t, query, key, value, layer, mask, times) for t in range(z.shape[1])]
         attended = torch.stack(seen, dim=1) if seen else torch.zeros_like(query)
-        return self._linear(self._norm(attended, f"{prefix}.output_norm") * gate, f"{prefix}.o")
+        return self.linear(self._norm(attended, f"{prefix}.output_norm") * gate, f"{prefix}.o")
 
     def _attend(
         self,

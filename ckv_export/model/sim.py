@@ -15,7 +15,7 @@ from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection
 from ckv_export.model.events import EventEmbedding
-from ckv_export.model.folds import carried_over, narrower, output_weight
+from ckv_export.model.folds import carried_over, narrower
 from ckv_export.model.selected_attention import SelectedAttention, attention_shapes
 from ckv_export.model.shapes import Shapes
 from ckv_export.model.target_attention import TargetAttentionModel
@@ -58,10 +58,6 @@ class Sim(TargetAttentionModel):
         """W_b e: [B, N, d], or e itself."""
         key: Tensor = events if self.gsu_event is None else self.gsu_event(events)
         return key
-
-    def long_output(self, state: Mapping[str, Tensor]) -> Tensor:
-        """What `SelectedAttention` leaves over."""
-        return output_weight(self.spec, state)
 
     def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Attention over the top-k events by g: [B, C, n]."""

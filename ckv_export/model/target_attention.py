@@ -19,6 +19,7 @@ from ckv_export.model.base import CollectiveModel
 from ckv_export.model.collective import CacheEntries, CollectiveAttention
 from ckv_export.model.dnn import Block, FoldedDnn
 from ckv_export.model.events import EventEmbedding, Inputs
+from ckv_export.model.folds import output_weight
 from ckv_export.model.shapes import Shapes, collective_shapes, dnn_shapes
 
 
@@ -62,7 +63,7 @@ class TargetAttentionModel(CollectiveModel):
 
     def long_output(self, state: Mapping[str, Tensor]) -> Tensor | None:
         """The weight [d_e, n] that turns `long_branch` into the model's long interest, if any."""
-        return None
+        return output_weight(self.spec, state) if "long.o.weight" in state else None
 
     @classmethod
     def shapes(cls, spec: ModelSpec) -> Shapes:

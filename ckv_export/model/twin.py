@@ -15,7 +15,7 @@ from ckv_export.contract import ModelSpec
 from ckv_export.model import ops
 from ckv_export.model.embedding import Projection, ReducibleProjection
 from ckv_export.model.events import EventEmbedding
-from ckv_export.model.folds import Unprojected, carried_over, output_weight, takes_events
+from ckv_export.model.folds import Unprojected, carried_over, takes_events
 from ckv_export.model.selected_attention import attention_shapes
 from ckv_export.model.shapes import Shapes
 from ckv_export.model.target_attention import TargetAttentionModel
@@ -55,10 +55,6 @@ class Twin(TargetAttentionModel):
         """W_h e: [B, N, d], or e itself."""
         key: Tensor = self.long_key(events)
         return key
-
-    def long_output(self, state: Mapping[str, Tensor]) -> Tensor:
-        """W_o, or W_o W_v."""
-        return output_weight(self.spec, state)
 
     def long_branch(self, events: Tensor, key: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Attention over each head's own top-k: [B, C, n]."""

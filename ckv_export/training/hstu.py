@@ -47,8 +47,8 @@ class HstuAtOnce(HstuReference):
 
     def _update(self, z: Tensor, layer: int, mask: Tensor, times: Tensor | None) -> Tensor:
         prefix = f"attention.{layer}"
-        query = F.silu(self._linear(z, f"{prefix}.q"))
-        gate = F.silu(self._linear(z, f"{prefix}.u"))
+        query = F.silu(self.linear(z, f"{prefix}.q"))
+        gate = F.silu(self.linear(z, f"{prefix}.u"))
         key, value = (self.vectors(z, layer, side) for side in ("k", "v"))
         heads, scaled = self.spec.attention.num_heads, self.spec.attention.use_scale
         query = query * attention_scale(query.shape[-1], heads, scaled)
@@ -56,7 +56,7 @@ class HstuAtOnce(HstuReference):
         weights = F.silu(logits + self._biases(layer, mask, times).unsqueeze(1))
         attended = merge_heads((weights * self._visible(mask)) @ split_heads(value, heads))
         attended = attended / self._count(mask).clamp(min=1).unsqueeze(-1)
-        return self._linear(self._norm(attended, f"{prefix}.output_norm") * gate, f"{prefix}.o")
+        return self.linear(self._norm(attended, f"{prefix}.output_norm") * gate, f"{prefix}.o")
 
     def _biases(self, layer: int, mask: Tensor, times: Tensor | None) -> Tensor:
         """Relative bias of event s for event t: [B, t, s]; where t can't see s it means nothing."""

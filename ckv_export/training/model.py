@@ -106,6 +106,6 @@ class TrainingModel(Reference):
         targets = self.embed(self.spec.embedded_item_features, clicks.candidates)
         count = clicks.mask.sum(1, keepdim=True).clamp(min=1)
         means = (events * clicks.mask.unsqueeze(-1)).sum(1) / count
-        asked = self._linear(targets, "long.gsu_target")
-        found = self._linear(means, "long.gsu_event").unsqueeze(1)
+        asked = self.linear(targets, "long.gsu_target")
+        found = self.linear(means, "long.gsu_event").unsqueeze(1)
         return F.binary_cross_entropy_with_logits((asked * found).sum(-1), clicks.label)

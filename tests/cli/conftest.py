@@ -25,6 +25,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
+from ckv_testing.exports import one_thread
 
 from ckv_export.checkpoint.load import Checkpoint, load_checkpoint
 from ckv_export.cli.main import main
@@ -103,15 +104,6 @@ def refused(cli: Cli) -> Callable[..., str]:
         return sentence
 
     return run
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch's threads wait for each other, for seconds where other programs hold the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ckv_testing.draw import PLAIN, RICH, draw_state, make_spec
+from ckv_testing.exports import one_thread
 from ckv_testing.forms import BY_ID, EXTERNAL, HSTU, SIM
 
 from ckv_export.catalogue import Catalogue
@@ -149,11 +150,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         seed=5,
         form=FormRequest(embeddings="external"),
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    exported = export_bundle(request, Stages(), None)  # type: ignore[arg-type]  # no engines
-    torch.set_num_threads(threads)
-    return exported
+    with one_thread():
+        return export_bundle(request, Stages(), None)  # type: ignore[arg-type]  # no engines
 
 
 def test_external_bundle_says_so_and_has_no_tables(bundle: Exported):

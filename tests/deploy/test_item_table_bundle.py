@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from ckv_testing.draw import PLAIN, draw_state, make_spec
+from ckv_testing.exports import one_thread
 
 from ckv_export.cache.item_table import FILE_NAME, load_item_table, row_bytes, save_item_table
 from ckv_export.checkpoint.load import load_checkpoint
@@ -53,11 +53,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         seed=11,
         form=FormRequest(item_features=folder / "items.npz", item_table=True),
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    exported = export_bundle(request, Stages(), None)  # type: ignore[arg-type]  # no engines
-    torch.set_num_threads(threads)
-    return exported
+    with one_thread():
+        return export_bundle(request, Stages(), None)  # type: ignore[arg-type]  # no engines
 
 
 def test_bundle_holds_table_and_third_graph(bundle: Exported):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ckv_testing import fake_builder
 from ckv_testing.draw import make_spec
 from ckv_testing.fake_builder import FakeTensorRt
 
@@ -22,14 +21,6 @@ from ckv_export.runtimes.tensorrt import TensorRtRunner
 
 FILE = "engines/decode.tensorrt.current.engine"
 LIBRARY = "engines/libckv_plugins_trt11.abc.so"
-
-
-@pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
-    """TensorRT 11.4 on an H100."""
-    fake = fake_builder.install(monkeypatch)
-    monkeypatch.setattr("ckv_export.engine.loading.present_gpu", lambda: fake_builder.GPU)
-    return fake
 
 
 @pytest.fixture

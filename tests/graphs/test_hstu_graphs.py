@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ckv_testing.draw import DNN, ODD_DNN, PLAIN, RICH
+from ckv_testing.hstu_models import run
 
 from ckv_export.contract import AttentionSpec, FeatureSpec, ModelSpec, decode_io, prefill_io
 from ckv_export.graphs.decode import DecodeGraph
@@ -87,16 +88,6 @@ class Server:
         out = run(self.decode_graph, feeds | self.group("append", known, known + appended))
         score = out.pop("score")
         return score, {n.replace("append_", "cache_", 1): a for n, a in out.items()}
-
-
-def run(graph: PrefillGraph | DecodeGraph, feeds: Arrays) -> Arrays:
-    given = []
-    for tensor in graph.io.inputs:
-        array = torch.from_numpy(np.ascontiguousarray(feeds[tensor.name]))
-        given.append(array.double() if tensor.dtype == "float32" else array)
-    with torch.inference_mode():
-        outputs = graph(*given)
-    return {t.name: o.numpy() for t, o in zip(graph.io.outputs, outputs, strict=True)}
 
 
 def joined(cache: Arrays, new: Arrays) -> Arrays:
