@@ -13,9 +13,11 @@ inline constexpr float kMaskedLog2 = kMaskedLogit * kLog2E;
 // How an event takes part. A masked event has a logit, -1e9; one outside the span has none.
 enum EventState : int32_t { kSeen = 0, kMasked = 1, kOutside = 2 };
 
+// Loads do not wait for one another: both indices, and the mask below, are read in any case.
 CKV_DEVICE bool good_event(AttentionArgs const& a, int64_t row) {
-    return inside(a.key.index[row], a.key.pool_rows) &&
-           inside(a.value.index[row], a.value.pool_rows);
+    int32_t const key = a.key.index[row];
+    int32_t const value = a.value.index[row];
+    return inside(key, a.key.pool_rows) && inside(value, a.value.pool_rows);
 }
 
 // kForm decides whether the mask of [batch, events] says anything.
@@ -25,12 +27,12 @@ CKV_DEVICE EventState event_state(KernelArgs const& p, int64_t first_row, int32_
         return kOutside;
     }
     int64_t const row = first_row + event;
+    bool seen = true;
     if constexpr (kForm == Form::kSoftmax) {
-        if (p.mask[row] == 0) {
-            return kMasked;
-        }
+        seen = p.mask[row] != 0;
     }
-    return good_event(p.a, row) ? kSeen : kMasked;
+    bool const good = good_event(p.a, row);
+    return seen && good ? kSeen : kMasked;
 }
 
 // Drops masked events before the first and after the last seen one, if any is seen: histories are
@@ -68,15 +70,28 @@ CKV_DEVICE Span narrowed(
     return kForm == Form::kSoftmax && any ? Span{bounds[0], bounds[1] + 1} : span;
 }
 
-// Weight of one (query, event) of the pointwise form; `query_row` counts over all users.
+// What the pointwise form reads of one (query, event). Reading is apart from weighing so that a
+// thread has all its reads of a tile's row under way at once.
 template <typename T>
-CKV_DEVICE float pointwise_weight(
-    KernelArgs const& p, int64_t query_row, int32_t event, float scaled_logit) {
-    int64_t const link = query_row * p.a.events + event;
-    if (p.visible[link] == 0) {
-        return 0.0F;
+struct Pairing {
+    T bias;
+    bool counts;
+};
+
+// `query_row` counts over all users. Nothing is read, and the weight is 0, unless `exists`.
+template <typename T>
+CKV_DEVICE Pairing<T> read_pairing(
+    KernelArgs const& p, int64_t query_row, int32_t event, bool exists) {
+    if (!exists) {
+        return {from_float<T>(0.0F), false};
     }
-    return silu(scaled_logit + to_float(static_cast<T const*>(p.bias)[link]));
+    int64_t const at = query_row * p.a.events + event;
+    return {static_cast<T const*>(p.bias)[at], p.visible[at] != 0};
+}
+
+template <typename T>
+CKV_DEVICE float pointwise_weight(Pairing<T> const& pairing, float scaled_logit) {
+    return pairing.counts ? silu(scaled_logit + to_float(pairing.bias)) : 0.0F;
 }
 
 // Where a query's results of one span go when there are several.

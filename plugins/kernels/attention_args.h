@@ -8,6 +8,12 @@ namespace ckv {
 
 enum class Form : int32_t { kSoftmax, kPointwise };
 
+// How the rows of one side of the cache can be copied.
+struct CopyWidth {
+    int32_t vector;     // elements of the widest copy that suits every head slice of the pool
+    bool user_aligned;  // whether it suits vectors that lie in the user part alone
+};
+
 // One launch of an attention kernel. Passed by value: it lives in the constant bank.
 struct KernelArgs {
     AttentionArgs a;
@@ -19,8 +25,8 @@ struct KernelArgs {
     int32_t head_width;
     int32_t query_tiles;
     Split split;
-    // Widest copy, in elements, that keeps every row of that tensor's head slice aligned.
-    int32_t query_vector, key_vector, value_vector;
+    int32_t query_vector;  // the same for queries
+    CopyWidth key_copy, value_copy;
     // Results of split spans, null when there is one: sums [split, batch, queries, width] not yet
     // divided; peak and total of the softmax [split, batch, queries, heads].
     float* sums;

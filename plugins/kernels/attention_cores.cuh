@@ -161,13 +161,16 @@ CKV_DEVICE void pointwise_step(float (&scores)[kRows][kScoreColumns], KernelArgs
     for (int i = 0; i < kRows; ++i) {
         int const query = at.first_query + y * kRows + i;
         int64_t const row = int64_t{at.batch} * p.a.queries + query;
+Pairing<T> pairings[kScoreColumns];
 #pragma unroll
         for (int j = 0; j < kScoreColumns; ++j) {
             int const e = x + kSide * j;
-            bool const counted = query < p.a.queries && state[e] == kSeen;
-            scores[i][j] = counted ? pointwise_weight<T>(
-                                         p, row, first_event + e, scores[i][j] * p.a.scale)
-                                   : 0.0F;
+            bool const exists = query < p.a.queries && state[e] == kSeen;
+            pairings[j] = read_pairing<T>(p, row, first_event + e, exists);
+        }
+#pragma unroll
+        for (int j = 0; j < kScoreColumns; ++j) {
+            scores[i][j] = pointwise_weight(pairings[j], scores[i][j] * p.a.scale);
         }
     }
 }

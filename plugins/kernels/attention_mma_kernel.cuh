@@ -36,10 +36,27 @@ CKV_DEVICE void write_row(KernelArgs const& p, BlockPlace const& at, int64_t que
     }
 }
 
+// Scores of the warp's queries against the tile in `stage`, their weights, and the sums.
+template <typename T, Form kForm, int kHead, int kWarps>
+CKV_DEVICE void attend_tile(float (&sums)[kHead / 8][4], Softmax& running,
+    Shared<T, kHead, kWarps> const& shared, int stage,
+    int32_t const (&state)[Sizes<kHead>::kEvents], KernelArgs const& p, int32_t batch,
+    int32_t warp_query, int32_t event) {
+    float scores[Sizes<kHead>::kEvents / 8][4] = {};
+    add_scores<T, kHead>(scores, &shared.query[16 * device::warp()], shared.key[stage]);
+    if constexpr (kForm == Form::kPointwise) {
+        pointwise_step<T>(scores, p, batch, warp_query, event, state);
+    } else if (p.a.scale >= 0.0F && all_seen(state)) {
+        softmax_step<true>(scores, sums, running, state, p.a.scale);
+    } else {
+        softmax_step<false>(scores, sums, running, state, p.a.scale);
+    }
+    add_values<T, kHead>(sums, scores, shared.value[stage]);
+}
+
 template <typename T, Form kForm, int kHead, int kWarps>
 CKV_DEVICE void attend(Shared<T, kHead, kWarps>& shared, KernelArgs const& p) {
     constexpr int kEvents = Sizes<kHead>::kEvents;
-    constexpr int kBlocks = kEvents / 8;
     BlockPlace const at = block_place(device::block_x(), p.query_tiles, 16 * kWarps, p.a.heads);
     int64_t const first_row = int64_t{at.batch} * p.a.events;
     bool const counts = at.head == 0 && at.first_query == 0;
@@ -51,30 +68,31 @@ CKV_DEVICE void attend(Shared<T, kHead, kWarps>& shared, KernelArgs const& p) {
 
     clear_tiles(shared);
     load_queries(shared, p, at);
-    load_tile<T, kForm>(shared, 0, p, at, span.begin, span.end);
+    LinksAhead<kEvents, 32 * kWarps> ahead;
+    read_links<kForm>(ahead, p, first_row, span.begin, span.end);
+    keep_links(shared.links[0], ahead, p, span.begin, span.end);
     float sums[kHead / 8][4] = {};
     Softmax running{{-INFINITY, -INFINITY}, {0.0F, 0.0F}};
-    int stage = 0;
-    for (int32_t event = span.begin; event < span.end; event += kEvents, stage ^= 1) {
+    // The round before the first tile only loads it.
+    int now = kLinkStages - 1;
+    int stage = 1;
+    for (int32_t event = span.begin - kEvents; event < span.end; event += kEvents) {
+        int const next = now + 1 < kLinkStages ? now + 1 : 0;
+        int const after = next + 1 < kLinkStages ? next + 1 : 0;
+        // Now this tile and the next one's links are here, and nobody needs what they replace.
+        device::wait_copies();
+        device::sync();
         if (event + kEvents < span.end) {
-            load_tile<T, kForm>(shared, stage ^ 1, p, at, event + kEvents, span.end);
-            device::wait_copies<1>();
-        } else {
-            device::wait_copies<0>();
+            load_tile(shared, stage ^ 1, shared.links[next], p, at, event + kEvents, span.end);
         }
-        device::sync();
-        if (works) {
-            float scores[kBlocks][4] = {};
-            add_scores<T, kHead>(scores, &shared.query[16 * device::warp()], shared.key[stage]);
-            if constexpr (kForm == Form::kSoftmax) {
-                softmax_step(scores, sums, running, shared.state[stage], p.a.scale);
-            } else {
-                pointwise_step<T>(scores, p, at.batch, warp_query, event, shared.state[stage]);
-            }
-            add_values<T, kHead>(sums, scores, shared.value[stage]);
+        read_links<kForm>(ahead, p, first_row, event + 2 * kEvents, span.end);
+        if (works && event >= span.begin) {
+            attend_tile<T, kForm>(sums, running, shared, stage, shared.links[now].state, p,
+                at.batch, warp_query, event);
         }
-        // The tile after next is loaded into this stage.
-        device::sync();
+        keep_links(shared.links[after], ahead, p, event + 2 * kEvents, span.end);
+        now = next;
+        stage ^= 1;
     }
     if (!works) {
         return;
@@ -93,7 +111,8 @@ CKV_DEVICE void attend(Shared<T, kHead, kWarps>& shared, KernelArgs const& p) {
 #endif  // CKV_HAS_MMA
 
 template <typename T, Form kForm, int kHead, int kWarps>
-CKV_KERNEL(32 * kWarps) attention_kernel(KernelArgs p) {
+CKV_RESIDENT_KERNEL(32 * kWarps, Sizes<kHead>::resident_blocks(kWarps))
+attention_kernel(KernelArgs p) {
 #if CKV_HAS_MMA && (defined(__CUDA_ARCH__) || defined(CKV_EMULATE))
     attend<T, kForm>(
         *reinterpret_cast<Shared<T, kHead, kWarps>*>(device::shared_memory()), p);

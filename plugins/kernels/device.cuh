@@ -15,6 +15,8 @@
 #else
 
 #define CKV_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// Registers are kept to what lets so many blocks share a multiprocessor.
+#define CKV_RESIDENT_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define CKV_DEVICE __device__ __forceinline__
 
 // Tensor-core and asynchronous-copy instructions begin with sm_80. A kernel that needs them is
@@ -47,7 +49,17 @@ CKV_DEVICE float shuffle_xor(float x, int distance) {
 CKV_DEVICE void atomic_add(unsigned* at, unsigned x) { atomicAdd(at, x); }
 CKV_DEVICE void atomic_min(int* at, int x) { atomicMin(at, x); }
 CKV_DEVICE void atomic_max(int* at, int x) { atomicMax(at, x); }
-CKV_DEVICE float exp2_(float x) { return exp2f(x); }
+CKV_DEVICE bool all(bool x) { return __all_sync(0xFFFFFFFFU, x) != 0; }
+
+// Within 2 units in the last place; 0 where y is above 2^126.
+CKV_DEVICE float divide(float x, float y) { return __fdividef(x, y); }
+
+// 2^x in one instruction, within 2 units in the last place; below 2^-126 it is 0.
+CKV_DEVICE float exp2_(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 #if CKV_HAS_MMA && defined(__CUDA_ARCH__)
 
@@ -55,21 +67,21 @@ CKV_DEVICE uint32_t shared_address(void const* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Starts a copy of 4, 8 or 16 bytes from global to shared memory, both so aligned.
+// Starts a copy of 4, 8 or 16 bytes from global to shared memory, both so aligned; zeros, and
+// nothing read, where `row`, the number of what is read, is negative.
 template <int kBytes>
-CKV_DEVICE void copy_async(void* to, void const* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from),
-        "n"(kBytes)
+CKV_DEVICE void copy_async(void* to, void const* from, int32_t row) {
+    asm volatile(
+        "{ .reg .pred ignored; setp.lt.s32 ignored, %3, 0; "
+        "cp.async.ca.shared.global [%0], [%1], %2, ignored; }" ::"r"(shared_address(to)),
+        "l"(from), "n"(kBytes), "r"(row)
         : "memory");
 }
 
 CKV_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most `kPending` of this thread's newest groups are under way.
-template <int kPending>
-CKV_DEVICE void wait_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
+// Waits for all committed copies of this thread.
+CKV_DEVICE void wait_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
 // Four 8 x 8 matrices of 16-bit elements; lane 8 i + r names the address of row r of matrix i.
 // Register i holds row lane / 4, columns 2 (lane % 4) and the next, of matrix i.

@@ -40,7 +40,9 @@ CKV_DEVICE uint32_t pack(float low, float high) {
 }
 
 // x / (1 + e^-x). Far below zero e^-x is inf, and the quotient 0.
-CKV_DEVICE float silu(float x) { return x / (1.0F + device::exp2_(-1.44269504F * x)); }
+CKV_DEVICE float silu(float x) {
+    return device::divide(x, 1.0F + device::exp2_(-1.44269504F * x));
+}
 
 // kBytes of plain data that move in one instruction: words, not bytes, or nvcc splits them.
 template <int kBytes>

@@ -1,6 +1,9 @@
 // The public entry points of both attention forms: checks, copy widths, choice of kernel.
 #include "ckv/pooled_attention.h"
 
+#include <climits>
+#include <initializer_list>
+
 #include "attention_dispatch.cuh"
 #include "attention_entry.h"
 
@@ -13,17 +16,37 @@ bool splits(Tactic t) { return t != Tactic::kWhole && t != Tactic::kCoresWhole; 
 
 bool wants_mma(Tactic t) { return t != Tactic::kCoresWhole && t != Tactic::kCoresSplit; }
 
-bool sound(AttentionArgs const& a) {
-    return a.heads > 0 && a.width > 0 && a.width % a.heads == 0 && a.key.width() == a.width &&
-           a.value.width() == a.width && a.batch >= 0 && a.queries >= 0 && a.events >= 0;
+// Kernels step over rows in 32-bit bytes, and count events up to two tiles past the last one.
+constexpr int64_t kLongestRow = (int64_t{1} << 29) - 1;
+constexpr int32_t kMostEvents = INT32_MAX - 256;
+
+bool sound(PooledSide const& side, int32_t width) {
+    return side.width() == width && side.pool_stride >= 0 && side.pool_stride <= kLongestRow &&
+           side.user_stride >= 0 && side.user_stride <= kLongestRow;
 }
 
-// Elements of the widest copy that every head slice of rows so strided is aligned for.
-int32_t copy_vector(void const* base, int64_t stride, int32_t head_width, int32_t bytes) {
-    uint64_t const offsets = static_cast<uint64_t>(stride) | static_cast<uint64_t>(head_width);
-    uint64_t const all = reinterpret_cast<uintptr_t>(base) | offsets * bytes;
+bool sound(AttentionArgs const& a) {
+    return a.heads > 0 && a.width > 0 && a.width % a.heads == 0 && sound(a.key, a.width) &&
+           sound(a.value, a.width) && a.batch >= 0 && a.queries >= 0 && a.events >= 0 &&
+           a.events <= kMostEvents;
+}
+
+// Elements of the widest copy for which `base` and all these offsets, in elements, are aligned.
+int32_t copy_vector(
+    void const* base, std::initializer_list<int64_t> offsets, int32_t bytes) {
+    uint64_t all = reinterpret_cast<uintptr_t>(base);
+    for (int64_t offset : offsets) {
+        all |= static_cast<uint64_t>(offset) * static_cast<uint64_t>(bytes);
+    }
     int32_t const aligned = power_of_two_divisor(all, 16);
     return aligned <= bytes ? 1 : aligned / bytes;
+}
+
+CopyWidth copy_width(PooledSide const& side, int32_t head_width, int32_t bytes) {
+    int32_t const pool = copy_vector(side.pool, {side.pool_stride, head_width}, bytes);
+    // Columns of the user part begin where the pool's end.
+    int32_t const user = copy_vector(side.user, {side.user_stride, side.pool_width}, bytes);
+    return {pool, user >= pool};
 }
 
 KernelArgs kernel_args(AttentionArgs const& a) {
@@ -32,9 +55,9 @@ KernelArgs kernel_args(AttentionArgs const& a) {
     p.head_width = a.width / a.heads;
     int32_t const bytes = dtype_bytes(a.dtype);
     // Queries move in one of two ways only: they are read once a block.
-    p.query_vector = copy_vector(a.query, a.width, p.head_width, bytes) == 8 ? 8 : 1;
-    p.key_vector = copy_vector(a.key.pool, a.key.pool_stride, p.head_width, bytes);
-    p.value_vector = copy_vector(a.value.pool, a.value.pool_stride, p.head_width, bytes);
+    p.query_vector = copy_vector(a.query, {a.width, p.head_width}, bytes) == 8 ? 8 : 1;
+    p.key_copy = copy_width(a.key, p.head_width, bytes);
+    p.value_copy = copy_width(a.value, p.head_width, bytes);
     return p;
 }
 

@@ -13,6 +13,7 @@
 
 #include "attention_call.h"
 #include "check.h"
+#include "ckv/pooled_attention.h"
 #include "creators.h"
 #include "fake_builder.h"
 
@@ -271,6 +272,19 @@ void gather_enqueues() {
     ++passed;
 }
 
+// Kernels step over rows with 32-bit strides.
+void rows_too_long_are_refused() {
+    ckv::SoftmaxArgs args;
+    args.width = 8;
+    args.key.pool_width = args.value.pool_width = 8;
+    args.key.pool_stride = args.value.pool_stride = (int64_t{1} << 29) - 1;
+    CHECK(ckv::pooled_attention(args, ckv::Tactic::kAuto, nullptr, nullptr) == cudaSuccess);
+    ++args.value.pool_stride;
+    CHECK(ckv::pooled_attention(args, ckv::Tactic::kAuto, nullptr, nullptr) ==
+          cudaErrorInvalidValue);
+    ++passed;
+}
+
 }  // namespace
 
 int main() {
@@ -285,6 +299,7 @@ int main() {
     output_shapes_follow_the_inputs();
     tactics_are_unique_and_valid();
     gather_enqueues();
+    rows_too_long_are_refused();
     for (bool softmax : {true, false}) {
         char const* name = softmax ? "PooledAttention" : "PooledPointwiseAttention";
         enqueue_computes(name, softmax);

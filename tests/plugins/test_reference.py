@@ -272,3 +272,19 @@ def test_threads_may_run_in_any_order(cpu: Cpu, rng: np.random.Generator, run: R
     ]
     for out in outs[1:]:
         np.testing.assert_array_equal(out, outs[0])
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_negative_scale_weighs_the_lowest_score_most(
+    cpu: Cpu, rng: np.random.Generator, dtype: str
+) -> None:
+    """Tensor cores look for a tile's highest score before they scale."""
+    part = Part(
+        cpu.rounded(rng.standard_normal((50, 30), np.float32), dtype),
+        rng.integers(0, 50, (2, 150), np.int32),
+        cpu.rounded(rng.standard_normal((2, 150, 2), np.float32), dtype),
+    )
+    query = cpu.rounded(4 * rng.standard_normal((2, 5, 32), np.float32), dtype)
+    call = (query, part, part, np.ones((2, 150), np.int32), 2, -1.0)
+    got = cpu.attention(*call, Run(dtype, "whole"))[0]
+    close(got, cpu.attention(*call)[0], TOLERANCES[dtype])

@@ -19,6 +19,7 @@ inline constexpr int32_t dtype_bytes(Dtype dtype) { return dtype == Dtype::kFloa
 //
 // The vector of event e is concat(pool[index[e]], user[e]), `pool_width + user_width` wide. An
 // index outside [0, pool_rows) is never followed: such an event reads zeros for its pool part.
+// Attention takes strides below 2^29 elements.
 struct PooledSide {
     void const* pool = nullptr;      // [pool_rows, pool_width], rows `pool_stride` elements apart
     int32_t const* index = nullptr;  // [events of all users]

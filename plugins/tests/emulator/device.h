@@ -10,6 +10,7 @@
 #include "emulator/scheduler.h"
 
 #define CKV_KERNEL(threads) void
+#define CKV_RESIDENT_KERNEL(threads, blocks) void
 #define CKV_DEVICE inline
 #define CKV_HAS_MMA 1
 
@@ -28,6 +29,7 @@ inline char* shared_memory() { return block().shared(); }
 inline void atomic_add(unsigned* at, unsigned x) { *at += x; }
 inline void atomic_min(int* at, int x) { *at = x < *at ? x : *at; }
 inline void atomic_max(int* at, int x) { *at = x > *at ? x : *at; }
+inline float divide(float x, float y) { return x / y; }
 inline float exp2_(float x) { return std::exp2(x); }
 
 inline float shuffle_xor(float x, int distance) {
@@ -37,15 +39,21 @@ inline float shuffle_xor(float x, int distance) {
     return other;
 }
 
+inline bool all(bool x) {
+    auto const* slots = block().exchange(&x, sizeof x);
+    bool every = true;
+    for (int i = 0; i < 32; ++i) {
+        every = every && slots[i][0] != 0;
+    }
+    return every;
+}
+
 template <int kBytes>
-void copy_async(void* to, void const* from) {
-    block().copy_async({to, from, kBytes});
+void copy_async(void* to, void const* from, int32_t row) {
+    block().copy_async({to, row >= 0 ? from : nullptr, kBytes});
 }
 inline void commit_copies() { block().commit(); }
-template <int kPending>
-void wait_copies() {
-    block().wait(kPending);
-}
+inline void wait_copies() { block().wait(); }
 
 inline uint16_t const* matrix_row(unsigned char const (*slots)[emulator::Warp::kSlot], int i) {
     uint16_t const* row;

@@ -16,7 +16,13 @@ constexpr size_t kStack = 128 * 1024;
     std::abort();
 }
 
-void make(Copy const& copy) { std::memcpy(copy.to, copy.from, copy.bytes); }
+void make(Copy const& copy) {
+    if (copy.from) {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+    } else {
+        std::memset(copy.to, 0, copy.bytes);
+    }
+}
 
 }  // namespace
 
@@ -53,7 +59,8 @@ void Block::run(int threads, unsigned const (&place)[3], char* shared, uint32_t 
             fiber.stack = std::make_unique<char[]>(kStack);
         }
         fiber.finished = false;
-        fiber.groups.assign(1, {});
+        fiber.open.clear();
+        fiber.committed.clear();
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = kStack;
@@ -128,18 +135,20 @@ void Block::copy_async(Copy const& copy) {
     if (random_() % 2 == 0) {
         make(copy);
     } else {
-        fibers_[thread_].groups.back().push_back(copy);
+        fibers_[thread_].open.push_back(copy);
     }
 }
 
-void Block::commit() { fibers_[thread_].groups.emplace_back(); }
+void Block::commit() {
+    Fiber& fiber = fibers_[thread_];
+    fiber.committed.insert(fiber.committed.end(), fiber.open.begin(), fiber.open.end());
+    fiber.open.clear();
+}
 
-void Block::wait(size_t pending) {
-    auto& groups = fibers_[thread_].groups;
-    while (groups.size() > pending + 1) {
-        std::for_each(groups.front().begin(), groups.front().end(), make);
-        groups.erase(groups.begin());
-    }
+void Block::wait() {
+    auto& committed = fibers_[thread_].committed;
+    std::for_each(committed.begin(), committed.end(), make);
+    committed.clear();
 }
 
 }  // namespace ckv::emulator

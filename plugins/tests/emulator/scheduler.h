@@ -17,7 +17,7 @@ namespace ckv::emulator {
 
 struct Copy {
     void* to;
-    void const* from;
+    void const* from;  // null: zeros
     int bytes;
 };
 
@@ -34,8 +34,8 @@ struct Fiber {
     ucontext_t context{};
     std::unique_ptr<char[]> stack;
     bool finished = false;
-    // Asynchronous copies not yet made; the last group is still open.
-    std::vector<std::vector<Copy>> groups{1};
+    // Asynchronous copies not yet made: those that a wait makes, and those not yet committed.
+    std::vector<Copy> committed, open;
 };
 
 class Block {
@@ -56,7 +56,7 @@ public:
 
     void copy_async(Copy const& copy);
     void commit();
-    void wait(size_t pending);
+    void wait();
 
 private:
     void yield();
