@@ -42,8 +42,10 @@ cudaError_t run_storing(PoolGatherConcatArgs const& args, cudaStream_t stream) {
     auto const bytes = [](int64_t elements) { return static_cast<uint64_t>(elements) * kElement; };
     int32_t const out = power_of_two_divisor(
         address(args.out) | bytes(args.out_stride) | bytes(args.side.width()), 16);
-    int32_t const load =
-        power_of_two_divisor(address(args.side.pool) | bytes(args.side.pool_stride), out);
+    PooledSide const& side = args.side;
+    int32_t const load = power_of_two_divisor(address(side.pool) | address(side.user) |
+            bytes(side.pool_stride) | bytes(side.user_stride) | bytes(side.pool_width),
+        out);
     switch (out) {
         case 16: return run_loading<kElement, 16>(load, args, stream);
         case 8: return run_loading<kElement, 8>(load, args, stream);

@@ -27,40 +27,25 @@ struct Item {
     bool exists;
 };
 
-// Element `column` of the row, when its vector holds both pool and user elements.
-template <int kElement>
-CKV_DEVICE Raw<kElement> element(PooledSide const& side, Item const& item, int32_t column) {
-    using Element = Raw<kElement>;
-    if (column >= side.pool_width) {
-        int64_t const at = item.row * side.user_stride + column - side.pool_width;
-        return static_cast<Element const*>(side.user)[at];
-    }
-    if (!inside(item.index, side.pool_rows)) {
-        return Element{};
-    }
-    int64_t const at = int64_t{item.index} * side.pool_stride + column;
-    return static_cast<Element const*>(side.pool)[at];
-}
-
+// One vector in pieces of kLoad bytes. A piece is of the pool or of the user part, never of both:
+// all threads then take the same loads, also those whose vector has the border within.
 template <int kElement, int kOut, int kLoad>
 CKV_DEVICE Raw<kOut> gather(PooledSide const& side, Item const& item) {
-    constexpr int kPerVector = kOut / kElement;
     union {
         Raw<kOut> whole;
-        Raw<kLoad> loads[kOut / kLoad];
-        Raw<kElement> elements[kPerVector];
+        Raw<kLoad> pieces[kOut / kLoad];
     } vector{};
-    if (item.column + kPerVector > side.pool_width) {
+    int64_t const in_pool = int64_t{item.index} * side.pool_stride + item.column;
+    int64_t const in_user = item.row * side.user_stride + item.column - side.pool_width;
+    auto const* pool = static_cast<char const*>(side.pool) + in_pool * kElement;
+    auto const* user = static_cast<char const*>(side.user) + in_user * kElement;
+    bool const good = inside(item.index, side.pool_rows);
 #pragma unroll
-        for (int i = 0; i < kPerVector; ++i) {
-            vector.elements[i] = element<kElement>(side, item, item.column + i);
-        }
-    } else if (inside(item.index, side.pool_rows)) {
-        int64_t const at = int64_t{item.index} * side.pool_stride + item.column;
-        auto const* from = static_cast<char const*>(side.pool) + at * kElement;
-#pragma unroll
-        for (int i = 0; i < kOut / kLoad; ++i) {
-            vector.loads[i] = reinterpret_cast<Raw<kLoad> const*>(from)[i];
+    for (int i = 0; i < kOut / kLoad; ++i) {
+        bool const of_user = item.column + i * (kLoad / kElement) >= side.pool_width;
+        if (of_user || good) {
+            auto const* from = of_user ? user : pool;
+            vector.pieces[i] = *reinterpret_cast<Raw<kLoad> const*>(from + i * kLoad);
         }
     }
     return vector.whole;
@@ -75,7 +60,8 @@ CKV_DEVICE Item locate(GatherArgs const& p, int64_t first_row, int32_t item_in_b
     return {row, column, exists ? p.a.side.index[row] : 0, exists};
 }
 
-// What one block writes: kThreads * kItems vectors of `kOut` bytes, pool rows loaded `kLoad` at once.
+// What one block writes: kThreads * kItems vectors of `kOut` bytes. `kLoad` bytes, a divisor of
+// those, suit every address that is read, and the border between pool and user part.
 template <int kElement, int kOut, int kLoad>
 CKV_DEVICE void gather_concat_block(GatherArgs const& p) {
     // 64-bit division once a block; within it, 32 bits do.
