@@ -32,6 +32,7 @@ THREADS = 256
 _SIDE = 16  # threads along a side of an attention block
 _EVENTS = 32  # of a tile
 _PITCH = 36  # floats of a row in shared memory
+_LINKS = 3  # integers that are known of each event of this tile and of the next
 _ITEMS = 4  # vectors that a thread of gather-concat writes
 _NARROW, _WIDE = 32, 128  # value columns of a block
 
@@ -88,7 +89,7 @@ def shared_bytes(tile: int, values: int) -> int:
     """Bytes of ``ckv::cores::Shared<tile, values>``; below 48 KiB, which needs no asking."""
     rows = _SIDE * tile
     floats = 2 * rows * _PITCH + _EVENTS * _PITCH + _EVENTS * values
-    return 4 * (floats + _EVENTS + 2)
+    return 4 * (floats + 2 * _LINKS * _EVENTS + 2)
 
 
 def _attention_kernel(

@@ -84,18 +84,20 @@ CKV_DEVICE void attend(KernelArgs const& p) {
     p.a.value = ckv::aot::side(pool_v, index_v, user_v, value_rows, value_pool, value_user);      \
     p.a.out = out
 
+#define CKV_AOT_KERNEL                                                                            \
+    CKV_RESIDENT_KERNEL(ckv::cores::kThreads, ckv::cores::kResidentBlocks)
+
 // Grid: x = batch * heads * ceil(queries / (16 * rows)), at least one; z = ceil(head width /
 // values). Dynamic shared memory: sizeof(ckv::cores::Shared<rows, values>).
 #define CKV_AOT_SOFTMAX(name, T, rows, values, scale)                                             \
-    extern "C" CKV_KERNEL(ckv::cores::kThreads)                                                   \
-        name(CKV_AOT_ROWS, int32_t const* mask, CKV_AOT_SIZES, void* out) {                       \
+    extern "C" CKV_AOT_KERNEL name(CKV_AOT_ROWS, int32_t const* mask, CKV_AOT_SIZES, void* out) { \
         CKV_AOT_ARGS(rows, scale);                                                                \
         p.mask = mask;                                                                            \
         ckv::aot::attend<T, ckv::Form::kSoftmax, rows, values>(p);                                \
     }
 
 #define CKV_AOT_POINTWISE(name, T, rows, values, scale, float_count)                              \
-    extern "C" CKV_KERNEL(ckv::cores::kThreads) name(CKV_AOT_ROWS, void const* bias,              \
+    extern "C" CKV_AOT_KERNEL name(CKV_AOT_ROWS, void const* bias,                                \
         int32_t const* visible, void const* count, CKV_AOT_SIZES, void* out) {                    \
         CKV_AOT_ARGS(rows, scale);                                                                \
         p.bias = bias;                                                                            \

@@ -1,81 +1,22 @@
 // Attention on the ordinary cores, for every element type, head width and GPU.
 //
-// A block of 16 x 16 threads takes 16 * kRows queries of one head. Thread (y, x) owns kRows rows
-// and, of scores and of value columns alike, every sixteenth column from x: neighbouring threads
-// then read neighbouring shared words. All arithmetic is fp32. Head slices are walked in chunks of
-// 32 columns for the scores, so any head width fits; value columns beyond kValues go to further
-// blocks along z, which repeat the scores.
+// A block of 16 x 16 threads takes 16 * kRows queries of one head. Thread (y, x) owns every
+// sixteenth row from y, every sixteenth column of scores from x, and neighbouring value columns: a
+// warp's reads of shared memory then hit different banks or the same words. All arithmetic is
+// fp32. Head slices are walked in chunks of 32 columns for the scores, so any head width fits;
+// value columns beyond kValues go to further blocks along z, which repeat the scores.
 #pragma once
 
-#include "attention.cuh"
+#include "attention_cores_load.cuh"
 #include "launch.h"
 
 namespace ckv::cores {
 
-constexpr int kThreads = 256;
-constexpr int kSide = 16;    // threads along a side
-constexpr int kEvents = 32;  // events of a tile
-constexpr int kChunk = 32;   // columns of a score chunk
-// Rows are padded by 16 bytes: float4 reads of neighbouring rows then hit different banks.
-constexpr int kPitch = kChunk + 4;
 constexpr int kScoreColumns = kEvents / kSide;
-static_assert(kEvents == kChunk, "one pitch serves both");
-
-template <int kRows, int kValues>
-struct Shared {
-    float query[kSide * kRows][kPitch];
-    float key[kEvents][kPitch];
-    float weight[kSide * kRows][kPitch];
-    float value[kEvents][kValues];
-    int32_t state[kEvents];
-    int bounds[2];
-};
 
 template <int kRows, int kValues>
 constexpr Tile tile(int32_t head_width) {
     return {kSide * kRows, kThreads / 32, static_cast<int32_t>(ceil_div(head_width, kValues))};
-}
-
-// Element `column` of an event's key or value; a bad index reads zeros.
-template <typename T>
-CKV_DEVICE float side_element(PooledSide const& side, int64_t row, int32_t column) {
-    if (column >= side.pool_width) {
-        int64_t const at = row * side.user_stride + column - side.pool_width;
-        return to_float(static_cast<T const*>(side.user)[at]);
-    }
-    int32_t const index = side.index[row];
-    if (!inside(index, side.pool_rows)) {
-        return 0.0F;
-    }
-    return to_float(static_cast<T const*>(side.pool)[index * side.pool_stride + column]);
-}
-
-// Fills `kWide` columns of a tile of events from column `first` of the head; zeros past its end.
-template <typename T, int kWide, int kPitchOfRows>
-CKV_DEVICE void load_events(float (*to)[kPitchOfRows], PooledSide const& side, int64_t first_row,
-    int32_t event, int end, int32_t head_column, int32_t first, int32_t head_width) {
-    for (int i = device::thread(); i < kEvents * kWide; i += kThreads) {
-        int const r = i / kWide;
-        int const column = first + i % kWide;
-        bool const exists = event + r < end && column < head_width;
-        to[r][i % kWide] =
-            exists ? side_element<T>(side, first_row + event + r, head_column + column) : 0.0F;
-    }
-}
-
-template <typename T, int kRows>
-CKV_DEVICE void load_queries(float (*to)[kPitch], KernelArgs const& p, BlockPlace const& at,
-    int32_t first) {
-    for (int i = device::thread(); i < kSide * kRows * kChunk; i += kThreads) {
-        int const r = i / kChunk;
-        int const column = first + i % kChunk;
-        int const query = at.first_query + r;
-        bool const exists = query < p.a.queries && column < p.head_width;
-        int64_t const row = int64_t{at.batch} * p.a.queries + query;
-        int64_t const element = row * p.a.width + at.head * p.head_width + column;
-        to[r][i % kChunk] =
-            exists ? to_float(static_cast<T const*>(p.a.query)[element]) : 0.0F;
-    }
 }
 
 // scores += query chunk . key chunk, four columns at a time.
@@ -91,11 +32,14 @@ CKV_DEVICE void add_scores(float (&scores)[kRows][kScoreColumns], float const (*
         }
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
-            float4 const q = *reinterpret_cast<float4 const*>(&query[y * kRows + i][k]);
+            float4 const q = *reinterpret_cast<float4 const*>(&query[y + kSide * i][k]);
 #pragma unroll
             for (int j = 0; j < kScoreColumns; ++j) {
-                scores[i][j] += q.x * keys[j].x + q.y * keys[j].y + q.z * keys[j].z +
-                                q.w * keys[j].w;
+                // One after the other: four multiply-adds, no product apart.
+                scores[i][j] += q.x * keys[j].x;
+                scores[i][j] += q.y * keys[j].y;
+                scores[i][j] += q.z * keys[j].z;
+                scores[i][j] += q.w * keys[j].w;
             }
         }
     }
@@ -105,7 +49,7 @@ CKV_DEVICE void add_scores(float (&scores)[kRows][kScoreColumns], float const (*
 template <int kRows>
 struct Softmax {
     float peak[kRows];
-    float total[kRows];
+    float total[kRows];  // of this thread's events only, until the end
 };
 
 // The sixteen threads of a row are the lanes of half a warp.
@@ -139,14 +83,14 @@ CKV_DEVICE void softmax_step(float (&scores)[kRows][kScoreColumns], float (&sums
         // Every tile holds an event of the span, so the peak is finite from the first tile on.
         peak = row_max(peak);
         float const shrink = device::exp2_(running.peak[i] - peak);
-        float total = 0.0F;
+        float total = running.total[i] * shrink;
 #pragma unroll
         for (int j = 0; j < kScoreColumns; ++j) {
             scores[i][j] = device::exp2_(scores[i][j] - peak);
             total += scores[i][j];
         }
         running.peak[i] = peak;
-        running.total[i] = running.total[i] * shrink + row_sum(total);
+        running.total[i] = total;
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
             sums[i][j] *= shrink;
@@ -159,7 +103,7 @@ CKV_DEVICE void pointwise_step(float (&scores)[kRows][kScoreColumns], KernelArgs
     BlockPlace const& at, int32_t first_event, int32_t const* state, int y, int x) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-        int const query = at.first_query + y * kRows + i;
+        int const query = at.first_query + y + kSide * i;
         int64_t const row = int64_t{at.batch} * p.a.queries + query;
 Pairing<T> pairings[kScoreColumns];
 #pragma unroll
@@ -175,6 +119,34 @@ Pairing<T> pairings[kScoreColumns];
     }
 }
 
+// Value columns of a thread: kColumns of them, in groups of neighbours that one load reads.
+template <int kColumns>
+constexpr int kGroup = kColumns < 4 ? kColumns : 4;
+
+template <int kColumns>
+CKV_DEVICE int value_column(int j, int x) {
+    constexpr int kWide = kGroup<kColumns>;
+    return j / kWide * (kWide * kSide) + x * kWide + j % kWide;
+}
+
+template <int kColumns>
+CKV_DEVICE void read_values(float (&v)[kColumns], float const* row, int x) {
+    constexpr int kWide = kGroup<kColumns>;
+    using Vector = Raw<4 * kWide>;
+#pragma unroll
+    for (int j = 0; j < kColumns; j += kWide) {
+        union {
+            Vector whole;
+            float parts[kWide];
+        } group;
+        group.whole = *reinterpret_cast<Vector const*>(&row[value_column<kColumns>(j, x)]);
+#pragma unroll
+        for (int i = 0; i < kWide; ++i) {
+            v[j + i] = group.parts[i];
+        }
+    }
+}
+
 // sums += weights . values, four events at a time.
 template <int kRows, int kValues, int kColumns>
 CKV_DEVICE void add_values(float (&sums)[kRows][kColumns], float const (*weight)[kPitch],
@@ -184,7 +156,7 @@ CKV_DEVICE void add_values(float (&sums)[kRows][kColumns], float const (*weight)
         float weights[kRows][4];
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
-            float4 const w = *reinterpret_cast<float4 const*>(&weight[y * kRows + i][e]);
+            float4 const w = *reinterpret_cast<float4 const*>(&weight[y + kSide * i][e]);
             weights[i][0] = w.x;
             weights[i][1] = w.y;
             weights[i][2] = w.z;
@@ -192,12 +164,13 @@ CKV_DEVICE void add_values(float (&sums)[kRows][kColumns], float const (*weight)
         }
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
+            float v[kColumns];
+            read_values(v, value[e + n], x);
 #pragma unroll
-            for (int j = 0; j < kColumns; ++j) {
-                float const v = value[e + n][x + kSide * j];
+            for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-                for (int i = 0; i < kRows; ++i) {
-                    sums[i][j] += weights[i][n] * v;
+                for (int j = 0; j < kColumns; ++j) {
+                    sums[i][j] += weights[i][n] * v[j];
                 }
             }
         }
@@ -214,7 +187,7 @@ CKV_DEVICE void write_row(KernelArgs const& p, BlockPlace const& at, int64_t que
     float const factor = parts ? 1.0F : divided<T, kForm>(p, query_row, total);
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-        int const column = first_value + x + kSide * j;
+        int const column = first_value + value_column<kColumns>(j, x);
         if (column >= p.head_width) {
             continue;
         }
@@ -232,44 +205,24 @@ CKV_DEVICE void write_row(KernelArgs const& p, BlockPlace const& at, int64_t que
     }
 }
 
-// What a block and its threads work on.
-struct Work {
-    BlockPlace at;
-    int64_t first_row;     // of the user's events
-    int32_t head_column;   // where the head begins in a row
-    int32_t first_value;   // and the block's value columns in the head
-    int y, x;              // of the thread
-};
-
-template <int kRows, int kValues>
-CKV_DEVICE Work work_of(KernelArgs const& p) {
-    BlockPlace const at =
-        block_place(device::block_x(), p.query_tiles, kSide * kRows, p.a.heads);
-    return {at, int64_t{at.batch} * p.a.events, at.head * p.head_width,
-        static_cast<int32_t>(device::block_z()) * kValues, device::thread() / kSide,
-        device::thread() % kSide};
-}
-
-// Loads values and states of a tile and sums its scores, chunk by chunk of the head.
-template <typename T, Form kForm, int kRows, int kValues>
+// Sums the scores of a tile, chunk by chunk of the head; fetches the next chunk or the next tile
+// meanwhile. `ahead` comes with the tile's first chunk.
+template <typename T, int kRows, int kValues>
 CKV_DEVICE void score_tile(float (&scores)[kRows][kScoreColumns], Shared<kRows, kValues>& shared,
-    KernelArgs const& p, Work const& work, int32_t event, Span span) {
-    load_events<T, kValues>(shared.value, p.a.value, work.first_row, event, span.end,
-        work.head_column, work.first_value, p.head_width);
-    if (device::thread() < kEvents) {
-        shared.state[device::thread()] =
-            event_state<kForm>(p, work.first_row, event + device::thread(), span.end);
-    }
+    Ahead<T, kRows, kValues>& ahead, KernelArgs const& p, Work const& work, int32_t event,
+    int end, int now) {
     for (int32_t first = 0; first < p.head_width; first += kChunk) {
-        // A head of one chunk keeps its queries from the first tile on.
-        if (event == span.begin || p.head_width > kChunk) {
-            load_queries<T, kRows>(shared.query, p, work.at, first);
+        if (first > 0) {
+            device::sync();
         }
-        load_events<T, kChunk>(shared.key, p.a.key, work.first_row, event, span.end,
-            work.head_column, first, p.head_width);
+        store_chunk(shared, ahead);
         device::sync();
+        if (first + kChunk < p.head_width) {
+            fetch_chunk(ahead, shared.links[now], p, work, event, end, first + kChunk);
+        } else if (event + kEvents < end) {
+            fetch_tile(ahead, shared.links[now ^ 1], p, work, event + kEvents, end);
+        }
         add_scores<kRows>(scores, shared.query, shared.key, work.y, work.x);
-        device::sync();
     }
 }
 
@@ -290,35 +243,53 @@ CKV_DEVICE void attention_block(KernelArgs const& p) {
         running.peak[i] = -INFINITY;
         running.total[i] = 0.0F;
     }
-    for (int32_t event = span.begin; event < span.end; event += kEvents) {
+    LinksAhead<kEvents, kThreads> links;
+    read_links<kForm>(links, p, work.first_row, span.begin, span.end);
+    keep_links(shared.links[0], links, p, span.begin, span.end);
+    read_links<kForm>(links, p, work.first_row, span.begin + kEvents, span.end);
+    Ahead<T, kRows, kValues> ahead;
+    if constexpr (kQueriesStay<kValues>) {
+        fetch_queries<T, kRows>(ahead.query, p, work, 0);
+        store_queries<T, kRows>(shared.query, ahead.query);
+    }
+    device::sync();
+    fetch_tile(ahead, shared.links[0], p, work, span.begin, span.end);
+    int now = 0;
+    for (int32_t event = span.begin; event < span.end; event += kEvents, now ^= 1) {
+        keep_links(shared.links[now ^ 1], links, p, event + kEvents, span.end);
+        read_links<kForm>(links, p, work.first_row, event + 2 * kEvents, span.end);
+        store_events<T, kValues>(shared.value, ahead.value);
         float scores[kRows][kScoreColumns] = {};
-        score_tile<T, kForm>(scores, shared, p, work, event, span);
+        score_tile(scores, shared, ahead, p, work, event, span.end, now);
+        int32_t const* state = shared.links[now].state;
         if constexpr (kForm == Form::kSoftmax) {
-            softmax_step<kRows>(scores, sums, running, shared.state, p.a.scale, work.x);
+            softmax_step<kRows>(scores, sums, running, state, p.a.scale, work.x);
         } else {
-            pointwise_step<T, kRows>(scores, p, work.at, event, shared.state, work.y, work.x);
+            pointwise_step<T, kRows>(scores, p, work.at, event, state, work.y, work.x);
         }
         for (int i = 0; i < kRows; ++i) {
             for (int j = 0; j < kScoreColumns; ++j) {
-                shared.weight[work.y * kRows + i][work.x + kSide * j] = scores[i][j];
+                shared.weight[work.y + kSide * i][work.x + kSide * j] = scores[i][j];
             }
         }
         device::sync();
         add_values<kRows, kValues>(sums, shared.weight, shared.value, work.y, work.x);
-        // The next tile overwrites values, state and weights.
+        // The next tile overwrites values, keys, links and weights.
         device::sync();
     }
     for (int i = 0; i < kRows; ++i) {
-        int const query = work.at.first_query + work.y * kRows + i;
+        int const query = work.at.first_query + work.y + kSide * i;
+        float const total = row_sum(running.total[i]);
         if (query < p.a.queries) {
             write_row<T, kForm>(p, work.at, int64_t{work.at.batch} * p.a.queries + query, sums[i],
-                running.peak[i], running.total[i], work.first_value, work.x);
+                running.peak[i], total, work.first_value, work.x);
         }
     }
 }
 
 template <typename T, Form kForm, int kRows, int kValues>
-CKV_KERNEL(kThreads) attention_kernel(KernelArgs p) {
+CKV_RESIDENT_KERNEL(kThreads, kResidentBlocks)
+attention_kernel(KernelArgs p) {
     attention_block<T, kForm, kRows, kValues>(p);
 }
 

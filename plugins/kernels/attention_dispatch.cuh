@@ -54,8 +54,11 @@ template <typename T, Form kForm>
 cudaError_t run_cores(KernelArgs const& p, LaunchPlan const& plan, cudaStream_t stream) {
     bool const few = few_queries(p.a);
     if (p.head_width <= 32) {
+        // A narrow head has few sums: eight rows of a thread share each key and value it reads.
         return few ? launch_cores<T, kForm, 1, 32>(p, plan, stream)
-                   : launch_cores<T, kForm, 4, 32>(p, plan, stream);
+               : p.a.queries <= 4 * cores::kSide
+                   ? launch_cores<T, kForm, 4, 32>(p, plan, stream)
+                   : launch_cores<T, kForm, 8, 32>(p, plan, stream);
     }
     return few ? launch_cores<T, kForm, 1, 128>(p, plan, stream)
                : launch_cores<T, kForm, 4, 128>(p, plan, stream);

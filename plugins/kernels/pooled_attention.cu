@@ -102,7 +102,7 @@ int64_t most_floats(AttentionArgs const& a, Tactic tactic) {
     int32_t const values = head <= 32 ? 32 : 128;
     int32_t const chunks = static_cast<int32_t>(ceil_div(head, values));
     int64_t most = 0;
-    for (int32_t queries : {cores::kSide, 4 * cores::kSide}) {
+    for (int32_t queries : {cores::kSide, 4 * cores::kSide, 8 * cores::kSide}) {
         most = larger(most, most_split_floats(a, Tile{queries, cores::kThreads / 32, chunks}));
     }
     if (wants_mma(tactic) && a.dtype != Dtype::kFloat32 && head <= kWidestMmaHead) {
