@@ -36,9 +36,9 @@ cudaError_t launch(void (*kernel)(Args), Grid grid, int threads, size_t shared_b
     dim3 const blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
         static_cast<unsigned>(grid.z));
     void* pointers[] = {&args};
-    cudaError_t const status = cudaLaunchKernel(
+    // Not cudaPeekAtLastError: it also reports what others left behind in this thread.
+    return cudaLaunchKernel(
         entry, blocks, dim3(static_cast<unsigned>(threads)), pointers, shared_bytes, stream);
-    return status != cudaSuccess ? status : cudaPeekAtLastError();
 }
 
 // Whether the code of `kKernel` that this GPU runs was compiled for `capability` (80 = 8.0) or
@@ -61,6 +61,9 @@ bool runs_here(int capability, size_t shared_bytes) {
                 cudaSuccess &&
             cudaDeviceGetAttribute(
                 &most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess;
+        if (!asked) {
+            cudaGetLastError();  // answered here: nobody else shall find it
+        }
         bool const yes = asked && attributes.ptxVersion >= capability &&
                          shared_bytes <= static_cast<size_t>(most_shared);
         answer = yes ? 1 : -1;
