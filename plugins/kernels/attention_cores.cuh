@@ -105,7 +105,7 @@ CKV_DEVICE void pointwise_step(float (&scores)[kRows][kScoreColumns], KernelArgs
     for (int i = 0; i < kRows; ++i) {
         int const query = at.first_query + y + kSide * i;
         int64_t const row = int64_t{at.batch} * p.a.queries + query;
-Pairing<T> pairings[kScoreColumns];
+        Pairing<T> pairings[kScoreColumns];
 #pragma unroll
         for (int j = 0; j < kScoreColumns; ++j) {
             int const e = x + kSide * j;

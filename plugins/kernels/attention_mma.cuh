@@ -128,7 +128,7 @@ CKV_DEVICE void pointwise_step(float (&scores)[kBlocks][4], KernelArgs const& p,
     for (int row = 0; row < 2; ++row) {
         int const query = first_query + device::lane() / 4 + 8 * row;
         int64_t const query_row = int64_t{batch} * p.a.queries + query;
-Pairing<T> pairings[2 * kBlocks];
+        Pairing<T> pairings[2 * kBlocks];
 #pragma unroll
         for (int i = 0; i < 2 * kBlocks; ++i) {
             int const e = i / 2 * 8 + first + i % 2;
