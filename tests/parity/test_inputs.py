@@ -41,6 +41,14 @@ def test_sizes_around_every_boundary(spec: ModelSpec):
     assert {s.fill for s in sizes} == {"full", "ragged", "holes", "masked", "repeats"}
 
 
+def test_a_search_that_keeps_everything_is_not_tried_beyond_what_it_was_trained_for():
+    """Such a top-k is no boundary, and sums of so many events are rounded beyond any bound here."""
+    spec = make_spec("sim", topk=100_000)
+    longest = [max(s.cached, s.appended) for s in case_sizes(spec)]
+    assert {spec.max_len - 1, spec.max_len, spec.max_len + 1} <= set(longest)
+    assert max(longest) < 2 * spec.max_len
+
+
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_names_are_unique(spec: ModelSpec):
     names = [s.name for s in case_sizes(spec)]
