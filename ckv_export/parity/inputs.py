@@ -90,10 +90,11 @@ def case_sizes(spec: ModelSpec) -> Iterator[CaseSize]:
 def _boundaries(spec: ModelSpec) -> dict[str, int]:
     sizes = {"window": (spec.window or 9) - 1}
     if "topk" in spec.options:
-        # Of a history no longer than the model is trained for, a larger top-k keeps everything.
-        topk = int(spec.options["topk"])
-        sizes["top-k" if topk <= spec.max_len else "max_len"] = min(topk, spec.max_len)
-    return {what: max(size, 3) for what, size in sizes.items()}
+        sizes["top-k"] = int(spec.options["topk"])
+    # Of a history no longer than a model is trained for, a larger window or top-k keeps everything.
+    kept = {"max_len": spec.max_len} if max(sizes.values()) > spec.max_len else {}
+    kept |= {what: size for what, size in sizes.items() if size <= spec.max_len}
+    return {what: max(size, 3) for what, size in kept.items()}
 
 
 def generate(spec: ModelSpec, seed: int, catalogue: Catalogue | None = None) -> list[Case]:

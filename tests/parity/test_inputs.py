@@ -41,9 +41,10 @@ def test_sizes_around_every_boundary(spec: ModelSpec):
     assert {s.fill for s in sizes} == {"full", "ragged", "holes", "masked", "repeats"}
 
 
-def test_a_search_that_keeps_everything_is_not_tried_beyond_what_it_was_trained_for():
-    """Such a top-k is no boundary, and sums of so many events are rounded beyond any bound here."""
-    spec = make_spec("sim", topk=100_000)
+@pytest.mark.parametrize("sizes", [{"topk": 100_000}, {"window": 2**31 - 1}])
+def test_what_keeps_everything_is_not_tried_beyond_what_it_was_trained_for(sizes: dict[str, int]):
+    """It is no boundary, and sums of so many events are rounded beyond any bound."""
+    spec = make_spec("sim", **sizes)
     longest = [max(s.cached, s.appended) for s in case_sizes(spec)]
     assert {spec.max_len - 1, spec.max_len, spec.max_len + 1} <= set(longest)
     assert max(longest) < 2 * spec.max_len
