@@ -19,8 +19,8 @@ Fill = Literal["full", "ragged", "holes", "masked", "repeats"]
 
 _LONG = 200
 _FEW = 4
-# The reference takes a quarter of a minute for twice as many events of HSTU.
-_LONGEST_LAYERED = 1000
+# As in the published models; the reference takes a quarter of a minute for twice as many of HSTU.
+_LONGEST = 1000
 _NEIGHBOURHOODS, _NEIGHBOURS = 8, 64
 
 
@@ -83,7 +83,7 @@ def case_sizes(spec: ModelSpec) -> Iterator[CaseSize]:
     yield CaseSize("more appended than cached", 2, 2, longest + 2, 2)
     if spec.layers_see_history:
         # Distances beyond the last that has a bias of its own.
-        trained = min(spec.max_len, _LONGEST_LAYERED)
+        trained = min(spec.max_len, _LONGEST)
         yield CaseSize("longer than trained for", 1, trained + 2, 1, 1, "full")
 
 
@@ -91,9 +91,10 @@ def _boundaries(spec: ModelSpec) -> dict[str, int]:
     sizes = {"window": (spec.window or 9) - 1}
     if "topk" in spec.options:
         sizes["top-k"] = int(spec.options["topk"])
-    # Of a history no longer than a model is trained for, a larger window or top-k keeps everything.
-    kept = {"max_len": spec.max_len} if max(sizes.values()) > spec.max_len else {}
-    kept |= {what: size for what, size in sizes.items() if size <= spec.max_len}
+    # Of a history that a model is trained for, a larger window or top-k keeps everything.
+    most = max(spec.max_len, _LONGEST)
+    kept = {"longest": most} if max(sizes.values()) > most else {}
+    kept |= {what: size for what, size in sizes.items() if size <= most}
     return {what: max(size, 3) for what, size in kept.items()}
 
 
