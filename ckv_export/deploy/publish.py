@@ -24,6 +24,13 @@ def check_target(out: Path, name: str, force: bool) -> Path:
             f"a bundle's name must be a plain folder name that starts with no dot, got {name!r}"
         )
     target = out / name
+    try:
+        str(target.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(
+            f"a bundle's path must be UTF-8 text, which ONNX asks of the files it checks, got "
+            f"{str(target.absolute())!r}: choose another --out or --name"
+        ) from error
     if out.exists() and not out.is_dir():
         raise BundleError(f"the output folder {out} is a file")
     if target.exists() and not (target / FILE_NAME).is_file():

@@ -147,7 +147,7 @@ class CollectiveAttention(nn.Module):
         prefix = f"attention.{layer}"
         self.spec = spec
         self.scale = ops.attention_scale(spec.d, spec.num_heads, spec.use_scale)
-        self.query = ReducibleProjection(state[f"{prefix}.q.weight"], state.get(f"{prefix}.q.bias"))
+        self.query = ReducibleProjection(state[f"{prefix}.q.weight"])
         self.k = CollectiveSide("k", spec, f"{prefix}.k", state)
         self.v = CollectiveSide("v", spec, f"{prefix}.v", state)
 

@@ -31,7 +31,9 @@ NORM_EPS = 1e-12
 class Entries:
     """What one layer caches for events, per side: row, distance to the runner-up row, user part.
 
-    index int64 [B, S] and margin [B, S] are None on a side without a pool; user [B, S, d_u].
+    index int64 [B, S] and margin [B, S] are None on a side without a pool; user [B, S, d_u]. The
+    margin of an event that ties all rows, as one of zeros does in any arithmetic, is infinite:
+    no rounding gives it another.
     """
 
     index: Mapping[str, Tensor | None]
@@ -101,10 +103,9 @@ class Reference:
         logits = self._router_logits(x, layer, side)
         # numpy's argmax is the one that promises the first of several largest.
         index = torch.from_numpy(np.argmax(logits.detach().numpy(), axis=-1))
-        if logits.shape[-1] == 1:
-            return index, torch.full_like(logits[..., 0], float("inf"))
-        top = logits.topk(2, dim=-1).values
-        return index, top[..., 0] - top[..., 1]
+        best = logits.amax(-1)
+        margin = best - logits.topk(min(2, logits.shape[-1]), dim=-1).values[..., -1]
+        return index, margin.masked_fill(logits.amin(-1) == best, float("inf"))
 
     def _router_logits(self, x: Tensor, layer: int, side: str) -> Tensor:
         prefix = f"attention.{layer}.{side}.router"

@@ -29,7 +29,8 @@ class ExpectedCase:
 
     `outputs`: ``cache_*`` [B, L, S, ...], ``append_*`` [B, L, T, ...] and ``score`` [B, C].
     `margins`: for every ``*_index`` tensor the distance between the largest and the second
-    largest router logit, of the same shape: how close that index was to being another.
+    largest router logit, of the same shape: how close that index was to being another; infinite
+    where all are the same, since the first of them is then no matter of rounding.
     `selection` [B, C]: how close a candidate's own choices were to others, see `selection_margin`;
     None where that isn't known.
     """

@@ -13,10 +13,14 @@ from ckv_export.catalogue import Catalogue
 from ckv_export.contract import FEATURES, EventForm, FeatureSpec, ModelSpec
 from ckv_export.runtimes.base import Array, Arrays
 
-# Few distinct ids, 0 among them, make ties in every search (the fill "repeats").
+# repeats: few items, one of them all zeros as padding is, make ties in every search; holes: what
+# stands under the mask is not zero, so that the mask has to tell.
 Fill = Literal["full", "ragged", "holes", "masked", "repeats"]
 
 _LONG = 200
+_FEW = 4
+# As in the published models; the reference takes a quarter of a minute for twice as many of HSTU.
+_LONGEST = 1000
 _NEIGHBOURHOODS, _NEIGHBOURS = 8, 64
 
 
@@ -73,17 +77,25 @@ def case_sizes(spec: ModelSpec) -> Iterator[CaseSize]:
     users = 4 if longest <= _LONG else 2
     yield CaseSize("long, 3 appended", users, beyond, 3, 9)
     yield CaseSize("long, all real", 1, beyond, 1, 33, "full")
-    yield CaseSize("holes", users, beyond, 2, 3, "holes")
+    yield CaseSize("holes", users, beyond, 2, 16, "holes")
     yield CaseSize("nothing real", 2, beyond, 1, 3, "masked")
-    yield CaseSize("repeated items", users, beyond, 4, 5, "repeats")
+    yield CaseSize("repeated items", users, beyond, 4, 16, "repeats")
     yield CaseSize("more appended than cached", 2, 2, longest + 2, 2)
+    if spec.layers_see_history:
+        # Distances beyond the last that has a bias of its own.
+        trained = min(spec.max_len, _LONGEST)
+        yield CaseSize("longer than trained for", 1, trained + 2, 1, 1, "full")
 
 
 def _boundaries(spec: ModelSpec) -> dict[str, int]:
     sizes = {"window": (spec.window or 9) - 1}
     if "topk" in spec.options:
         sizes["top-k"] = int(spec.options["topk"])
-    return {what: max(size, 3) for what, size in sizes.items()}
+    # Of a history that a model is trained for, a larger window or top-k keeps everything.
+    most = max(spec.max_len, _LONGEST)
+    kept = {"longest": most} if max(sizes.values()) > most else {}
+    kept |= {what: size for what, size in sizes.items() if size <= most}
+    return {what: max(size, 3) for what, size in kept.items()}
 
 
 def generate(spec: ModelSpec, seed: int, catalogue: Catalogue | None = None) -> list[Case]:
@@ -101,13 +113,15 @@ def generate_case(
     rng: np.random.Generator,
     catalogue: Catalogue | None = None,
 ) -> Case:
-    """One case: left-padded histories with id 0 where masked, uniform ids elsewhere."""
+    """One case: histories with id 0 where masked but for "holes", uniform ids elsewhere."""
     total = size.cached + size.appended
     mask = _mask(size, total, rng)
+    padding = ~mask & (size.fill != "holes")
+    few = rng.integers(0, _FEW, (size.batch, total)) if size.fill == "repeats" else None
     inputs: Arrays = {}
     for feature in spec.embedded_item_features:
-        events = _events(feature, (size.batch, total), rng, size.fill == "repeats")
-        events[~mask] = 0
+        events = _events(feature, (size.batch, total), rng, few)
+        events[padding] = 0
         inputs[f"history_{feature.name}"] = events[:, : size.cached]
         inputs[f"append_{feature.name}"] = events[:, size.cached :]
         candidates = _events(feature, (size.batch, size.candidates), rng)
@@ -145,12 +159,12 @@ def _look_up(inputs: Arrays, catalogue: Catalogue) -> None:
 
 def _mask(size: CaseSize, total: int, rng: np.random.Generator) -> NDArray[np.bool_]:
     shape = (size.batch, total)
-    if size.fill in ("full", "repeats"):
+    if size.fill == "full":
         return np.ones(shape, bool)
     if size.fill == "masked":
         return np.zeros(shape, bool)
     if size.fill == "holes":
-        return rng.random(shape) < 0.7
+        return rng.random(shape) < rng.random((size.batch, 1))
     real = rng.integers(0, total + 1, size.batch)
     real[0] = total
     return np.arange(total) >= total - real[:, None]
@@ -159,9 +173,13 @@ def _mask(size: CaseSize, total: int, rng: np.random.Generator) -> NDArray[np.bo
 def _times(
     size: CaseSize, mask: NDArray[np.bool_], rng: np.random.Generator
 ) -> tuple[Array, Array, Array]:
-    """Rising seconds with gaps from none to months, many of them powers of two; masked: 0."""
+    """Rising seconds with gaps from none to weeks and one of years, many powers of two; masked: 0.
+
+    They stay below 2**31 for several thousand events.
+    """
     gaps = 2 ** rng.integers(0, 22, (size.batch, mask.shape[1] + 1)) - rng.integers(0, 2)
     gaps[rng.random(gaps.shape) < 0.1] = 0
+    gaps[np.arange(size.batch), rng.integers(0, gaps.shape[1], size.batch)] = 2**27
     times = gaps.cumsum(1).astype(np.int32)
     candidates = np.repeat(times[:, -1:], size.candidates, axis=1)
     events = np.where(mask, times[:, :-1], 0).astype(np.int32)
@@ -182,15 +200,20 @@ def _ids(feature: FeatureSpec, shape: tuple[int, ...], rng: np.random.Generator)
 
 
 def _events(
-    feature: FeatureSpec, shape: tuple[int, ...], rng: np.random.Generator, repeats: bool = False
+    feature: FeatureSpec,
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    few: NDArray[np.int64] | None = None,
 ) -> Array:
-    if feature.dtype == "float32":
-        return _numbers((*shape, *feature.inner), rng)
+    """Values [*shape, *inner]; `few`, of that shape: which of `_FEW` items each event is of."""
+    if few is not None:
+        items = _events(feature, (_FEW,), rng)
+        items[0] = 0
+        return items[few]
     shape = (*shape, *feature.inner)
-    ids = (
-        rng.integers(0, min(4, feature.vocab_size), shape) if repeats else _ids(feature, shape, rng)
-    )
-    ids = ids.astype(np.int32)
+    if feature.dtype == "float32":
+        return _numbers(shape, rng)
+    ids = _ids(feature, shape, rng).astype(np.int32)
     if feature.kind == "sequence":
         lengths = rng.integers(0, feature.length + 1, (*shape[:-1], 1))
         ids[np.arange(feature.length) >= lengths] = 0

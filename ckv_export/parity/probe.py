@@ -122,11 +122,12 @@ def _steps(model: onnx.ModelProto, callers: Mapping[str, str]) -> list[Step]:
 
 
 def top_margin(logits: Array) -> Array:
-    """Distance of the two largest of logits [..., M]: [...]; infinity where M is 1."""
-    if logits.shape[-1] < 2:
-        return np.full(logits.shape[:-1], np.inf, np.float32)
-    top = np.partition(logits.astype(np.float32), -2, axis=-1)[..., -2:]
-    return top[..., 1] - top[..., 0]
+    """Distance of the two largest of logits [..., M]: [...]; infinity where all are the same."""
+    rows = min(2, logits.shape[-1])
+    top = np.partition(logits.astype(np.float32), -rows, axis=-1)[..., -rows:]
+    best, runner_up = top.max(-1), top.min(-1)
+    same = best == logits.min(-1).astype(np.float32)
+    return np.where(same, np.float32(np.inf), best - runner_up)
 
 
 def stacked_margins(found: Mapping[str, Array], names: Iterable[str], rows: int) -> Array:

@@ -123,7 +123,7 @@ def _layer(layer: int, side: str, flips: NDArray[np.bool_], margin: Floats) -> L
 
 
 def margins(values: Floats) -> Margins:
-    """Their distribution; infinite ones, of a pool with one row, are left out."""
+    """Their distribution; infinite ones, where no row was nearly another, are left out."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return Margins(0, (), (0,) * (len(EDGES) + 1))

@@ -71,6 +71,13 @@ def test_a_model_is_never_replaced_by_its_own_bundle(export_refused, run_folder:
     export_refused(*words, watched=run_folder.parent, says=("no bundle", "never replaced"))
 
 
+@pytest.mark.parametrize(("folder", "name"), [("out", "\udcff"), ("\udcff", "name")])
+def test_a_path_of_bytes_that_are_no_text(export_refused, tmp_path: Path, folder: str, name: str):
+    """Linux allows it; ONNX's checker would fail on it at the end, with a traceback."""
+    words = ("--out", tmp_path / folder, "--name", name)
+    export_refused(*words, watched=tmp_path, says=("UTF-8", "--name"))
+
+
 def test_an_output_folder_that_is_a_file(export_refused, tmp_path: Path):
     file = tmp_path / "file"
     file.write_text("precious")

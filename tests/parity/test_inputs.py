@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ckv_testing.draw import KINDS, RICH, VARIANTS, drawn_spec, make_spec
+from ckv_testing.hstu_models import make_spec as hstu_spec
 
 from ckv_export.contract import FeatureSpec, ModelSpec, decode_io
 from ckv_export.parity.inputs import Case, CaseSize, case_sizes, generate, generate_case
@@ -40,6 +41,16 @@ def test_sizes_around_every_boundary(spec: ModelSpec):
     assert {s.fill for s in sizes} == {"full", "ragged", "holes", "masked", "repeats"}
 
 
+@pytest.mark.parametrize("sizes", [{"topk": 100_000}, {"window": 2**31 - 1}])
+def test_what_keeps_everything_is_not_tried_beyond_what_it_was_trained_for(sizes: dict[str, int]):
+    """It is no boundary, and sums of so many events are rounded beyond any bound."""
+    for trained, most in ((30, 1000), (1200, 1200)):
+        spec = make_spec("sim", max_len=trained, **sizes)
+        longest = [max(s.cached, s.appended) for s in case_sizes(spec)]
+        assert {most - 1, most, most + 1} <= set(longest)
+        assert max(longest) < most + 10
+
+
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_names_are_unique(spec: ModelSpec):
     names = [s.name for s in case_sizes(spec)]
@@ -67,7 +78,7 @@ def check_request(spec: ModelSpec, case: Case) -> None:
             array = case.inputs[f"{group}_{feature.name}"]
             if feature.vocab_size and array.size:
                 assert 0 <= array.min() <= array.max() < feature.vocab_size
-            if group in ("history", "append"):
+            if group in ("history", "append") and case.name != "holes":
                 assert not array[~case.inputs[f"{group}_mask"]].any()
 
 
@@ -124,12 +135,37 @@ def test_fills(rng: np.random.Generator):
     assert mask[0].all(), "user 0 always has all events"
     assert (np.sort(mask, axis=1) == mask).all(), "left-padded"
     assert 0 < mask[1:].mean() < 1
-    mask, _ = drawn("holes")
+    mask, ids = drawn("holes")
     assert (np.sort(mask, axis=1) != mask).any()
+    assert ids[~mask].all(), "nothing but the mask tells which events are real"
     mask, ids = drawn("repeats")
-    assert mask.all()
+    assert (np.sort(mask, axis=1) == mask).all(), "left-padded"
     assert len(np.unique(ids)) <= 4
-    assert 0 in ids, "a real event may have the id of padding"
+    assert 0 in ids[mask], "a real event may have the id of padding"
+
+
+def test_repeated_items_are_alike_in_every_feature(seed: int):
+    """An item's image and price repeat with it, or no search would ever see two alike."""
+    spec = make_spec("sim", features=RICH)
+    (inputs,) = [c.inputs for c in generate(spec, seed) if c.name == "repeated items"]
+    mask = inputs["history_mask"]
+    events = [inputs[f"history_{f.name}"][mask] for f in spec.item_features]
+    columns = [feature.reshape(len(feature), -1) for feature in events]
+    items = np.unique(np.concatenate(columns, axis=1), axis=0)
+    assert 1 < len(items) <= 4
+    assert not items.any(axis=1).all(), "one is all zeros, as padding is"
+
+
+def test_histories_beyond_what_biases_were_trained_for(seed: int):
+    spec = hstu_spec("two layers, times")
+    trained, longest = spec.max_len, max(s.cached + s.appended for s in case_sizes(spec))
+    assert longest > trained + 1
+    case = generate(spec, seed)[-1]
+    groups = ("history", "append", "candidate")
+    times = np.concatenate([case.inputs[f"{group}_time"] for group in groups], axis=1)
+    assert times.shape == (1, longest + 1)
+    assert (np.diff(times) >= 0).all()
+    assert times[0, -1] > 2**26, "years"
 
 
 def test_empty_sequences_occur(seed: int):
