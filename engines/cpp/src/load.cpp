@@ -92,29 +92,35 @@ bool convert_together(std::uint8_t const* from, Rows rows, Element* to, Convert 
     return refused;
 }
 
+// Calls body(std::integral_constant) for the widths whose loops are unrolled, else with 0.
+template <typename Body>
+bool with_width(std::int64_t width, Body const& body) {
+    switch (width) {
+        case 1: return body(std::integral_constant<int, 1>{});
+        case 2: return body(std::integral_constant<int, 2>{});
+        case 4: return body(std::integral_constant<int, 4>{});
+        case 8: return body(std::integral_constant<int, 8>{});
+        default: return body(std::integral_constant<int, 0>{});
+    }
+}
+
 template <typename Stored, typename Element, typename Convert, typename Fit>
 bool convert_layer(Field const& field, std::uint8_t const* from, Rows rows, Element* to,
                    Convert const& convert, Fit const& fit) {
-    auto const narrow = [&](auto width) {
+    return with_width(field.width, [&](auto width) {
         constexpr int kWidth = decltype(width)::value;
-        if constexpr (std::is_same_v<Element, float> && sizeof(Stored) == 2) {
+        if constexpr (kWidth == 0) {
+            bool refused = false;
+            for (std::int64_t e = 0; e < rows.count; ++e, from += rows.bytes, to += field.width) {
+                refused |= convert_run<Stored>(from, field.width, to, convert, fit);
+            }
+            return refused;
+        } else if constexpr (std::is_same_v<Element, float> && sizeof(Stored) == 2) {
             return convert_together<Stored, kWidth>(from, rows, to, convert, fit);
         } else {
             return convert_vectors<Stored, kWidth>(from, rows, to, convert, fit);
         }
-    };
-    switch (field.width) {
-        case 1: return narrow(std::integral_constant<int, 1>{});
-        case 2: return narrow(std::integral_constant<int, 2>{});
-        case 4: return narrow(std::integral_constant<int, 4>{});
-        case 8: return narrow(std::integral_constant<int, 8>{});
-        default: break;
-    }
-    bool refused = false;
-    for (std::int64_t e = 0; e < rows.count; ++e, from += rows.bytes, to += field.width) {
-        refused |= convert_run<Stored>(from, field.width, to, convert, fit);
-    }
-    return refused;
+    });
 }
 
 // `layer`: elements from one layer to the next.
@@ -130,27 +136,37 @@ bool convert_all(Field const& field, Rows rows, Element* to, std::int64_t layer,
     return refused;
 }
 
-// int8 with a scale for each vector.
-bool convert_scaled(Field const& field, Rows rows, float* numbers, std::int64_t layer) {
-    std::int64_t const width = field.width, scale_bytes = 2 * field.layers;
-    std::uint16_t signs = 0;
-    bool refused = false;
-    for (std::int64_t l = 0; l < field.layers; ++l) {
-        std::uint8_t const* row = rows.first + field.offset;
-        float* to = numbers + l * layer;
-        for (std::int64_t e = 0; e < rows.count; ++e, row += rows.bytes, to += width) {
-            auto const half = read<std::uint16_t>(row + 2 * l);
-            float const scale = half_to_float(half);
-            signs |= half;
-            refused |= convert_run<std::int8_t>(
-                row + scale_bytes + l * width, width, to,
-                [&](std::int8_t whole) { return static_cast<float>(whole) * scale; }, Finite{});
+// A layer of int8 with a scale for each vector; `row` where the scales begin.
+template <int kWidth>
+bool convert_scaled_layer(Field const& field, std::uint8_t const* row, std::int64_t layer,
+                          Rows rows, float* to) {
+    std::int64_t const width = kWidth == 0 ? field.width : kWidth;
+    std::int64_t const vector = 2 * field.layers + layer * width;
+    std::uint32_t refused = 0, signs = 0;
+    for (std::int64_t e = 0; e < rows.count; ++e, row += rows.bytes, to += width) {
+        auto const half = read<std::uint16_t>(row + 2 * layer);
+        float const scale = half_to_float(half);
+        signs |= half;
+        auto const scaled = [&](std::int8_t whole) { return static_cast<float>(whole) * scale; };
+        for (std::int64_t j = 0; j < width; ++j) {
+            refused |= convert_one<std::int8_t>(row + vector, j, to, scaled, Finite{});
         }
     }
     if ((signs & 0x8000) != 0) {
         refuse("a scale of '" + field.name + "' is negative");
     }
-    return refused;
+    return refused != 0;
+}
+
+bool convert_scaled(Field const& field, Rows rows, float* numbers, std::int64_t stride) {
+    return with_width(field.width, [&](auto width) {
+        bool refused = false;
+        for (std::int64_t l = 0; l < field.layers; ++l) {
+            refused |= convert_scaled_layer<decltype(width)::value>(
+                field, rows.first + field.offset, l, rows, numbers + l * stride);
+        }
+        return refused;
+    });
 }
 
 bool convert_numbers(Field const& field, Rows rows, float* to, std::int64_t layer) {

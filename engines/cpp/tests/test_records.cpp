@@ -153,6 +153,18 @@ void refusals_leave_things_as_they_were() {
     CHECK(record == ckv::encode(layout, user.tensors(0, 5)));
 }
 
+// A step is a vector's largest number over 127, rounded up to a half: by a thousandth at most.
+void within_half_a_step(std::vector<float> const& wanted, float const* got, std::int64_t width) {
+    for (std::size_t start = 0; start < wanted.size(); start += static_cast<std::size_t>(width)) {
+        auto const first = wanted.begin() + static_cast<std::ptrdiff_t>(start);
+        auto const less = [](float a, float b) { return std::fabs(a) < std::fabs(b); };
+        float const most = std::fabs(*std::max_element(first, first + width, less));
+        for (std::size_t i = start; i < start + static_cast<std::size_t>(width); ++i) {
+            CHECK(std::fabs(got[i] - wanted[i]) <= most / 127 / 2 * 1.001F);
+        }
+    }
+}
+
 // Vectors of every width that is read in its own way, over one block of rows and into the next.
 void every_width(std::int64_t width, std::int64_t events, ckv::UserType type) {
     std::string text = changed_manifest("\"K\", 2]", "\"K\", " + std::to_string(width) + "]");
@@ -174,6 +186,11 @@ void every_width(std::int64_t width, std::int64_t events, ckv::UserType type) {
     same("cache_v_index", user.v_index.data(), 4 * count);
     same("history_item_id", user.item.data(), 4 * count);
     same("history_image", user.image.data(), 12 * count);
+    if (type == ckv::UserType::kInt8) {
+        auto const* numbers = reinterpret_cast<float const*>(read.at("cache_k_user").data.data());
+        within_half_a_step(user.k_user, numbers, width);
+        return;
+    }
     if (type == ckv::UserType::kFloat16) {
         for (float& number : user.k_user) {
             number = ckv::detail::half_to_float(ckv::detail::float_to_half(number));
@@ -233,6 +250,7 @@ int main() {
         for (std::int64_t events : {1, 255, 256, 257, 700}) {
             every_width(width, events, ckv::UserType::kFloat32);
             every_width(width, events, ckv::UserType::kFloat16);
+            every_width(width, events, ckv::UserType::kInt8);
         }
     }
     refusals_leave_things_as_they_were();
