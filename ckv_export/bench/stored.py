@@ -7,6 +7,8 @@ int32 otherwise; user parts or whole K and V as float32 or float16. As many byte
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,9 @@ from ckv_export.runtimes.base import Array, Arrays
 
 Blob = bytes | memoryview
 Zeros = Callable[[tuple[int, ...], "np.dtype[np.generic]"], Array]
+
+_JOINED = 1 << 16
+"""Bytes of a user up to which users are unpacked together."""
 
 FLOATS = {"fp32": np.float32, "fp16": np.float16}
 
@@ -62,9 +67,9 @@ class Layout:
             f"cache_{suffix}": zeros(self.shape(suffix, len(blobs), events), np.dtype(dtype))
             for suffix, dtype, _ in self.cache.tensors
         }
-        for user, blob in enumerate(blobs):
-            for suffix, values in self.parts(blob):
-                arrays[f"cache_{suffix}"][user, :, events - values.shape[1] :] = values
+        for users, block in _blocks(blobs):
+            for suffix, values in self._stacked(block):
+                arrays[f"cache_{suffix}"][users, :, events - values.shape[2] :] = values
         return arrays
 
     def shape(self, suffix: str, users: int, events: int) -> tuple[int, ...]:
@@ -75,13 +80,35 @@ class Layout:
 
     def parts(self, blob: Blob) -> Iterator[tuple[str, Array]]:
         """Each tensor's suffix and its stored values [L, events, ...], which lie in `blob`."""
-        count, offset = len(blob) // max(self.bytes_per_event, 1), 0
+        for suffix, values in self._stacked(np.frombuffer(blob, np.uint8)[None]):
+            yield suffix, values[0]
+
+    def _stacked(self, block: Array) -> Iterator[tuple[str, Array]]:
+        """Each tensor's suffix and its values [users, L, events, ...] in bytes [users, size]."""
+        users, size = block.shape
+        count, start = size // max(self.bytes_per_event, 1), 0
         for suffix, _, _ in self.cache.tensors:
-            shape = self.shape(suffix, 1, count)[1:]
-            size = int(np.prod(shape))
-            values = np.frombuffer(blob, self._kinds[suffix], size, offset).reshape(shape)
-            yield suffix, values
-            offset += values.nbytes
+            kind, shape = self._kinds[suffix], self.shape(suffix, users, count)
+            end = start + kind.itemsize * math.prod(shape[1:])
+            yield suffix, block[:, start:end].view(kind).reshape(shape)
+            start = end
+
+
+def _blocks(blobs: Sequence[Blob]) -> Iterator[tuple[slice, Array]]:
+    """Users next to one another whose bytes are of one size, as [users, size].
+
+    Each alone where they are large: there a copy of them costs more than a few calls of numpy.
+    """
+    start = 0
+    for size, run in itertools.groupby(blobs, len):
+        alike = list(run)
+        step = len(alike) if size <= _JOINED else 1
+        for first in range(0, len(alike), step):
+            some = alike[first : first + step]
+            joined = some[0] if step == 1 else b"".join(some)
+            block = np.frombuffer(joined, np.uint8).reshape(len(some), size)
+            yield slice(start, start + len(some)), block
+            start += len(some)
 
 
 def _index(spec: ModelSpec, suffix: str) -> type:

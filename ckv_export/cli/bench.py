@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckv_export.bench import compare, report
+from ckv_export.bench.allocator import keep_freed_memory
 from ckv_export.bench.measure import Settings
 from ckv_export.bench.request import SOURCES, BenchRequest, parse_sweep
 from ckv_export.bench.run import run_bench
@@ -116,7 +117,9 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.json, args.html, args.markdown):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"the folder {str(path.parent)!r} of {path.name} is not there")
-    result = run_bench(_request(args), ShownStages())
+    request = _request(args)
+    keep_freed_memory()
+    result = run_bench(request, ShownStages())
     _print(result)
     _write(args, result)
     return 0 if old is None else _compare(args, old, result)

@@ -22,6 +22,8 @@ from ckv_export.triton.library import library_files
 from ckv_export.triton.settings import BUNDLE, STORE_VARIABLE, Settings
 
 LAUNCHER = "launch.sh"
+_KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": 1 << 25, "MALLOC_TRIM_THRESHOLD_": 1 << 28}
+"""Environment of the server, bytes; 32 MiB is the most that glibc takes for the first."""
 PLATFORMS = ("onnx", "tensorrt", "in-process")
 _VERSION = "1"
 _MODEL = '''\
@@ -201,7 +203,11 @@ def _launcher_lines(arguments: list[str]) -> Iterator[str]:
     yield "#!/usr/bin/env bash"
     yield "# Starts Triton on this repository; further options are passed on to tritonserver."
     yield f"# {STORE_VARIABLE} replaces the address of the user store that config.pbtxt names."
+    yield "# Memory that was freed stays with the server: glibc would hand the arrays of a batch to"
+    yield "# the system, and every page of the next ones would be a fault."
     yield "set -euo pipefail"
+    for name, size in _KEPT_MEMORY.items():
+        yield f'export {name}="${{{name}:-{size}}}"'
     yield 'repository="$(cd "$(dirname "$0")" && pwd)"'
     yield f'exec tritonserver {" ".join(arguments)} "$@"'
 

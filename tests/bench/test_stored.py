@@ -64,6 +64,21 @@ def test_users_come_back_right_aligned(
             assert not array[place][:, : 4 - events].any()
 
 
+@pytest.mark.parametrize("events", [5, 600])
+def test_users_of_one_length_or_many_come_back_alike(events: int, rng: np.random.Generator):
+    """Unpacked together where they are small, one by one where they are large (76 kB)."""
+    spec = SPECS["both"]
+    layout = Layout(spec, full_cache_spec(spec))
+    lengths = (events, events, 1, 0, 0, events)
+    users = [drawn(layout.cache, 1, n, rng) for n in lengths]
+    got = layout.unpack([layout.pack(u, 0) for u in users], events)
+    for name, array in got.items():
+        assert array.shape[0] == len(lengths)
+        for row, user, n in zip(array, users, lengths, strict=True):
+            np.testing.assert_array_equal(row[:, events - n :], user[name][0])
+            assert not row[:, : events - n].any()
+
+
 @pytest.mark.parametrize("full", [False, True], ids=["compact", "full"])
 @pytest.mark.parametrize("floats", ["fp32", "fp16"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)

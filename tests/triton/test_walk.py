@@ -91,14 +91,17 @@ def with_features(shop: Shop, ids: np.ndarray) -> dict[str, np.ndarray]:
 def test_the_launcher_passes_on_what_it_is_given(
     shops: Callable[[str], Shop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """From another folder, through a path with a blank in it."""
+    """From another folder, through a path with a blank in it; so is the environment."""
     shop, out = shops("items"), tmp_path / "a folder" / "repository"
     command = ["triton", str(shop.folder), f"--out={out}", "--store=sqlite:///u.db"]
     assert main([*command, "--platform=in-process"]) == 0
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "tritonserver").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "bin" / "tritonserver").write_text(
+        '#!/bin/sh\nprintf "%s\\n" "$@" "$MALLOC_MMAP_THRESHOLD_" "$MALLOC_TRIM_THRESHOLD_"\n'
+    )
     (tmp_path / "bin" / "tritonserver").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "12345")
     done = subprocess.run(
         [out / "launch.sh", "--http-port=1", "--exit on error"],
         capture_output=True, text=True, check=True, cwd="/",
@@ -107,4 +110,6 @@ def test_the_launcher_passes_on_what_it_is_given(
         f"--model-repository={out}",
         "--http-port=1",
         "--exit on error",
+        "33554432",
+        "12345",
     ]

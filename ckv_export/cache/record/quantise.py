@@ -16,6 +16,7 @@ from ckv_export.errors import RecordError
 
 Array = NDArray[np.generic]
 _MOST = np.float32(127)
+_LONG = 16
 
 
 def store(field: Field, values: Array, rows: NDArray[np.void]) -> None:
@@ -53,10 +54,19 @@ def load(field: Field, rows: NDArray[np.void]) -> Array:
             raise RecordError(f"a scale of {field.name!r} is negative")
         # An infinite scale makes infinity or NaN of any number: found below.
         with np.errstate(invalid="ignore"):
-            values *= scales[..., None]
+            _multiply(values, scales)
     if not np.isfinite(values).all():
         raise RecordError(f"{field.name!r} of the record holds NaN or infinity")
     return values
+
+
+def _multiply(vectors: NDArray[np.float32], scales: NDArray[np.float32]) -> None:
+    """vectors [n, .., width] *= scales [n, ..]: short ones by column, for numpy loops in each."""
+    if vectors.shape[-1] >= _LONG:
+        vectors *= scales[..., None]
+        return
+    for column in np.moveaxis(vectors, -1, 0):
+        column *= scales
 
 
 def cells(array: Array) -> Array:

@@ -14,15 +14,6 @@ constexpr char kMask[] = "history_mask";
 
 [[noreturn]] void refuse(std::string const& what) { throw Error(ErrorCode::kRecord, what); }
 
-detail::Opened open_number(RecordLayout const& layout, std::vector<Bytes> const& records,
-                           std::size_t position) {
-    try {
-        return detail::open_record(layout, records[position]);
-    } catch (Error const& error) {
-        refuse("record " + std::to_string(position) + " of the batch: " + error.what());
-    }
-}
-
 std::int64_t tensor_bytes(Field const& field, std::int64_t users, std::int64_t events) {
     return 4 * users * field.layers * events * field.width;
 }
@@ -36,22 +27,38 @@ Pointer address(std::map<std::string, Pointer> const& tensors, std::string const
     return found->second;
 }
 
-// One user's rows at the end of its part of the batch's tensors, zeros before.
-void place(Section const& section, std::uint8_t const* rows, std::int64_t count,
-           std::int64_t user, std::int64_t events, std::map<std::string, void*> const& out) {
-    std::int64_t const taken = std::min(count, events);
-    std::uint8_t const* const first =
-        rows + static_cast<std::size_t>(count - taken) * section.row_bytes;
+// A field and the batch's tensor of it.
+struct Target {
+    Field const& field;
+    std::uint8_t* tensor;  // null where it holds nothing
+};
+
+std::vector<Target> targets(Section const& section, std::int64_t events,
+                            std::map<std::string, void*> const& out) {
+    std::vector<Target> found;
     for (Field const& field : section.fields) {
-        std::int64_t const bytes = tensor_bytes(field, 1, events);
-        if (bytes == 0) {
+        bool const any = tensor_bytes(field, 1, events) > 0;
+        found.push_back(
+            {field, any ? static_cast<std::uint8_t*>(address(out, field.name)) : nullptr});
+    }
+    return found;
+}
+
+// One user's rows at the end of its part of the batch's tensors, zeros before.
+void place(std::vector<Target> const& to, std::uint8_t const* rows, std::size_t row_bytes,
+           std::int64_t count, std::int64_t user, std::int64_t events) {
+    std::int64_t const taken = std::min(count, events), padding = events - taken;
+    std::uint8_t const* const first = rows + static_cast<std::size_t>(count - taken) * row_bytes;
+    for (auto const& [field, tensor] : to) {
+        if (tensor == nullptr) {
             continue;
         }
-        auto* const tensor = static_cast<std::uint8_t*>(address(out, field.name)) + user * bytes;
-        std::memset(tensor, 0, static_cast<std::size_t>(bytes));
-        detail::load(field, first, section.row_bytes, taken,
-                     tensor + 4 * field.width * (events - taken),
-                     detail::contiguous(field, events));
+        std::int64_t const vector = 4 * field.width;
+        auto* const mine = tensor + user * tensor_bytes(field, 1, events);
+        for (std::int64_t l = 0; l < field.layers; ++l) {
+            std::memset(mine + l * events * vector, 0, static_cast<std::size_t>(padding * vector));
+        }
+        detail::load(field, first, row_bytes, taken, mine + padding * vector, events);
     }
 }
 
@@ -88,20 +95,21 @@ void batch(RecordLayout const& layout, std::vector<Bytes> const& records, std::i
         refuse("a batch has 0 events or more, got " + std::to_string(events));
     }
     auto* const mask = static_cast<std::uint8_t*>(address(out, kMask));
+    std::int64_t const cached = layout.window_rows(events);
+    auto const window = targets(layout.window, cached, out);
+    auto const whole = targets(layout.events, events, out);
     for (std::size_t i = 0; i < records.size(); ++i) {
-        detail::Opened const opened = open_number(layout, records, i);
         auto const user = static_cast<std::int64_t>(i);
         try {
-            place(layout.window, opened.window, opened.header.window_rows, user,
-                  layout.window_rows(events), out);
-            place(layout.events, opened.events, opened.header.events, user, events, out);
+            detail::Opened const opened = detail::open_record(layout, records[i]);
+            detail::Header const& header = opened.header;
+            place(window, opened.window, layout.window.row_bytes, header.window_rows, user, cached);
+            place(whole, opened.events, layout.events.row_bytes, header.events, user, events);
+            std::int64_t const taken = std::min(events, std::int64_t{header.events});
+            std::uint8_t* const real = std::fill_n(mask + user * events, events - taken, 0);
+            std::fill_n(real, taken, 1);
         } catch (Error const& error) {
             refuse("record " + std::to_string(i) + " of the batch: " + error.what());
-        }
-        std::int64_t const padding =
-            events - std::min(events, std::int64_t{opened.header.events});
-        for (std::int64_t e = 0; e < events; ++e) {
-            mask[user * events + e] = e >= padding;
         }
     }
 }

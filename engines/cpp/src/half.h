@@ -18,18 +18,16 @@ inline float float_of(std::uint32_t bits) {
     return value;
 }
 
+// By masks, not by branches: loops over numbers then take several at a time.
 inline float half_to_float(std::uint16_t half) {
     std::uint32_t const sign = static_cast<std::uint32_t>(half & 0x8000) << 16;
-    std::uint32_t const exponent = half >> 10 & 31, fraction = half & 1023;
-    if (exponent == 31) {
-        return float_of(sign | 0x7f800000 | fraction << 13);
-    }
-    if (exponent == 0) {
-        // Multiples of 2^-24, exact in float.
-        float const value = static_cast<float>(fraction) * 0x1p-24F;
-        return float_of(sign | bits_of(value));
-    }
-    return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+    std::uint32_t const magnitude = static_cast<std::uint32_t>(half & 0x7fff) << 13;
+    std::uint32_t const tiny = 0U - static_cast<std::uint32_t>(magnitude < 0x00800000);
+    std::uint32_t const endless = 0U - static_cast<std::uint32_t>(magnitude >= 0x0f800000);
+    // Where the exponent is 0: multiples of 2^-24, exact in float.
+    std::uint32_t const small = bits_of(float_of(magnitude + 0x38800000) - 0x1p-14F);
+    std::uint32_t const normal = magnitude + 0x38000000 + (endless & 0x38000000);
+    return float_of(sign | (tiny & small) | (~tiny & normal));
 }
 
 // Nearest, ties to even; infinity beyond the largest.

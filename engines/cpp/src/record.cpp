@@ -181,8 +181,7 @@ void unpack(Section const& section, std::uint8_t const* rows, std::int64_t count
     for (Field const& field : section.fields) {
         HostTensor tensor{count, std::vector<std::uint8_t>(static_cast<std::size_t>(
                                      4 * field.layers * field.width * count))};
-        detail::load(field, rows, section.row_bytes, count, tensor.data.data(),
-                     detail::contiguous(field, count));
+        detail::load(field, rows, section.row_bytes, count, tensor.data.data(), count);
         tensors[field.name] = std::move(tensor);
     }
 }

@@ -13,13 +13,6 @@ namespace {
 [[noreturn]] void refuse(std::string const& what) { throw Error(ErrorCode::kRecord, what); }
 
 template <typename T>
-T read(std::uint8_t const* at) {
-    T value{};
-    std::memcpy(&value, at, sizeof value);
-    return value;
-}
-
-template <typename T>
 void write(std::uint8_t* at, T value) {
     std::memcpy(at, &value, sizeof value);
 }
@@ -64,13 +57,6 @@ std::uint16_t scale_of(Field const& field, float const* vector) {
         too_large(field, most, "int8 with a float16 scale");
     }
     return half;
-}
-
-float checked_scale(Field const& field, std::uint16_t half) {
-    if ((half & 0x8000) != 0) {
-        refuse("a scale of '" + field.name + "' is negative");
-    }
-    return half_to_float(half);
 }
 
 // Calls body(first element of the vector in its tensor, its row, its layer) for each vector.
@@ -133,51 +119,6 @@ void store(Field const& field, void const* tensor, Strides strides, std::int64_t
                     for (std::int64_t j = 0; j < width; ++j) {
                         write(to + j, static_cast<std::int8_t>(
                                           std::nearbyint(numbers[from + j] / scale)));
-                    }
-                });
-        case StoredType::kNone: return;
-    }
-}
-
-void load(Field const& field, std::uint8_t const* rows, std::size_t row_bytes, std::int64_t count,
-          void* tensor, Strides strides) {
-    std::int64_t const width = field.width;
-    if (width == 0) {
-        return;
-    }
-    auto* const ids = static_cast<std::int32_t*>(tensor);
-    auto* const numbers = static_cast<float*>(tensor);
-    // Number by number: `convert(stored)` gives the element.
-    auto const load_each = [&](auto* elements, auto stored, auto const& convert) {
-        using Stored = decltype(stored);
-        each_vector(field, strides, 0, count, rows, row_bytes,
-                    [&](std::int64_t to, std::uint8_t const* row, std::int64_t layer) {
-                        auto const* from = row + layer * width * std::int64_t{sizeof(Stored)};
-                        for (std::int64_t j = 0; j < width; ++j, from += sizeof(Stored)) {
-                            elements[to + j] = checked(field, convert(read<Stored>(from)));
-                        }
-                    });
-    };
-    switch (field.stored) {
-        case StoredType::kUint16:
-            return load_each(ids, std::uint16_t{}, [](auto id) { return std::int32_t{id}; });
-        case StoredType::kInt32:
-            return load_each(ids, std::int32_t{}, [](auto id) { return id; });
-        case StoredType::kFloat32:
-            return load_each(numbers, float{}, [](auto number) { return number; });
-        case StoredType::kFloat16:
-            return load_each(numbers, std::uint16_t{},
-                             [](auto half) { return half_to_float(half); });
-        case StoredType::kInt8:
-            return each_vector(
-                field, strides, 0, count, rows, row_bytes,
-                [&](std::int64_t to, std::uint8_t const* row, std::int64_t layer) {
-                    float const scale =
-                        checked_scale(field, read<std::uint16_t>(row + 2 * layer));
-                    auto const* const from = row + scale_bytes(field) + layer * width;
-                    for (std::int64_t j = 0; j < width; ++j) {
-                        auto const whole = static_cast<float>(read<std::int8_t>(from + j));
-                        numbers[to + j] = checked(field, whole * scale);
                     }
                 });
         case StoredType::kNone: return;

@@ -22,9 +22,9 @@ Strides contiguous(Field const& field, std::int64_t events);
 void store(Field const& field, void const* tensor, Strides strides, std::int64_t start,
            std::int64_t count, std::uint8_t* rows, std::size_t row_bytes);
 
-// Read `count` rows into the tensor's events 0 to `count` - 1; throws kRecord for what must not
+// Read `count` rows into the first events of a tensor of `events`; throws kRecord for what must not
 // reach a graph.
 void load(Field const& field, std::uint8_t const* rows, std::size_t row_bytes, std::int64_t count,
-          void* tensor, Strides strides);
+          void* tensor, std::int64_t events);
 
 }  // namespace ckv::detail

@@ -1,4 +1,7 @@
 // SHA-256 and CRC-32 against published values, in one piece and in many.
+#include <cmath>
+#include <limits>
+#include <random>
 #include <vector>
 
 #include "../src/crc32.h"
@@ -49,6 +52,34 @@ void published_crcs() {
     }
 }
 
+// Bit by bit, as the polynomial is defined.
+std::uint32_t slow_crc(std::string const& bytes, std::uint32_t previous) {
+    std::uint32_t crc = ~previous;
+    for (char const byte : bytes) {
+        crc ^= static_cast<std::uint8_t>(byte);
+        for (int bit = 0; bit < 8; ++bit) {
+            crc = (crc & 1) != 0 ? crc >> 1 ^ 0xedb88320U : crc >> 1;
+        }
+    }
+    return ~crc;
+}
+
+// Short ones go through tables, long ones are folded in blocks of 64 and 16 bytes where the
+// processor can: every length around those, from addresses of any alignment.
+void crcs_of_every_length() {
+    std::mt19937 random(3);
+    std::string bytes(700, '\0');
+    for (char& byte : bytes) {
+        byte = static_cast<char>(random());
+    }
+    for (std::size_t size = 0; size + 16 <= bytes.size(); ++size) {
+        std::size_t const start = size % 16;
+        auto const previous = static_cast<std::uint32_t>(random());
+        CHECK(ckv::detail::crc32(bytes.data() + start, size, previous) ==
+              slow_crc(bytes.substr(start, size), previous));
+    }
+}
+
 // Every half there is comes back; numbers between two go to the nearer, ties to the even one.
 void halves() {
     using ckv::detail::float_to_half;
@@ -67,6 +98,11 @@ void halves() {
         CHECK(float_to_half(ckv::detail::float_of(ckv::detail::bits_of(middle) - 1)) == half);
         CHECK(float_to_half(ckv::detail::float_of(ckv::detail::bits_of(middle) + 1)) == half + 1);
     }
+    CHECK(half_to_float(0x7c00) == std::numeric_limits<float>::infinity());
+    CHECK(half_to_float(0xfc00) == -std::numeric_limits<float>::infinity());
+    for (std::uint16_t bits = 0x7c01; bits < 0x8000; ++bits) {
+        CHECK(std::isnan(half_to_float(bits)));
+    }
     CHECK(float_to_half(65504.0F) == 0x7bff);
     CHECK(float_to_half(65519.996F) == 0x7bff);
     CHECK(float_to_half(65520.0F) == 0x7c00);
@@ -79,5 +115,6 @@ void halves() {
 int main() {
     published_digests();
     published_crcs();
+    crcs_of_every_length();
     halves();
 }

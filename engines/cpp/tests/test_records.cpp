@@ -6,6 +6,7 @@
 #include <cstring>
 #include <random>
 
+#include "../src/half.h"
 #include "check.h"
 #include "sample.h"
 
@@ -152,6 +153,52 @@ void refusals_leave_things_as_they_were() {
     CHECK(record == ckv::encode(layout, user.tensors(0, 5)));
 }
 
+// A step is a vector's largest number over 127, rounded up to a half: by a thousandth at most.
+void within_half_a_step(std::vector<float> const& wanted, float const* got, std::int64_t width) {
+    for (std::size_t start = 0; start < wanted.size(); start += static_cast<std::size_t>(width)) {
+        auto const first = wanted.begin() + static_cast<std::ptrdiff_t>(start);
+        auto const less = [](float a, float b) { return std::fabs(a) < std::fabs(b); };
+        float const most = std::fabs(*std::max_element(first, first + width, less));
+        for (std::size_t i = start; i < start + static_cast<std::size_t>(width); ++i) {
+            CHECK(std::fabs(got[i] - wanted[i]) <= most / 127 / 2 * 1.001F);
+        }
+    }
+}
+
+// Vectors of every width that is read in its own way, over one block of rows and into the next.
+void every_width(std::int64_t width, std::int64_t events, ckv::UserType type) {
+    std::string text = changed_manifest("\"K\", 2]", "\"K\", " + std::to_string(width) + "]");
+    text.replace(text.find("\"window\": 4"), 11, "\"window\": 900");
+    ckv::RecordLayout const layout = ckv::RecordLayout::of(ckv::parse_manifest(text, "m"), type);
+    std::mt19937 random(static_cast<unsigned>(10 * width + events));
+    User user(events, random);
+    std::normal_distribution<float> normal;
+    user.k_user.resize(static_cast<std::size_t>(events * width));
+    std::generate(user.k_user.begin(), user.k_user.end(), [&] { return normal(random); });
+    auto const record = ckv::encode(layout, user.tensors(0, events));
+    auto const read = ckv::decode(layout, record);
+    auto const same = [&](char const* name, void const* wanted, std::size_t bytes) {
+        auto const& data = read.at(name).data;
+        CHECK(data.size() == bytes && std::memcmp(data.data(), wanted, bytes) == 0);
+    };
+    auto const count = static_cast<std::size_t>(events);
+    same("cache_k_index", user.k_index.data(), 4 * count);
+    same("cache_v_index", user.v_index.data(), 4 * count);
+    same("history_item_id", user.item.data(), 4 * count);
+    same("history_image", user.image.data(), 12 * count);
+    if (type == ckv::UserType::kInt8) {
+        auto const* numbers = reinterpret_cast<float const*>(read.at("cache_k_user").data.data());
+        within_half_a_step(user.k_user, numbers, width);
+        return;
+    }
+    if (type == ckv::UserType::kFloat16) {
+        for (float& number : user.k_user) {
+            number = ckv::detail::half_to_float(ckv::detail::float_to_half(number));
+        }
+    }
+    same("cache_k_user", user.k_user.data(), 4 * user.k_user.size());
+}
+
 void a_batch_ends_with_each_users_last_events() {
     ckv::RecordLayout const layout = layout_of(ckv::UserType::kFloat32);
     std::mt19937 random(9);
@@ -198,6 +245,13 @@ int main() {
     layout();
     for (auto type : {ckv::UserType::kFloat32, ckv::UserType::kFloat16, ckv::UserType::kInt8}) {
         appending_is_encoding_everything(type);
+    }
+    for (std::int64_t width = 1; width <= 9; ++width) {
+        for (std::int64_t events : {1, 255, 256, 257, 700}) {
+            every_width(width, events, ckv::UserType::kFloat32);
+            every_width(width, events, ckv::UserType::kFloat16);
+            every_width(width, events, ckv::UserType::kInt8);
+        }
     }
     refusals_leave_things_as_they_were();
     a_batch_ends_with_each_users_last_events();
