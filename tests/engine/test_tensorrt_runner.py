@@ -170,6 +170,18 @@ def test_without_a_gpu_activation_says_so(engine: Path) -> None:
         TensorRtRunner(engine, IO, FULL).activate()
 
 
+def test_a_gpu_that_gives_no_stream_is_told(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held_by_another() -> None:
+        raise torch.AcceleratorError(
+            "CUDA error: devices are busy\nCompile with TORCH_USE_CUDA_DSA"
+        )
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", held_by_another)
+    with pytest.raises(EngineError, match=r"a stream of the GPU: CUDA error: devices are busy$"):
+        TensorRtRunner(engine, IO, FULL).activate()
+
+
 def test_without_the_module_activation_says_so(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,13 +210,14 @@ RTX = Backend("tensorrt_rtx", MODULE, "1.7")
 
 
 class FakeRunner(TensorRtRunner):
-    """The runner itself, on the stand-ins."""
+    """The runner itself, on the stand-ins; `room`: bytes of the device, None for enough."""
 
-    def __init__(self, path: Path, *words: Any, **options: Any) -> None:
+    def __init__(self, path: Path, *words: Any, room: int | None = None, **options: Any) -> None:
         super().__init__(path, *(words or (IO, FULL)), **options)
+        self._room = room
 
     def _open_memory(self) -> FakeMemory:
-        return FakeMemory()
+        return FakeMemory(self._room)
 
     def _deserialize(self, messages: Any) -> Any:
         engine = super()._deserialize(messages)
