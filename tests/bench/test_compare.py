@@ -72,5 +72,9 @@ def test_other_files_are_refused(text: str, tmp_path: Path):
         load(file)
     with pytest.raises(InputError, match="can't read the result"):
         load(tmp_path / "absent.json")
+    for part, value in (("settings", None), ("environment", []), ("ways", {}), ("ways", [1])):
+        file.write_text(json.dumps(result() | {part: value}))
+        with pytest.raises(InputError, match=rf"is no result of ckv-export bench: it lacks {part}"):
+            load(file)
     file.write_text(json.dumps(result()))
     assert load(file)["settings"] == result()["settings"]

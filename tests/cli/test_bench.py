@@ -310,6 +310,8 @@ def test_wrong_scores_are_not_timed(
         (("--sweep", "history=a"), "a sweep is written AXIS=N,N"),
         (("--phases", "decode,none"), "--phases must be of prefill"),
         (("--json", "absent/result.json"), "the folder 'absent' of result.json is not there"),
+        (("--html", "."), ". is a folder: give the name of a file to write"),
+        (("--sweep", "candidates=5,0"), "candidates must lie in 1 to"),
         (("--compare", "absent.json"), "can't read the result absent.json"),
         (("--source", "disk"), "invalid choice: 'disk'"),
         (("--latency-bound", "0"), "must be a number above 0"),
