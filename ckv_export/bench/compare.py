@@ -14,6 +14,7 @@ from ckv_export.errors import InputError
 SCHEMA_VERSION = 1
 LEAST_WINDOWS = 3
 """Of a timing that is compared: fewer tell nothing of the noise."""
+_PARTS = ("environment", "bundle", "settings")
 _SAME = (("bundle", "fingerprint"), ("bundle", "precision"))
 _SAME_SETTINGS = ("sizes", "threads", "stored", "source")
 
@@ -58,10 +59,16 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(f"can't read the result {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no result of ckv-export bench: {error}") from error
-    if version != SCHEMA_VERSION or not isinstance(ways, list):
+    if version != SCHEMA_VERSION:
         raise InputError(
             f"{path} is a result of schema version {version}, this ckv-export reads "
             f"{SCHEMA_VERSION}: measure again"
+        )
+    wrong = [name for name in _PARTS if not isinstance(result.get(name), dict)]
+    wrong += [] if isinstance(ways, list) and all(isinstance(w, dict) for w in ways) else ["ways"]
+    if wrong:
+        raise InputError(
+            f"{path} is no result of ckv-export bench: it lacks {', '.join(wrong)}: measure again"
         )
     return dict(result)
 

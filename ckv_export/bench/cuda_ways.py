@@ -12,12 +12,13 @@ from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
 from ckv_export.bench.roster import FULL_DECODE, ON_CUDA, CompiledRunner, Weights
 from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
+from ckv_export.errors import ExportError
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.model.base import CollectiveModel
 from ckv_export.runtimes.base import Array, Arrays, Runner
 from ckv_export.runtimes.onnxruntime import CUDA, OnnxRuntimeRunner, load_module
-from ckv_export.runtimes.torch import TorchRunner
+from ckv_export.runtimes.torch import TorchRunner, device_errors
 
 GRAPHS = "reduce-overhead"
 """torch.compile's name of the mode that replays CUDA graphs."""
@@ -34,20 +35,29 @@ def cuda_ways(
     if not torch.cuda.is_available():
         reason = f"torch {torch.__version__} has no GPU here that it can use"
         return [], [LeftOut(ON_CUDA, reason)]
-    ways = torch_ways(weights.model, first, floats, "cuda")
+    ways, left_out = list[Way](), list[LeftOut]()
+    try:
+        ways += torch_ways(weights.model, first, floats, "cuda")
+    except ExportError as error:
+        left_out.append(LeftOut("PyTorch on cuda", str(error)))
     names = [f"ONNX Runtime CUDA, full KV {kept}" for kept in ("held", "fetched")]
     if CUDA not in load_module().get_available_providers():
         reason = "this ONNX Runtime has no CUDA provider: install onnxruntime-gpu"
-        return ways, [LeftOut(name, reason) for name in names]
+        return ways, left_out + [LeftOut(name, reason) for name in names]
     io = FullDecodeGraph(weights.model).io
     decode = OnnxRuntimeRunner(scratch / FULL_DECODE, io, CUDA)
-    return ways + _full_pair("ONNX Runtime CUDA", weights.model, first, decode, floats, "cuda"), []
+    ways += _full_pair("ONNX Runtime CUDA", weights.model, first, decode, floats, "cuda")
+    return ways, left_out
 
 
 def torch_ways(model: CollectiveModel, first: Way, floats: str, device: str) -> list[Way]:
-    """PyTorch on `device`, eager, compiled, and compiled with CUDA graphs; one copy of `model`."""
-    there = copy.deepcopy(model).to(device)
-    graphs = PrefillGraph(there), DecodeGraph(there), FullDecodeGraph(there)
+    """PyTorch on `device`, eager, compiled, and compiled with CUDA graphs; one copy of `model`.
+
+    Raises `ExportError` where the device has too little memory for it.
+    """
+    with device_errors(f"hold the model's weights on {device}"):
+        there = copy.deepcopy(model).to(device)
+        graphs = PrefillGraph(there), DecodeGraph(there), FullDecodeGraph(there)
     eager = [TorchRunner(graph, graph.io, device) for graph in graphs]
     compiled = [CompiledRunner(graph, graph.io, device) for graph in graphs]
     replayed = [CompiledRunner(graph, graph.io, device, GRAPHS) for graph in graphs]

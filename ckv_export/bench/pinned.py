@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from ckv_export.bench.stored import Blob, Layout, Store
 from ckv_export.errors import InputError
 from ckv_export.runtimes.base import Array, Arrays, Feed, Placed
+from ckv_export.runtimes.torch import device_errors
 
 
 def require_gpu() -> None:
@@ -25,7 +27,8 @@ def require_gpu() -> None:
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An array in pinned memory."""
     kind: torch.dtype = getattr(torch, dtype.name)
-    array: Array = torch.zeros(shape, dtype=kind, pin_memory=True).numpy()
+    with device_errors(f"pin {math.prod(shape) * dtype.itemsize} bytes of the host's memory"):
+        array: Array = torch.zeros(shape, dtype=kind, pin_memory=True).numpy()
     return array
 
 
@@ -54,8 +57,13 @@ def landed(layout: Layout, blobs: Sequence[Blob], events: int, device: str) -> d
     """What `Layout.unpack` makes, on `device`: each user's bytes are copied there directly.
 
     In the dtype they are stored in; they become those of the cache on the device. Waits until all
-    is there.
+    is there. Raises `ExportError` where the device has too little memory.
     """
+    with device_errors(f"copy stored bytes to {device}"):
+        return _landed(layout, blobs, events, device)
+
+
+def _landed(layout: Layout, blobs: Sequence[Blob], events: int, device: str) -> dict[str, Feed]:
     stored: dict[str, torch.Tensor] = {}
     for user, blob in enumerate(blobs):
         for suffix, values in layout.parts(blob):

@@ -92,15 +92,20 @@ def _sweep_tables(points: Sequence[Mapping[str, Any]]) -> list[Table]:
     for axis in dict.fromkeys(p["axis"] for p in points):
         mine = [p for p in points if p["axis"] == axis]
         for phase in ("decode", "request"):
-            names = [w["name"] for w in mine[0]["ways"] if phase in w["phases"]]
+            names = _swept_names(mine, phase)
             rows = [[str(p["value"]), *_p50s(p, names, phase)] for p in mine]
             if names:
                 found.append((f"{phase}, p50 ms by {axis}", (axis, *names), rows))
     return found
 
 
+def _swept_names(points: Sequence[Mapping[str, Any]], phase: str) -> list[str]:
+    """Ways that have the phase at a point at least: at others they may have been left out."""
+    return list(dict.fromkeys(w["name"] for p in points for w in p["ways"] if phase in w["phases"]))
+
+
 def _p50s(point: Mapping[str, Any], names: Sequence[str], phase: str) -> list[str]:
-    timed = {w["name"]: w["phases"] for w in point["ways"]}
+    timed = {w["name"]: w["phases"] for w in point["ways"] if phase in w["phases"]}
     return [f"{timed[name][phase]['p50_ms']:.3f}" if name in timed else "-" for name in names]
 
 
@@ -221,7 +226,6 @@ def plots(result: Result) -> list[str]:
 
 def _swept(points: Sequence[Mapping[str, Any]], axis: str) -> list[Series]:
     mine = [p for p in points if p["axis"] == axis]
-    names = [w["name"] for w in mine[0]["ways"] if "request" in w["phases"]]
     return [
         Series(
             name,
@@ -229,10 +233,10 @@ def _swept(points: Sequence[Mapping[str, Any]], axis: str) -> list[Series]:
                 (p["value"], w["phases"]["request"]["p50_ms"])
                 for p in mine
                 for w in p["ways"]
-                if w["name"] == name
+                if w["name"] == name and "request" in w["phases"]
             ],
         )
-        for name in names
+        for name in _swept_names(mine, "request")
     ]
 
 

@@ -24,7 +24,7 @@ class BenchRequest:
     that p99 may take in a search for the highest rate, None for no search; `traffic`: how many
     requests of drawn lengths, 0 for none; `sweep`: sizes of one axis at a time; `only`: ways whose
     name holds this text, and always the first; `beside`: other bundles of the same model, whose
-    ways join.
+    ways join. Raises `InputError` for a size of the sweep that no request can have.
     """
 
     bundle: Path
@@ -45,10 +45,18 @@ class BenchRequest:
     only: str = ""
     beside: Sequence[Path] = ()
 
+    def __post_init__(self) -> None:
+        for axis, values in self.sweep.items():
+            for value in values:
+                self.sizes.replaced(**{axis: value})
+
 
 def parse_sweep(texts: Sequence[str]) -> dict[str, list[int]]:
-    """Read ``history=10,100``; raises `InputError` for another axis or what is no number."""
-    sweep = {}
+    """Read ``history=10,100``; raises `InputError` for another axis or what is no number.
+
+    An axis given twice is swept over the sizes of both.
+    """
+    sweep: dict[str, list[int]] = {}
     for text in texts:
         axis, _, values = text.partition("=")
         parts = values.split(",")
@@ -56,5 +64,5 @@ def parse_sweep(texts: Sequence[str]) -> dict[str, list[int]]:
             raise InputError(
                 f"a sweep is written AXIS=N,N,... with an axis of {', '.join(SWEPT)}, got {text!r}"
             )
-        sweep[axis] = [int(p) for p in parts]
+        sweep.setdefault(axis, []).extend(int(p) for p in parts)
     return sweep

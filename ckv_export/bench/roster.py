@@ -17,7 +17,7 @@ from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.contract import GraphSpec, ModelSpec
-from ckv_export.errors import CheckpointError, ExportError
+from ckv_export.errors import CheckpointError, CkvError, ExportError
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.manifest import Manifest
@@ -62,6 +62,8 @@ class CompiledRunner(TorchRunner):
     def _infer(self, feeds: Feeds) -> Arrays:
         try:
             return super()._infer(feeds)
+        except CkvError:
+            raise
         except Exception as error:  # a missing C++ compiler is several classes of error
             raise ExportError(f"torch.compile failed: {str(error).splitlines()[0]}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ckv_export.bench.describe import (
     way_dict,
 )
 from ckv_export.bench.environment import environment
-from ckv_export.bench.measure import Settings, in_turn
+from ckv_export.bench.measure import in_turn
 from ckv_export.bench.pinned import PinnedStore, require_gpu
 from ckv_export.bench.rate import highest_rate
 from ckv_export.bench.request import BenchRequest
@@ -39,6 +40,9 @@ from ckv_export.stages import Stages
 
 SCHEMA_VERSION = 1
 
+Calls = Mapping[str, Callable[[], object]]
+"""By the name of a way."""
+
 
 def run_bench(request: BenchRequest, stages: Stages) -> dict[str, Any]:
     """Measure; returns what `result.schema.json` describes.
@@ -50,6 +54,15 @@ def run_bench(request: BenchRequest, stages: Stages) -> dict[str, Any]:
         opened.callback(bench.close)
         bench.open()
         return bench.measure()
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """The ways that serve a request, the worst error of each, and the ways that can't."""
+
+    prepared: list[Prepared]
+    errors: Mapping[str, float]
+    failed: list[LeftOut]
 
 
 class _Bench:
@@ -118,43 +131,64 @@ class _Bench:
 
     def measure(self) -> dict[str, Any]:
         """All parts of the result."""
-        request = self.request
-        prepared = self._prepared(self._draw(request.sizes))
-        with self.stages.stage("check scores") as stage:
-            checked = self._checked(prepared)
-            errors, prepared = checked.errors, checked.kept(prepared)
-            self._leave_out(checked.failed)
-            stage.remark = f"worst difference {max(errors.values(), default=0.0):.1e}"
-        phases = self._phases(prepared, request.settings, "measure")
-        rates = self._rates(prepared)
-        ways = [way_dict(p, errors[p.way.name]) | {"phases": phases[p.way.name]} for p in prepared]
-        for way in ways:
-            way["rate"] = rates.get(way["name"])
+        ways = self._measured_ways()
         sweep, traffic = self._sweep(), self._traffic()  # both may leave out more ways
         return {
             "schema_version": SCHEMA_VERSION,
             "environment": self.environment,
             "bundle": bundle_dict(self.manifest),
             "beside": [beside_dict(bundle) for bundle in self.bundles[1:]],
-            "settings": settings_dict(request),
+            "settings": settings_dict(self.request),
             "ways": ways,
             "left_out": [{"name": w.name, "reason": w.reason} for w in self.left_out],
             "sweep": sweep,
             "traffic": traffic,
         }
 
+    def _measured_ways(self) -> list[dict[str, Any]]:
+        """Every way that serves the request, with its timings; the others are left out."""
+        with self.stages.stage("check scores") as stage:
+            ready = self._ready(self._draw(self.request.sizes))
+            self._leave_out(ready.failed)
+            stage.remark = f"worst difference {max(ready.errors.values(), default=0.0):.1e}"
+        prepared, errors = ready.prepared, ready.errors
+        phases = self._phases(prepared, "measure")
+        rates = self._rates(prepared)
+        return [
+            way_dict(p, errors[p.way.name])
+            | {"phases": phases[p.way.name], "rate": rates.get(p.way.name)}
+            for p in prepared
+        ]
+
     # -- preparing
 
     def _draw(self, sizes: Sizes, lengths: tuple[int, ...] | None = None) -> Request:
         return draw_request(self.spec, self.manifest.form, self.graphs, sizes, self.rng, lengths)
 
-    def _prepared(self, request: Request) -> list[Prepared]:
-        """The request for every way, its cache made once by the first way's prefill."""
+    def _ready(self, request: Request) -> _Ready:
+        """Every way with the request, served once; raises `ParityFailure` for wrong scores."""
+        prepared, failed = self._prepared(request)
+        checked = self._checked(prepared)
+        return _Ready(checked.kept(prepared), checked.errors, [*failed, *checked.failed])
+
+    def _prepared(self, request: Request) -> tuple[list[Prepared], list[LeftOut]]:
+        """The request for every way, its cache made once by the first way's prefill.
+
+        And the ways that have no room for what they keep of its users.
+        """
         prefill = self.ways[0].prefill
         assert prefill is not None
         made = prefill.infer(request.prefill_feeds(prefill.io, self.spec))
         compact = last_entries(self.spec, made)
-        return [self._prepared_one(way, request, compact) for way in self.ways]
+        prepared, failed = [], []
+        for way in self.ways:
+            try:
+                prepared.append(self._prepared_one(way, request, compact))
+            except CkvError as error:
+                if way is self.ways[0]:
+                    raise
+                failed.append(LeftOut(way.name, str(error)))
+        return prepared, failed
 
     def _prepared_one(self, way: Way, request: Request, compact: Arrays) -> Prepared:
         store = None
@@ -192,9 +226,13 @@ class _Bench:
     # -- measuring
 
     def _phases(
-        self, prepared: Sequence[Prepared], settings: Settings, title: str
+        self, prepared: Sequence[Prepared], title: str, where: str = ""
     ) -> dict[str, dict[str, Any]]:
-        """Way -> phase -> timing; the ways of a phase take turns."""
+        """Way -> phase -> timing; the ways of a phase take turns.
+
+        A way that has no such phase for these sizes is left out of it, under the name of both and
+        `where`.
+        """
         by_phase: dict[str, dict[str, Callable[[], object]]] = {}
         for one in prepared:
             for phase, call in one.calls():
@@ -202,13 +240,27 @@ class _Bench:
                     by_phase.setdefault(phase, {})[one.way.name] = call
         timings: dict[str, dict[str, Any]] = {one.way.name: {} for one in prepared}
         users = prepared[0].request.sizes.batch
-        for phase, calls in by_phase.items():
+        for phase, given in by_phase.items():
             with self.stages.stage(f"{title}: {phase}") as stage:
-                for name, timing in in_turn(calls, settings).items():
+                calls = self._possible(given, f"{phase}{where}")
+                for name, timing in in_turn(calls, self.request.settings).items():
                     timings[name][phase] = timing.to_dict(users)
-                first = timings[next(iter(calls))][phase]
-                stage.remark = f"{len(calls)} ways; first p50 {first['p50_ms']:.2f} ms"
+                stage.remark = f"{len(calls)} ways"
+                if calls:
+                    first = timings[next(iter(calls))][phase]
+                    stage.remark += f"; first p50 {first['p50_ms']:.2f} ms"
         return timings
+
+    def _possible(self, calls: Calls, phase: str) -> Calls:
+        """Those that run, called once: an engine may not be built for one candidate, say."""
+        failed = {}
+        for name, call in calls.items():
+            try:
+                call()
+            except CkvError as error:
+                failed[name] = str(error)
+        self.left_out += [LeftOut(f"{name}, {phase}", why) for name, why in failed.items()]
+        return {name: call for name, call in calls.items() if name not in failed}
 
     def _rates(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
         bound = self.request.bound
@@ -232,22 +284,18 @@ class _Bench:
         for axis, values in self.request.sweep.items():
             for value in values:
                 sizes = self.request.sizes.replaced(**{axis: value})
-                title = f"{axis} {value}"
-                prepared = self._prepared(self._draw(sizes))
-                checked = self._checked(prepared)
-                prepared = checked.kept(prepared)
-                self.left_out += [LeftOut(f"{w.name} at {title}", w.reason) for w in checked.failed]
-                timings = self._phases(prepared, self.request.settings, title)
-                points.append(
-                    {"axis": axis, "value": value, "ways": self._points(prepared, timings)}
-                )
+                ways = self._point(sizes, f"{axis} {value}")
+                points.append({"axis": axis, "value": value, "ways": ways})
         return points
 
-    @staticmethod
-    def _points(prepared: Sequence[Prepared], timings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _point(self, sizes: Sizes, title: str) -> list[dict[str, Any]]:
+        """Each way at a point of a sweep; frees what it has placed for it."""
+        ready = self._ready(self._draw(sizes))
+        self.left_out += [LeftOut(f"{w.name} at {title}", w.reason) for w in ready.failed]
+        timings = self._phases(ready.prepared, title, f" at {title}")
         return [
             {"name": p.way.name, "fetched_bytes": fetched_bytes(p), "phases": timings[p.way.name]}
-            for p in prepared
+            for p in ready.prepared
         ]
 
     def _traffic(self) -> dict[str, Any] | None:
@@ -259,14 +307,19 @@ class _Bench:
         # A compiled program serves one shape: torch.compile would compile within the measurement.
         fixed = [way for way in self.ways if "torch.compile" not in way.name]
         prepared: dict[str, list[Prepared]] = {way.name: [] for way in fixed}
+        failed: dict[str, str] = {}
         for length in lengths:
             shape = self.request.sizes.replaced(batch=1, history=bucket_of(length, sizes))
-            for one in self._prepared(self._draw(shape, (length,))):
+            ready, without = self._prepared(self._draw(shape, (length,)))
+            failed |= {w.name: w.reason for w in without if w.name in prepared}
+            for one in ready:
                 if one.way.name in prepared:
                     prepared[one.way.name].append(one)
-        for failed in [f for ones in prepared.values() if (f := _failure(ones))]:
-            del prepared[failed.name]
-            self.left_out.append(LeftOut(f"{failed.name} in traffic", failed.reason))
+        for name, ones in prepared.items():
+            failed |= {} if name in failed else _failure(ones)
+        for name, reason in failed.items():
+            del prepared[name]
+            self.left_out.append(LeftOut(f"{name} in traffic", reason))
         with self.stages.stage(f"traffic: {len(lengths)} requests"):
             calls = {name: cycling(ones) for name, ones in prepared.items()}
             timings = in_turn(calls, self.request.settings)
@@ -278,12 +331,12 @@ class _Bench:
         }
 
 
-def _failure(prepared: Sequence[Prepared]) -> LeftOut | None:
-    """Why a way can't serve one of these requests, as an engine that wasn't built for its shape."""
+def _failure(prepared: Sequence[Prepared]) -> dict[str, str]:
+    """A way's name and why it can't serve one of these, as an engine not built for its shape."""
     try:
         for one in prepared:
             for _ in range(one.way.settles):
                 one.score()
     except CkvError as error:
-        return LeftOut(prepared[0].way.name, str(error))
-    return None
+        return {prepared[0].way.name: str(error)}
+    return {}

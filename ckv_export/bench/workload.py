@@ -15,6 +15,8 @@ from ckv_export.runtimes.base import Array, Arrays, Feed, Feeds
 
 _GROUPS = ("history", "append", "candidate", "user")
 NOW = 1_750_000_000
+MOST = 10**7
+"""Of every size: more than any request holds, and few enough to count the bytes of."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("history", 0), ("appended", 0), ("candidates", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            size = getattr(self, name)
+            if not least <= size <= MOST:
+                raise InputError(f"{name} must lie in {least} to {MOST:,}, got {size:,}")
 
     def axes(self, spec: ModelSpec) -> dict[str, int]:
         """The sizes by axis name."""

@@ -117,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.json, args.html, args.markdown):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"the folder {str(path.parent)!r} of {path.name} is not there")
+        if path is not None and path.is_dir():
+            raise InputError(f"{path} is a folder: give the name of a file to write")
     request = _request(args)
     keep_freed_memory()
     result = run_bench(request, ShownStages())

@@ -156,7 +156,7 @@ class Hstu(CollectiveModel):
         mask = torch.cat([inputs[f"{g}_mask"] for g in groups], dim=1)
         new = New(inputs[f"{groups[-1]}_mask"].shape[1], candidates)
         before = mask.shape[1] - new.appended
-        order = torch.arange(mask.shape[1])
+        order = torch.arange(mask.shape[1], device=mask.device)
         place = mask.to(torch.int32).cumsum(1, dtype=torch.int32)
         visible = (order <= order[before:, None]) & mask[:, None, :]
         count = asked = place[:, before:]
@@ -170,7 +170,7 @@ class Hstu(CollectiveModel):
         seen = new.each(visible.to(torch.int32))
         return Links(
             new=new,
-            visible=new.beside_candidates(seen, new.themselves()),
+            visible=new.beside_candidates(seen, new.themselves(mask.device)),
             distance=distance,
             bucket=self._buckets(inputs, groups, candidates is not None),
             count=count.clamp(min=1).to(torch.float32),

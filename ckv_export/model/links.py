@@ -33,10 +33,11 @@ class New:
         beside = by_candidate.to(by_event.dtype).expand(by_event.shape[0], -1, self.candidates)
         return torch.cat([by_event, beside], dim=2)
 
-    def themselves(self) -> Tensor:
-        """Where a new event is a candidate: bool [Q, C]."""
-        candidates = torch.arange(self.candidates or 0) + self.appended
-        return torch.arange(self.appended + (self.candidates or 0))[:, None] == candidates
+    def themselves(self, device: torch.device) -> Tensor:
+        """Where a new event is a candidate: bool [Q, C], made on `device`."""
+        count = self.candidates or 0
+        candidates = torch.arange(count, device=device) + self.appended
+        return torch.arange(self.appended + count, device=device)[:, None] == candidates
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ EXCLUDED = torch.finfo(torch.float32).min
 def first_position(hits: Tensor) -> Tensor:
     """Position of the first True of bool [..., N] as int32 [...]; N where there is none."""
     size = hits.shape[-1]
-    positions = torch.arange(size, dtype=torch.int32)
+    positions = torch.arange(size, dtype=torch.int32, device=hits.device)
     return torch.where(hits, positions, size).amin(-1).to(torch.int32)
 
 

@@ -124,7 +124,8 @@ class TargetAttentionModel(CollectiveModel):
         return self.score(inputs, blocks)
 
     def _window(self, entries: CacheEntries, mask: Tensor) -> tuple[CacheEntries, Tensor]:
-        kept, kept_mask = window_positions(self.spec, entries.k_user.shape[1], mask.shape[1])
+        cached, length = entries.k_user.shape[1], mask.shape[1]
+        kept, kept_mask = window_positions(self.spec, cached, length, mask.device)
         return entries.take(kept), mask.index_select(1, kept_mask)
 
     def _blocks(self, state: Mapping[str, Tensor]) -> Sequence[Block]:
@@ -143,11 +144,14 @@ def _rows(table: Tensor, ids: Tensor) -> Tensor:
     return F.embedding(ids, table.unsqueeze(1)).squeeze(-1)
 
 
-def window_positions(spec: ModelSpec, cached: int, length: int) -> tuple[Tensor, Tensor]:
+def window_positions(
+    spec: ModelSpec, cached: int, length: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Positions of the short window among `cached` entries, and of its mask among `length` events.
 
     The window is the last W - 1 events. Under ``mask_alignment: fuxictr`` a history of W or more
-    takes the mask one position earlier than the events, as the paper authors' code does.
+    takes the mask one position earlier than the events, as the paper authors' code does. Both are
+    made on `device`.
     """
     assert spec.window is not None
     late = 0
@@ -155,5 +159,5 @@ def window_positions(spec: ModelSpec, cached: int, length: int) -> tuple[Tensor,
         late = torch.sym_min(torch.sym_max(length - spec.window + 1, 0), 1)
     # Cut from all positions: a size min(cached, W - 1) is 0 or 1 for W = 2, and PyTorch's exporter
     # would take that 1 for a constant.
-    kept = torch.arange(cached)[1 - spec.window :]
+    kept = torch.arange(cached, device=device)[1 - spec.window :]
     return kept, kept + (length - cached - late)

@@ -33,7 +33,11 @@ class CudaMemory:
                 f"here that torch {torch.__version__} can use"
             )
         new_stream: Any = torch.cuda.Stream  # its constructor has no annotations
-        self._stream = new_stream()
+        try:
+            self._stream = new_stream()
+        except RuntimeError as error:  # held by another process, or without memory for a context
+            reason = str(error).partition("\n")[0]
+            raise EngineError(f"running an engine needs a stream of the GPU: {reason}") from error
 
     @property
     def handle(self) -> int:

@@ -120,7 +120,12 @@ class OnnxRuntimeRunner(Runner):
         """An array's copy on the device, made when this returns."""
         if isinstance(feed, Placed) or self._device == "cpu" or not feed.size:
             return feed
-        value = load_module().OrtValue.ortvalue_from_numpy(feed, self._device, 0)
+        try:
+            value = load_module().OrtValue.ortvalue_from_numpy(feed, self._device, 0)
+        except Exception as error:  # as in `_activate`: too little memory there is one
+            raise ExportError(
+                f"ONNX Runtime can't send an input of {self.path.name} to {self._device}: {error}"
+            ) from error
         return Placed(feed.shape, feed.dtype, value)
 
     def _describe(self) -> RunnerMetadata:

@@ -111,7 +111,7 @@ class TensorRtRunner(Runner):
                 self._runtime.engine_host_code_allowed = True
             self._engine = self._deserialize(messages)
             self._check_engine()
-            with self._memory.on_stream():
+            with self._running():
                 self._scratch = self._memory.on_device(self._engine.device_memory_size_v2, "uint8")
             self._profile = 0
             if self._new_context() is None:

@@ -54,14 +54,28 @@ def test_another_machine_is_refused_unless_asked_for(rng: np.random.Generator):
         compare(old, new, 0.05)
     assert compare(old, new, 0.05, any_machine=True).notes == ("cpu: c and other",)
     new = copy.deepcopy(old)
+    new["environment"]["gpus"] = [{"name": "a GPU"}]
+    with pytest.raises(InputError, match=r"GPUs: \[\] and \['a GPU'\]"):
+        compare(old, new, 0.05)
+    new = copy.deepcopy(old)
     new["environment"]["versions"]["torch"] = "3"
     assert compare(old, new, 0.05).notes == ("torch 2 and 3",)
 
 
 def test_too_few_windows_tell_nothing(rng: np.random.Generator):
-    old, new = (result(way("a", decode=timing(rng, 10, windows=n))) for n in (2, 10))
-    with pytest.raises(InputError, match="no way and phase in common"):
-        compare(old, new, 0.05)
+    few, enough, new = (result(way("a", decode=timing(rng, 10, windows=n))) for n in (2, 3, 10))
+    for pair_ in ((few, new), (new, few)):
+        with pytest.raises(InputError, match="no way and phase in common"):
+            compare(*pair_, 0.05)
+    assert len(compare(enough, new, 0.05).rows) == 1
+
+
+def test_what_only_one_result_has_is_passed_over(rng: np.random.Generator):
+    ways = [way("a", decode=timing(rng, 10)), way("b", decode=timing(rng, 10))]
+    more = way("a", decode=timing(rng, 10), request=timing(rng, 10))
+    for old, new in ((ways[:1], [more, ways[1]]), ([more, ways[1]], ways[:1])):
+        rows = compare(result(*old), result(*new), 0.05).rows
+        assert [(row.way, row.phase) for row in rows] == [("a", "decode")]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2, "ways": []}', "nul"])
@@ -72,5 +86,9 @@ def test_other_files_are_refused(text: str, tmp_path: Path):
         load(file)
     with pytest.raises(InputError, match="can't read the result"):
         load(tmp_path / "absent.json")
+    for part, value in (("settings", None), ("environment", []), ("ways", {}), ("ways", [1])):
+        file.write_text(json.dumps(result() | {part: value}))
+        with pytest.raises(InputError, match=rf"is no result of ckv-export bench: it lacks {part}"):
+            load(file)
     file.write_text(json.dumps(result()))
     assert load(file)["settings"] == result()["settings"]

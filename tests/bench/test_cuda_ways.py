@@ -21,9 +21,10 @@ from ckv_export.bench.describe import way_dict
 from ckv_export.bench.pinned import PinnedStore
 from ckv_export.bench.roster import ON_CUDA, Weights
 from ckv_export.bench.stored import Store
-from ckv_export.bench.ways import Prepared, Way, last_entries
+from ckv_export.bench.ways import LeftOut, Prepared, Way, last_entries
 from ckv_export.bench.workload import Request, Sizes, draw_request
 from ckv_export.contract import CacheSpec
+from ckv_export.errors import ExportError
 from ckv_export.model.registry import build_model, build_reference
 from ckv_export.runtimes import onnxruntime as ort
 from ckv_export.runtimes.base import Feeds, Placed, RunnerMetadata
@@ -163,6 +164,40 @@ def test_a_way_on_the_cpu_has_no_transfer(
 ):
     for way in ways.values():
         assert "transfer" not in dict(prepared(way, made, request_of, compact).calls())
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_gpu_without_room_for_the_weights_still_runs_what_needs_none(
+    made: Export, first: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    module = SimpleNamespace(get_available_providers=lambda: [ort.CUDA])
+    monkeypatch.setattr(cuda_ways, "load_module", lambda: module)
+    weights = Weights(build_model(made.spec, made.state), build_reference(made.spec, made.state))
+    ways, left_out = cuda_ways.cuda_ways(weights, first, tmp_path, "fp32")
+    assert [w.name for w in ways] == [
+        f"ONNX Runtime CUDA, full KV {kept}" for kept in ("held", "fetched")
+    ]
+    reason = "PyTorch can't hold the model's weights on cuda: CUDA out of memory"
+    assert left_out == [LeftOut("PyTorch on cuda", reason)]
+
+
+def test_stored_bytes_that_a_gpu_has_no_room_for(
+    ways: dict[str, Way],
+    made: Export,
+    request_of: Request,
+    compact: dict,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    way = ways["PyTorch eager on cpu, full KV fetched"]
+    one = prepared(way, made, request_of, compact)
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(ExportError, match="can't copy stored bytes to cpu: CUDA out of memory"):
+        one.score()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -49,6 +49,8 @@ def test_a_window_caps_what_is_cached_and_a_partial_server_is_a_server():
 
 def test_a_user_lies_whole_on_one_server():
     """Room for nearly two is room for one: three users don't share two servers."""
+    (least, *_) = plans(SPEC, Demand(3, 1000, 1, memory=POOLS + 12_000))
+    assert least.value("users per server") == 1
     demand = Demand(3, 1000, 1, memory=POOLS + 2 * 12_000 - 1)
     compact, fp16, _ = plans(SPEC, demand)
     assert (compact.value("users per server"), compact.value("servers for memory")) == (1, 3)
@@ -88,7 +90,7 @@ def test_the_arithmetic_is_shown():
     (compact, *_) = plans(SPEC, Demand(10, 1000, 7))
     shown = {line.what: line.how for line in compact.lines}
     assert shown["all users"] == "10 users x 12,000"
-    assert "2 K index uint16" in shown["bytes per event"]
+    assert shown["bytes per event"].startswith("(2 K index uint16 + ")
     servers = "(512,000,000,000 less 20,320,000 of pools) / 12,000, rounded down"
     assert shown["users per server"] == servers
     way = Measured("a", "cpu", "compact", 1_500_000, threads=2)
@@ -110,6 +112,7 @@ def test_every_layer_is_counted_and_every_pool():
     )
     compact, fp16, _ = plans(spec, Demand(7, 2000, 5, user_dtype="int8", memory=10**9))
     each = 3 * ((2 + 4) + (1 + 2) + (3 + 2))
+    assert compact.lines[1].how.startswith("3 layers x (2 K index uint16 + ")
     assert compact.value("bytes per event") == each
     assert compact.value("cached events per user") == 2000  # no window
     assert compact.value("fetched per second") == 5 * 2000 * each

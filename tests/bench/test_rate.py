@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ckv_export.bench import rate as rate_module
-from ckv_export.bench.rate import Clock, highest_rate, offer, wait
+from ckv_export.bench.rate import Clock, RateFound, Trial, highest_rate, offer, wait
 from ckv_export.bench.statistics import percentile
 
 
@@ -147,3 +147,14 @@ def test_a_hopeless_trial_ends_early():
     trial = offer(server.call, 100.0, 10_000, 0.5, np.random.default_rng(0), server.clock)
     assert not trial.within
     assert trial.served == 101
+
+
+def test_a_result_has_milliseconds():
+    trial = Trial(rate=2.0, served=100, p50=0.25, p99=0.5, within=True)
+    told = {"rate": 2.0, "served": 100, "p50_ms": 250.0, "p99_ms": 500.0, "within": True}
+    assert RateFound(0.75, 2.0, (trial,)).to_dict() == {
+        "bound_ms": 750.0,
+        "requests_per_second": 2.0,
+        "trials": [told],
+    }
+    assert RateFound(0.75, 0.0, (), tried=False).to_dict()["requests_per_second"] is None

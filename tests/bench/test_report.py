@@ -56,6 +56,22 @@ def test_a_rate_that_is_not_known_is_not_shown_as_one(rng: np.random.Generator):
     assert [row[2] for row in rows] == ["5.00", "too slow to try: more --rate-seconds"]
 
 
+def test_a_way_left_out_at_a_size_is_shown_at_the_others(rng: np.random.Generator):
+    made = measured(rng)
+    first, second = made["sweep"]
+    del first["ways"][1]
+    second["ways"][2]["phases"] = {}
+    heads, rows = next((h, r) for t, h, r in tables(made) if t == "request, p50 ms by history")
+    assert sorted(heads[1:]) == sorted(way["name"] for way in made["ways"])
+    held, fetched = (heads.index(f"ONNX Runtime, full KV {kept}") for kept in ("held", "fetched"))
+    assert [[row[i] == "-" for i in (held, fetched)] for row in rows] == [
+        [True, False],
+        [False, True],
+    ]
+    swept = ElementTree.fromstring(plots(made)[0])
+    assert len(swept.findall("{*}circle")) == 4
+
+
 def test_break_even_is_where_both_cost_the_same(rng: np.random.Generator):
     made = measured(rng)
     compact, held, fetched = made["ways"]

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ckv_testing.draw import make_spec
 
 from ckv_export.bench.pinned import PinnedStore, landed
 from ckv_export.bench.stored import FileStore, Layout, Store, full_cache_spec
 from ckv_export.cache import cache_sizes
 from ckv_export.contract import AttentionSpec, CacheSpec, ModelSpec
+from ckv_export.errors import ExportError
 
 SPECS = {
     "both": make_spec("sim"),
@@ -106,3 +108,13 @@ def test_pinned_bytes_are_read_where_they_lie(rng: np.random.Generator):
         assert np.shares_memory(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
     assert store.lands
     assert not Store([b""]).lands
+
+
+def test_memory_that_can_not_be_pinned_is_told(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **options: object) -> torch.Tensor:
+        assert options["pin_memory"] is True
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(ExportError, match=r"can't pin 7 bytes of the host's memory: out of memory"):
+        PinnedStore([b"7 bytes"])

@@ -31,6 +31,7 @@ def test_padding_waste_is_what_a_loop_counts(rng: np.random.Generator):
 
 def test_no_events_waste_nothing_and_too_many_are_refused():
     assert padding_waste([], (4,)).share == 0.0
+    assert buckets(1000) == (125, 250, 500, 1000)
     assert buckets(0) == (0,)
     assert padding_waste([0, 0], buckets(0)).to_dict()["share_padding"] == 0.0
     assert buckets(1) == (1,)

@@ -144,10 +144,11 @@ def test_lengths_that_do_not_fit_are_refused(lengths: tuple, rng: np.random.Gene
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
-        ({"batch": 0}, "batch must be at least 1, got 0"),
-        ({"history": -1}, "history must be at least 0, got -1"),
-        ({"appended": -1}, "appended must be at least 0, got -1"),
-        ({"candidates": 0}, "candidates must be at least 1, got 0"),
+        ({"batch": 0}, "batch must lie in 1 to 10,000,000, got 0"),
+        ({"history": -1}, "history must lie in 0 to 10,000,000, got -1"),
+        ({"appended": -1}, "appended must lie in 0 to"),
+        ({"candidates": 0}, "candidates must lie in 1 to 10,000,000, got 0"),
+        ({"candidates": 10**7 + 1}, "got 10,000,001"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes: dict, says: str):

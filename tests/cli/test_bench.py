@@ -16,7 +16,7 @@ from ckv_testing.results import result
 
 import ckv_export.bench
 from ckv_export.cli.main import main
-from ckv_export.errors import EngineError, ParityFailure
+from ckv_export.errors import EngineError, ExportError, ParityFailure
 from ckv_export.manifest import open_bundle
 from ckv_export.runtimes.base import Runner, RunnerMetadata
 
@@ -181,11 +181,11 @@ def test_compare_exits_with_1_on_a_regression(
 
 
 class Choosy(Runner):
-    """A decode that serves some history lengths alone, as an engine does."""
+    """A decode that refuses some sizes, as an engine does, or has no room for them."""
 
-    def __init__(self, inner: Runner, refused: tuple[int, ...]) -> None:
+    def __init__(self, inner: Runner, refused: tuple[int, ...] = (), candidates: int = 0) -> None:
         super().__init__(inner.io)
-        self.inner, self.refused = inner, refused
+        self.inner, self.refused, self.candidates = inner, refused, candidates
 
     def _activate(self) -> None:
         if not self.inner.active:
@@ -198,12 +198,29 @@ class Choosy(Runner):
         events = feeds["history_mask"].shape[1]
         if events in self.refused:
             raise EngineError(f"not built for {events} events")
+        if feeds["candidate_item_id"].shape[1] == self.candidates:
+            raise EngineError(f"not built for {self.candidates} candidates")
         return self.inner.infer(feeds)
 
     def _describe(self) -> RunnerMetadata:
         return self.inner.metadata()
 
 
+class Small(Choosy):
+    """A device that has no room for what is held of some histories, and never computes."""
+
+    def _place(self, arrays: Any) -> Any:
+        events = arrays["cache_k_user"].shape[2]
+        if events in self.refused:
+            raise ExportError(f"not built for {events} events")
+        return super()._place(arrays)
+
+    def _infer(self, feeds: Any) -> Any:
+        assert feeds["cache_k_user"].shape[2] not in self.refused
+        return self.inner.infer(feeds)
+
+
+@pytest.mark.parametrize("kind", [Choosy, Small])
 @pytest.mark.parametrize(
     ("refused_events", "left_out"),
     [
@@ -221,12 +238,14 @@ def test_a_way_that_fails_is_left_out_where_it_does(
     monkeypatch: pytest.MonkeyPatch,
     refused_events: tuple[int, ...],
     left_out: dict[str, str],
+    kind: type[Choosy],
 ):
     from ckv_export.bench import roster
 
     def choosy(weights: Any, first: Any, *_: Any) -> list[Any]:
-        decode = Choosy(first.decode, refused_events)
-        return [dataclasses.replace(first, name="choosy", decode=decode, runners=[])]
+        decode = kind(first.decode, refused_events)
+        cache = "full, held" if kind is Small else first.cache
+        return [dataclasses.replace(first, name="choosy", cache=cache, decode=decode, runners=[])]
 
     monkeypatch.setattr(roster, "weighted_ways", choosy)
     file = tmp_path / "result.json"
@@ -245,6 +264,30 @@ def test_a_way_that_fails_is_left_out_where_it_does(
     assert {w["name"] for w in measured["ways"]} >= here
     in_traffic = {w["name"] for w in measured["traffic"]["ways"]}
     assert ("choosy" in in_traffic) == (here != set() and "traffic" not in where)
+
+
+def test_a_phase_that_a_way_has_not_is_left_out_alone(
+    cli: Any, bundle: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Appending asks for one candidate, which an engine may not have been built for."""
+    from ckv_export.bench import roster
+
+    def choosy(weights: Any, first: Any, *_: Any) -> list[Any]:
+        decode = Choosy(first.decode, candidates=1)
+        return [dataclasses.replace(first, name="choosy", decode=decode, runners=[])]
+
+    monkeypatch.setattr(roster, "weighted_ways", choosy)
+    file = tmp_path / "result.json"
+    words = ("--only", "choosy", "--sweep", "history=3", "--json", file)
+    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words)
+    assert ran.code == 0, ran.err
+    measured = json.loads(file.read_text())
+    first, way = measured["ways"]
+    assert set(first["phases"]) - set(way["phases"]) == {"append"}
+    assert {"decode", "request"} < set(way["phases"])
+    found = [(w["name"], w["reason"]) for w in measured["left_out"] if "choosy" in w["name"]]
+    names = ["choosy, append", "choosy, append at history 3"]
+    assert found == [(name, "not built for 1 candidates") for name in names]
 
 
 def test_wrong_scores_are_not_timed(
@@ -267,6 +310,8 @@ def test_wrong_scores_are_not_timed(
         (("--sweep", "history=a"), "a sweep is written AXIS=N,N"),
         (("--phases", "decode,none"), "--phases must be of prefill"),
         (("--json", "absent/result.json"), "the folder 'absent' of result.json is not there"),
+        (("--html", "."), ". is a folder: give the name of a file to write"),
+        (("--sweep", "candidates=5,0"), "candidates must lie in 1 to"),
         (("--compare", "absent.json"), "can't read the result absent.json"),
         (("--source", "disk"), "invalid choice: 'disk'"),
         (("--latency-bound", "0"), "must be a number above 0"),

@@ -19,7 +19,9 @@ import pytest
 from ckv_testing import fake_builder
 from ckv_testing.draw import draw_state
 from ckv_testing.exports import VARIANTS
-from ckv_testing.fake_builder import FakeTensorRt, weights_of, write_library
+from ckv_testing.fake_builder import FakeTensorRt, write_library
+from ckv_testing.fake_built import OnnxParserRefitter
+from ckv_testing.fake_network import names, weights_of
 
 from ckv_export.checkpoint.native import save_native
 from ckv_export.cli.main import main
@@ -147,7 +149,7 @@ def test_an_engine_that_is_final_says_so(
 ):
     """TensorRT before 10.14 writes a refitted engine for good."""
     new, old = pair
-    flags = fake_builder.names("SerializationFlag", "EXCLUDE_WEIGHTS EXCLUDE_LEAN_RUNTIME")
+    flags = names("SerializationFlag", "EXCLUDE_WEIGHTS EXCLUDE_LEAN_RUNTIME")
     full.module.SerializationFlag = flags  # type: ignore[attr-defined]
     refit_bundle(new, old, Stages())
     third = shutil.copytree(exports["c"], tmp_path / "third")
@@ -225,14 +227,14 @@ def test_without_a_gpu(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pyt
 def test_an_engine_that_fails_leaves_none_of_those_before_it(
     pair: tuple[Path, Path], full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = fake_builder.OnnxParserRefitter.refit_from_file
+    real = OnnxParserRefitter.refit_from_file
     done: list[str] = []
 
     def refit(self: Any, model: str) -> bool:
         done.append(model)
         return len(done) == 1 and real(self, model)
 
-    monkeypatch.setattr(fake_builder.OnnxParserRefitter, "refit_from_file", refit)
+    monkeypatch.setattr(OnnxParserRefitter, "refit_from_file", refit)
     sentence = refuse(pair, EngineError, tmp_path)
     assert "can't put the weights of" in sentence
     assert [Path(model).name for model in done] == ["prefill.onnx", "decode.onnx"]

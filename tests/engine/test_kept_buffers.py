@@ -6,7 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ckv_testing.fake_engine import PLAN, RTX, FakeRunner, GraphStrategy, expected, feeds
+from ckv_testing.fake_engine import (
+    PLAN,
+    RTX,
+    SCRATCH,
+    FakeRunner,
+    GraphStrategy,
+    expected,
+    feeds,
+)
 
 from ckv_export.errors import EngineError
 from ckv_export.runtimes.device_call import KEPT
@@ -171,6 +179,27 @@ def test_shapes_that_are_refused_leave_nothing_behind(engine: Path):
                 runner.infer(feeds(5, 2))
         assert len(runner._calls) == 0
         assert runner._memory.live() == live
+
+
+def test_a_device_without_room_for_an_engine_says_so(engine: Path):
+    runner = FakeRunner(engine, room=SCRATCH - 1)
+    with pytest.raises(EngineError, match=r"can't run .*: CUDA out of memory\. Tried to allocate"):
+        runner.activate()
+    assert not runner.active
+    assert runner._engine is None
+
+
+@BOTH
+def test_a_call_that_has_no_room_leaves_room_for_others(engine: Path, graphs: bool):
+    """Of 2 x 3 events x, mask and y take 54 bytes."""
+    with FakeRunner(engine, room=SCRATCH + 54, cuda_graphs=graphs) as runner:
+        for first in range(3):
+            with pytest.raises(EngineError, match="CUDA out of memory"):
+                runner.infer(feeds(2, 4))
+            given = feeds(2, 3, first)
+            np.testing.assert_array_equal(runner.infer(given)["y"], expected(given))
+        with pytest.raises(EngineError, match="CUDA out of memory"):
+            runner.place({"mask": np.ones((2, 3), bool)})
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ckv_testing import fake_builder
+from ckv_testing import fake_built
 from ckv_testing.bundles import manifest_of
 from ckv_testing.exports import Export
-from ckv_testing.fake_builder import FakeTensorRt, weights_of
+from ckv_testing.fake_builder import FakeTensorRt
+from ckv_testing.fake_network import names, weights_of
 from ckv_testing.refittable import GRAPHS, POOL, Files, edited, more_rows, retrained
 
 from ckv_export.engine import Backend, build_engine
@@ -94,7 +95,7 @@ def test_before_it_could_stay_refittable(
     built: BundleEngine, new: Path, full: FakeTensorRt, tmp_path: Path
 ):
     """TensorRT before 10.14 writes a refitted engine for good."""
-    flags = fake_builder.names("SerializationFlag", "EXCLUDE_WEIGHTS EXCLUDE_LEAN_RUNTIME")
+    flags = names("SerializationFlag", "EXCLUDE_WEIGHTS EXCLUDE_LEAN_RUNTIME")
     full.module.SerializationFlag = flags  # type: ignore[attr-defined]
     assert not refit_engine(built, new, full.backend, tmp_path / "e")
     assert in_plan(tmp_path / "e") == {"all": weights_of(new), "refittable": []}
@@ -195,10 +196,10 @@ def test_the_command_that_builds_it_anew_needs_no_flag(built: BundleEngine, full
 @pytest.mark.tensorrt
 def test_the_stand_in_has_no_call_that_the_library_lacks(rtx: Backend):
     pairs = {
-        "Refitter": fake_builder.Refitter,
-        "OnnxParserRefitter": fake_builder.OnnxParserRefitter,
-        "ISerializationConfig": fake_builder.SerializationConfig,
-        "ICudaEngine": fake_builder.Engine,
+        "Refitter": fake_built.Refitter,
+        "OnnxParserRefitter": fake_built.OnnxParserRefitter,
+        "ISerializationConfig": fake_built.SerializationConfig,
+        "ICudaEngine": fake_built.Engine,
     }
     for name, stand_in in pairs.items():
         calls = {n for n, part in vars(stand_in).items() if n[0] != "_" and callable(part)}

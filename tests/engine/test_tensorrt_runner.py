@@ -12,7 +12,10 @@ from ckv_testing.fake_engine import (
     IO,
     PLAN,
     RTX,
+    FakeContext,
+    FakeEngine,
     FakeRunner,
+    Severity,
     expected,
     feeds,
 )
@@ -82,6 +85,31 @@ def test_failed_run_gives_the_reason(engine: Path) -> None:
         runner._engine.fails = "always"
         with pytest.raises(EngineError, match=r"can't run .*: the GPU fell off"):
             runner.infer(feeds(1, 1))
+
+
+def test_an_engine_that_gives_no_context(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = FakeRunner(engine)
+    says = r"can't prepare \(.*prefill\.engine\): no more contexts"
+
+    def refuse(engine: FakeEngine, *_: object) -> None:
+        engine.logger.log(Severity.ERROR, "no more contexts")
+
+    with runner:
+        monkeypatch.setattr(FakeEngine, "create_execution_context", refuse)
+        with pytest.raises(EngineError, match=says):
+            runner.infer(feeds(1, 1))
+    with pytest.raises(EngineError, match=says):
+        runner.activate()
+    assert runner._engine is None
+
+
+def test_an_output_whose_size_depends_on_values(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeContext, "get_tensor_shape", lambda *_: (1, -1))
+    says = r"the shape of output 'y' does not follow from the inputs, got \[1, -1\]"
+    with FakeRunner(engine) as runner, pytest.raises(EngineError, match=says):
+        runner.infer(feeds(1, 1))
 
 
 def test_damaged_engine_gives_the_reason(engine: Path) -> None:
@@ -167,6 +195,18 @@ def test_metadata(engine: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_activation_says_so(engine: Path) -> None:
     with pytest.raises(EngineError, match="needs an NVIDIA GPU"):
+        TensorRtRunner(engine, IO, FULL).activate()
+
+
+def test_a_gpu_that_gives_no_stream_is_told(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held_by_another() -> None:
+        raise torch.AcceleratorError(
+            "CUDA error: devices are busy\nCompile with TORCH_USE_CUDA_DSA"
+        )
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", held_by_another)
+    with pytest.raises(EngineError, match=r"a stream of the GPU: CUDA error: devices are busy$"):
         TensorRtRunner(engine, IO, FULL).activate()
 
 

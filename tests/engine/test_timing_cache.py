@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from ckv_testing import fake_builder
-from ckv_testing.fake_builder import HEADER, Config, FakeTensorRt
+from ckv_testing.fake_builder import FakeTensorRt
+from ckv_testing.fake_config import HEADER, Config
 
 from ckv_export.engine import Backend, Settings, build_engine
 from ckv_export.errors import EngineError

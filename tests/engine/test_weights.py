@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from ckv_testing import fake_builder
-from ckv_testing.fake_builder import FakeTensorRt, weights_of
+from ckv_testing.fake_builder import FakeTensorRt
+from ckv_testing.fake_network import names, weights_of
 from ckv_testing.refittable import GRAPHS, POOL, REFIT, Files, edited, more_rows, retrained
 from onnx import helper, numpy_helper
 
@@ -118,7 +118,7 @@ def test_what_can_not_be_combined_or_is_too_old(full: FakeTensorRt):
     with pytest.raises(EngineError, match="don't go together"):
         both.require_supported(full.backend)
     del full.module.BuilderFlag
-    full.module.BuilderFlag = fake_builder.names("BuilderFlag", "TF32 REFIT")  # type: ignore[attr-defined]
+    full.module.BuilderFlag = names("BuilderFlag", "TF32 REFIT")  # type: ignore[attr-defined]
     with pytest.raises(EngineError, match="can't choose the weights that an engine exchanges"):
         REFIT.require_supported(full.backend)
 

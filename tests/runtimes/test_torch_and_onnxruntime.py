@@ -138,6 +138,53 @@ def test_a_tensor_of_the_runtime_in_place_of_an_array(made: Export, rng: np.rand
                 runner.infer({**feeds, **wrong})
 
 
+class Full:
+    """A device that has no memory left."""
+
+    def to(self, *_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd so on")
+
+
+def test_torch_says_what_a_device_has_no_memory_for(
+    made: Export, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    module = made.torch_runners()[1].module
+    runner = TorchRunner(module, made.graphs()[1].io, "cuda")
+    feeds = drawn(runner, rng)
+    monkeypatch.setattr(torch, "from_numpy", lambda array: Full())
+    with runner:
+        for call, what in (
+            (runner.infer, "run decode on cuda"),
+            (runner.place, "place inputs of decode on cuda"),
+            (runner.upload, "send inputs of decode to cuda"),
+        ):
+            with pytest.raises(ExportError) as error:
+                call(feeds)
+            assert str(error.value) == (
+                f"PyTorch can't {what}: CUDA out of memory. Tried to allocate 2.00 GiB."
+            )
+
+
+def test_onnxruntime_says_what_can_not_be_sent_to_a_device(
+    made: Export, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    io = made.graphs()[1].io
+    runner = OnnxRuntimeRunner(made.folder / "decode.onnx", io, "CUDAExecutionProvider")
+    feeds = drawn(runner, rng)
+
+    def full(array: np.ndarray, device: str, index: int) -> Any:
+        assert (device, index) == ("cuda", 0)
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", full)
+    monkeypatch.setattr(runner, "_activate", lambda: None)
+    says = r"can't send an input of decode\.onnx to cuda: no memory left"
+    with runner:
+        for call in (runner.place, runner.upload):
+            with pytest.raises(ExportError, match=says):
+                call(feeds)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_torch_on_cuda_computes_what_it_does_on_the_cpu(made: Export, rng: np.random.Generator):

@@ -33,17 +33,22 @@ class FakeGraph:
 
 
 class FakeMemory(CudaMemory):
-    """Buffers by their addresses; `waits` counts synchronisations, `graphs` lists captures."""
+    """Buffers by their addresses; `waits` counts synchronisations, `graphs` lists captures.
+
+    `room`: bytes that the device has, None for as many as are asked for.
+    """
 
     handle = STREAM
 
-    def __init__(self) -> None:
+    def __init__(self, room: int | None = None) -> None:
+        self.room = room
         self.pending: list[Work] = []
         self.recording: list[Work] | None = None
         self.graphs: list[weakref.ref[FakeGraph]] = []
         self.waits = self.made = 0
         self.current = False
         self._buffers: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._on_device: list[weakref.ref[torch.Tensor]] = []
 
     @contextlib.contextmanager
     def on_stream(self) -> Iterator[None]:
@@ -57,7 +62,13 @@ class FakeMemory(CudaMemory):
         assert self.current, "the stream isn't torch's current one"
 
     def on_device(self, elements: int, dtype: str) -> torch.Tensor:
-        return self._make(elements, dtype)
+        asked = max(elements, 1) * getattr(torch, dtype).itemsize
+        taken = sum(b.nbytes for one in self._on_device if (b := one()) is not None)
+        if self.room is not None and taken + asked > self.room:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {asked} bytes.")
+        buffer = self._make(elements, dtype)
+        self._on_device.append(weakref.ref(buffer))
+        return buffer
 
     def on_host(self, elements: int, dtype: str) -> torch.Tensor:
         return self._make(elements, dtype)

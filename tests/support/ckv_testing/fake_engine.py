@@ -176,47 +176,61 @@ class FakeEngine:
         self.contexts.append(FakeContext(self, strategy, runtime_config))
         return self.contexts[-1]
 
+
+class FakeRtxEngine(FakeEngine):
+    """As TensorRT for RTX has it."""
+
     def create_runtime_config(self) -> FakeRuntimeConfig:
         return FakeRuntimeConfig()
 
 
 class FakeRuntime:
+    engine = FakeEngine
+
     def __init__(self, logger: Any) -> None:
         self.logger = logger
         self.engine_host_code_allowed = False
+
+    def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine | None:
+        if plan != PLAN:
+            self.logger.log(Severity.ERROR, "Error Code 1: Serialization (magic tag is wrong)")
+            return None
+        return self.engine(self.logger)
+
+
+class FakeRtxRuntime(FakeRuntime):
+    """As TensorRT for RTX has it."""
+
+    engine = FakeRtxEngine
 
     def get_engine_validity(self, plan: bytes) -> tuple[Validity, int]:
         if plan == b"for another GPU and version":
             return Validity.INVALID, Diagnostics.VERSION_MISMATCH | Diagnostics.UNSUPPORTED_CC
         return (Validity.INVALID, 0) if plan == b"no reason" else (Validity.VALID, 0)
 
-    def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine | None:
-        if plan != PLAN:
-            self.logger.log(Severity.ERROR, "Error Code 1: Serialization (magic tag is wrong)")
-            return None
-        return FakeEngine(self.logger)
 
-
-MODULE: Any = SimpleNamespace(
-    ILogger=FakeLogger,
-    Runtime=FakeRuntime,
+_BOTH = {"ILogger": FakeLogger, "ExecutionContextAllocationStrategy": Strategy}
+MODULE: Any = SimpleNamespace(Runtime=FakeRuntime, **_BOTH)
+RTX_MODULE: Any = SimpleNamespace(
+    Runtime=FakeRtxRuntime,
     EngineValidity=Validity,
     EngineInvalidityDiagnostics=Diagnostics,
-    ExecutionContextAllocationStrategy=Strategy,
     CudaGraphStrategy=GraphStrategy,
+    **_BOTH,
 )
 FULL = Backend("fake", MODULE, "1.0")
-RTX = Backend("tensorrt_rtx", MODULE, "1.7")
+RTX = Backend("tensorrt_rtx", RTX_MODULE, "1.7")
 
 
 class FakeRunner(TensorRtRunner):
-    """The runner itself, on the stand-ins."""
+    """The runner itself, on the stand-ins; `room`: bytes of the device, None for enough."""
 
-    def __init__(self, path: Path, *words: Any, **options: Any) -> None:
+    def __init__(self, path: Path, *words: Any, room: int | None = None, **options: Any) -> None:
         super().__init__(path, *(words or (IO, FULL)), **options)
+        self._room = room
 
     def _open_memory(self) -> FakeMemory:
-        return FakeMemory()
+        return FakeMemory(self._room)
 
     def _deserialize(self, messages: Any) -> Any:
         engine = super()._deserialize(messages)

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from ckv_export.contract import Profile
 from ckv_export.engine import BuildRequest, Settings
-from ckv_testing.fake_builder import weights_of
+from ckv_testing.fake_network import weights_of
 
 REFIT = Settings(refit=True)
 GRAPHS = ("prefill", "decode")
