@@ -116,7 +116,8 @@ EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions con
     } else if (!entry.plugin_file.empty()) {
         detail::load_plugins(bundle.file(entry.plugin_file));
     }
-    detail::require_gpu();
+    auto const [major, minor] = detail::present_gpu();
+    detail::require_target(bundle, entry, detail::linked_library(), major, minor);
     deserialize(bundle.file(entry.file));
     check_tensors();
     read_profiles();

@@ -125,6 +125,8 @@ EngineEntry parse_engine(json const& data) {
     engine.backend_version = data.at("backend_version").get<std::string>();
     engine.targets = data.at("targets").get<std::vector<std::string>>();
     engine.profile = parse_profile(data.at("profile"));
+    engine.hardware_compatible =
+        data.value("settings", json::object()).value("hardware_compatible", false);
     json const plugin = data.value("plugin", json());
     if (!plugin.is_null()) {
         json const& file = plugin.at("file");

@@ -28,6 +28,11 @@ void everything_is_read() {
         auto const carrying = ckv::parse_manifest(changed_manifest("\"plugin\": null", plugin), "m");
         CHECK(carrying.engines[0].carries_library == (kind == "library"));
     }
+    CHECK(!manifest.engines[0].hardware_compatible);
+    std::string const settings = "\"plugin\": null, \"settings\": {\"hardware_compatible\": true}";
+    CHECK(ckv::parse_manifest(changed_manifest("\"plugin\": null", settings), "m")
+              .engines[0]
+              .hardware_compatible);
     std::string const beside = "\"plugin\": {\"file\": \"p.so\"}";
     CHECK(ckv::parse_manifest(changed_manifest("\"plugin\": null", beside), "m")
               .engines[0]
