@@ -76,7 +76,9 @@ void take_shape(Field& field, TensorSpec const& tensor, std::size_t outer) {
             refuse("the tensor '" + tensor.name + "' has an event of no fixed size");
         }
         field.shape.push_back(tensor.axes[i].size);
-        field.width *= tensor.axes[i].size;
+        if (__builtin_mul_overflow(field.width, tensor.axes[i].size, &field.width)) {
+            refuse("an event's '" + tensor.name + "' is too large for a record");
+        }
     }
 }
 

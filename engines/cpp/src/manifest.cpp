@@ -98,6 +98,9 @@ Model parse_model(json const& data) {
     Model model;
     model.kind = data.at("kind").get<std::string>();
     model.max_len = whole(data.at("max_len"), "max_len");
+    if (model.max_len < 1) {
+        refuse("max_len must be at least 1");
+    }
     model.num_layers = whole(data.at("num_layers"), "num_layers");
     if (!data.at("window").is_null()) {
         model.window = whole(data.at("window"), "window");

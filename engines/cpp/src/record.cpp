@@ -27,7 +27,7 @@ UserTensor const& given(UserTensors const& tensors, Field const& field) {
         refuse("a record needs '" + field.name + "', which is missing");
     }
     UserTensor const& tensor = found->second;
-    if (tensor.events < 0 || (tensor.data == nullptr && tensor.events * field.width > 0)) {
+    if (tensor.events < 0 || (tensor.data == nullptr && tensor.events > 0 && field.width > 0)) {
         refuse("'" + field.name + "' has no data");
     }
     return tensor;

@@ -72,6 +72,9 @@ void damage_is_refused() {
     refused("\"fingerprint\"", "\"fingerprnt\"", "where is damaged");
     refused("\"max_len\": 20", "\"max_len\": \"20\"", "max_len must be a whole number");
     refused("\"max_len\": 20", "\"max_len\": 2.5", "max_len must be a whole number");
+    for (char const* length : {"0", "-1", "18446744073709551615"}) {
+        refused("\"max_len\": 20", std::string("\"max_len\": ") + length, "max_len must be at least 1");
+    }
     refused("\"window\": 4", "\"window\": 1", "window must be at least 2");
     refused("\"int32\"", "\"int33\"", "unknown dtype 'int33'");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", -2]", "bad axis: -2");

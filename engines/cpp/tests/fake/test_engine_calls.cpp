@@ -132,6 +132,8 @@ void bad_engines(fs::path const& folder) {
             {true, true, "", "", "", 86});
     fs::remove(folder / "bad" / "decode.onnx");
     refused(ErrorCode::kBundle, "can't read the engine", bad, {});
+    fs::create_directory(folder / "bad" / "decode.onnx");
+    refused(ErrorCode::kBundle, "can't read the engine", bad, {});
 }
 
 void plugins(fs::path const& folder) {
