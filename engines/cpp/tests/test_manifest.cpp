@@ -81,6 +81,10 @@ void damage_is_refused() {
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", \"\"]", "bad axis");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", 99999999999]", "bad axis");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", null]", "must be a whole number");
+    for (char const* name : {"history_mask", "score"}) {
+        refused("{\"name\": \"history_item_id\"", "{\"name\": \"" + std::string(name) + "\"",
+                "the graph decode has two tensors '" + std::string(name) + "'");
+    }
     for (char const* range : {"8", "1:8", "1:8:4", "-1:0:1", "1:2:3:4", "a:b:c", "1:2:3 ", ""}) {
         refused("\"0:10:16\"", std::string("\"") + range + "\"", "a range must");
     }

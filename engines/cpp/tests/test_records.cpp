@@ -67,6 +67,9 @@ void layout() {
     auto broken = manifest;
     broken.entries = "12";
     refuses(ErrorCode::kRecord, "64 hex digits", [&] { ckv::RecordLayout::of(broken); });
+    auto const unlayered = changed_manifest("[\"B\", 1, \"K\", 2", "[\"B\", \"L\", \"K\", 2");
+    refuses(ErrorCode::kRecord, "'cache_k_user' has an event of no fixed size",
+            [&] { ckv::RecordLayout::of(ckv::parse_manifest(unlayered, "m")); });
     // Products that 64 bits don't hold: 2^64 numbers, and 2^90 of them times 0.
     for (char const* last : {"16", "1073741824", "1073741824, 0"}) {
         std::string const axes = std::string("[\"B\", 1, \"K\", 1073741824, 1073741824, ") + last;
