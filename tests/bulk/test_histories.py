@@ -197,6 +197,7 @@ def test_what_is_no_file_of_histories_is_refused(
         ({"user_id": arrays["user_id"][:3]}, "must have the shape"),
         ({"user_id": arrays["user_id"][:, None]}, r"must have the shape \[users\]"),
         ({"event_item_id": arrays["event_item_id"] + 100}, "must lie in"),
+        ({"user_id": np.array(["a", "b", "c", "d", "\ud800"])}, "must be text in UTF-8"),
     ]:
         np.savez(tmp_path / "bad.npz", **(arrays | change))
         with pytest.raises(EventsError, match=says):

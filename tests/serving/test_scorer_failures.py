@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,17 @@ import pytest
 from ckv_testing.scoring import ask, check, scorer
 from ckv_testing.serving import Shop
 
+from ckv_export.contract import Range
 from ckv_export.errors import ExportError, InputError, RecordError
 from ckv_export.runtimes.base import Arrays
 from ckv_export.serving import Answer, Request
 from ckv_export.store import Change, Entry, Store, open_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+USERS = {"nobody": "", "bytes": b"v", "half a character": "v\ud800"}
+TOKENS = {"short token": b"click 7", "text token": "click 78"}
 
 
 def spoiled(case: str, request: Request) -> Request:
@@ -37,8 +43,10 @@ def spoiled(case: str, request: Request) -> Request:
     elif case == "many":
         ids = np.ones(2000, np.int32)
         return Request(request.user, inputs | {n: ids for n in inputs if n.startswith("candidate")})
-    elif case == "nobody":
-        return Request("", inputs)
+    elif case in USERS:
+        return Request(USERS[case], inputs)  # type: ignore[arg-type]
+    elif case in TOKENS:
+        return Request(request.user, inputs, TOKENS[case])  # type: ignore[arg-type]
     return Request(request.user, inputs | {"candidate_item_id": ids})
 
 
@@ -51,6 +59,10 @@ BAD = {
     "unknown": "no input 'candidate_itemid'; did you mean 'candidate_item_id'?",
     "many": "at most 1024 candidates are scored in one request, got 2000",
     "nobody": "an empty user id",
+    "bytes": "must name its user by a text, got b'v'",
+    "half a character": "a user's id must be text in UTF-8",
+    "short token": "must be the 8 bytes of token_of(), got b'click 7'",
+    "text token": "must be the 8 bytes of token_of(), got 'click 78'",
 }
 
 
@@ -67,6 +79,25 @@ def test_a_bad_request_harms_no_other(
     assert BAD[case] in str(first)
     check(second, scores, 1)
     assert store.read(["v"]) == [None]
+
+
+def test_no_more_is_appended_than_a_scored_history_holds(
+    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
+):
+    """The profile may be wider than the history that the model was trained with."""
+    shop = shops("sim")
+    length = shop.spec.max_len
+    profile = shop.manifest.profile.replaced(
+        shop.spec, {"S": Range(0, 9, 40), "T": Range(0, 1, 40)}
+    )
+    wide = dataclasses.replace(shop, manifest=dataclasses.replace(shop.manifest, profile=profile))
+    served = scorer(wide, store)
+    user = shop.user(0, rng)
+    request, scores = ask(shop, user, rng, appended=length)
+    check(served.score([request])[0], scores, length)
+    (error,) = served.score([ask(shop, user, rng, appended=length + 1)[0]])
+    assert isinstance(error, InputError)
+    assert str(error) == f"at most {length} events are appended in one request, got {length + 1}"
 
 
 @pytest.mark.parametrize("damage", ["flipped", "other model", "no entry"])
