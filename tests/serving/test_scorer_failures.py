@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,9 @@ from ckv_testing.scoring import ask, check, scorer
 from ckv_testing.serving import Shop
 
 from ckv_export.contract import Range
-from ckv_export.errors import ExportError, InputError, RecordError
+from ckv_export.errors import ExportError, InputError, RecordError, StoreError
 from ckv_export.runtimes.base import Arrays
-from ckv_export.serving import Answer, Request
+from ckv_export.serving import Answer, Request, ScorerOptions
 from ckv_export.store import Change, Entry, Store, open_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,7 +110,7 @@ def test_a_bad_record_harms_no_other(
 ):
     shop = shops("sim")
     served, user, bad = scorer(shop, store), shop.user(0, rng), shop.user(0, rng)
-    served.score([ask(shop, bad, rng, "bad", 3)[0]])
+    served.score([ask(shop, bad, rng, "bad", 3)[0], ask(shop, user, rng, "good", 4)[0]])
     entry = store.read(["bad"])[0]
     assert entry is not None
     record = bytearray(entry.record)
@@ -121,10 +121,10 @@ def test_a_bad_record_harms_no_other(
     store.write([Change("bad", Entry(bytes(record)), entry)])
     if damage == "no entry":
         connection = store._connection  # type: ignore[attr-defined]
-        connection.execute("UPDATE entries SET value = ?", (b"junk",))
-    before = [ask(shop, user, rng, "good", 1), ask(shop, bad, rng, "bad", 1)]
+        connection.execute("UPDATE entries SET value = ? WHERE key LIKE '%bad'", (b"junk",))
+    before = [ask(shop, user, rng, "good"), ask(shop, bad, rng, "bad", 1)]
     answers = served.score([request for request, _ in before])
-    check(answers[0], before[0][1], 1)
+    check(answers[0], before[0][1], 4)
     assert isinstance(answers[1], RecordError)
     assert "user 'bad'" in str(answers[1])
 
@@ -135,6 +135,51 @@ def other_record(shop: Shop, rng: np.random.Generator, folder: Path) -> bytes:
         entry = store.read(["u"])[0]
         assert entry is not None
         return entry.record
+
+
+def test_an_entry_that_can_not_be_stored_harms_no_other(
+    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
+):
+    shop = shops("sim")
+    served, user, bad = scorer(shop, store, ScorerOptions()), shop.user(0, rng), shop.user(0, rng)
+    decode = served.decode
+
+    def huge(feeds: Arrays) -> Arrays:
+        made = decode(feeds)
+        made["append_k_user"] = made["append_k_user"].copy()
+        made["append_k_user"][0] = 1e6
+        return made
+
+    served.decode = huge
+    asked = [ask(shop, bad, rng, "bad", 1), ask(shop, user, rng, "good", 1)]
+    refused, answer = served.score([request for request, _ in asked])
+    assert isinstance(refused, RecordError)
+    assert "user 'bad': 'cache_k_user' holds 1e+06, too large for float16" in str(refused)
+    check(answer, asked[1][1], 1)
+    assert store.read(["bad"]) == [None]
+
+
+def test_a_store_that_can_not_be_read_is_every_request_s_error(
+    shops: Callable[[str], Shop],
+    store: Store,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Scores of a history that nobody could read would be those of a new user."""
+    shop = shops("sim")
+    served, user = scorer(shop, store), shop.user(0, rng)
+    served.score([ask(shop, user, rng, appended=3)[0]])
+    asked = [ask(shop, user, rng), ask(shop, shop.user(0, rng), rng, "v")]
+    requests = [request for request, _ in asked]
+
+    def gone(keys: Sequence[str]) -> list[bytes | None]:
+        raise StoreError("the connection is gone")
+
+    monkeypatch.setattr(store, "_get", gone)
+    assert [str(e) for e in served.score(requests)] == ["the connection is gone"] * 2
+    monkeypatch.undo()
+    for answer, (_, scores), events in zip(served.score(requests), asked, (3, 0), strict=True):
+        check(answer, scores, events)
 
 
 def test_a_runtime_that_fails_is_every_request_s_error_and_appends_nothing(
