@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -301,6 +302,38 @@ def test_a_full_disk_is_an_error_and_harms_nothing(tmp_path: Path):
         store.write([Change("v", Entry(b"y" * 100_000))])
     assert store.read(["u", "v"])[1] is None
     store.close()
+
+
+def test_readers_never_wait_and_writers_only_so_long(tmp_path: Path):
+    path = tmp_path / "users.db"
+    with open_store(f"sqlite:///{path}?timeout=0.2") as store:
+        entry = Entry(b"x")
+        store.write([Change("u", entry)])
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        assert store.read(["u"]) == [entry]
+        with pytest.raises(StoreError, match="locked"):
+            store.write([Change("u", Entry(b"y"), entry)])
+        other.close()
+        assert store.write([Change("u", Entry(b"y"), entry)]) == [True]
+    assert [each.name for each in tmp_path.iterdir()] == ["users.db"]  # all of it in one file
+
+
+@pytest.mark.parametrize(("option", "mode"), [("", 1), ("?synchronous=full", 2)])
+def test_how_much_a_power_cut_may_cost_is_what_the_address_says(
+    option: str, mode: int, tmp_path: Path
+):
+    with open_store(f"sqlite:///{tmp_path / 'users.db'}{option}") as store:
+        connection = store._connection  # type: ignore[attr-defined]
+        assert connection.execute("PRAGMA synchronous").fetchone() == (mode,)
+
+
+def test_a_write_that_fails_halfway_leaves_nothing_and_blocks_nobody(tmp_path: Path):
+    with open_store(f"sqlite:///{tmp_path / 'users.db'}") as store:
+        with pytest.raises(UnicodeEncodeError):
+            store.write([Change("u", Entry(b"x")), Change("\ud800", Entry(b"x"))])
+        assert store.read(["u"]) == [None]
+        assert store.write([Change("u", Entry(b"x"))]) == [True]
 
 
 @pytest.mark.parametrize("damage", ["shorter", "magic", "version", "count"])
