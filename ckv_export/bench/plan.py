@@ -80,7 +80,7 @@ class Measured:
     """A way of a result of ``ckv-export bench``: whole nanoseconds of a request for one user.
 
     `threads`: cores that a call keeps for itself while it runs, where `device` is "cpu". `stored`:
-    "fp32" or "fp16", what a fetched cache was stored as.
+    "fp32" or "fp16", what a fetched cache, or user parts of the compact one, were stored as.
     """
 
     name: str
@@ -219,13 +219,20 @@ def _processors(measured: list[Measured], cache: str, demand: Demand) -> Iterato
     return (_processor(way, demand) for way in measured if way.serves_from(cache))
 
 
+def _stored_otherwise(way: Measured, demand: Demand) -> str:
+    """What to know of a time that was taken from other records than the plan's."""
+    if way.cache != "compact" or way.stored == demand.user_dtype:
+        return ""
+    return f", measured with user parts in {way.stored}"
+
+
 def _processor(way: Measured, demand: Demand) -> Line:
     on_cpu = way.device == "cpu"
     busy = demand.requests * way.nanoseconds * (way.threads if on_cpu else 1)
     threads = f" x {way.threads} threads" if on_cpu and way.threads > 1 else ""
     how = (
         f"{demand.requests:,} requests x {way.nanoseconds:,} ns{threads} / (1,000,000,000 ns x "
-        f"{demand.utilisation}%), rounded up"
+        f"{demand.utilisation}%), rounded up{_stored_otherwise(way, demand)}"
     )
     value = _up(100 * busy, demand.utilisation * 10**9)
     return _count(f"{'cores' if on_cpu else 'GPUs'}: {way.name}", how, value)

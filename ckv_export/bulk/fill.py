@@ -68,9 +68,12 @@ Progress = Callable[[Tally], None]
 
 
 class Filler:
-    """One process's part of the work; the same on one machine and on each of many."""
+    """One process's part of the work; the same on one machine and on each of many.
 
-    def __init__(self, options: FillOptions) -> None:
+    `job`: names the work in the store; None to find it by reading the whole file of histories.
+    """
+
+    def __init__(self, options: FillOptions, job: str | None = None) -> None:
         manifest = open_bundle(options.bundle)
         self.options = options
         self.file: HistoryFile = open_histories(options.events, manifest, options.column)
@@ -87,13 +90,18 @@ class Filler:
         batch = manifest.profile.axes["B"].max
         self.encoder = Encoder(self.layout, runner.io, runner.infer, batch)
         self.store: Store = open_store(options.store)
-        wishes = (self.max_events, options.column, options.replace, manifest.entries_fingerprint)
-        named = json.dumps([self.file.identity, self.layout.describe(), *wishes])
-        self._job = f"prefill/{hashlib.sha256(named.encode()).hexdigest()[:32]}"
+        self.job = job or self._job(manifest.entries_fingerprint)
+
+    def _job(self, fingerprint: str) -> str:
+        """Of all that decides what is written, so that a job finished once is finished."""
+        options = self.options
+        wishes = (self.max_events, options.column, options.replace, fingerprint)
+        named = json.dumps([self.file.identity(), self.layout.describe(), *wishes])
+        return f"prefill/{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
     def finished(self, group: int) -> Tally | None:
         """What an earlier run did to the group, if it finished it."""
-        note = None if self.options.restart else self.store.note(f"{self._job}/{group}")
+        note = None if self.options.restart else self.store.note(f"{self.job}/{group}")
         return None if note is None else Tally(**json.loads(note))
 
     def fill(self, group: int, progress: Progress = lambda tally: None) -> Tally:
@@ -103,7 +111,7 @@ class Filler:
             part = self._fill_piece(piece)
             done.add(part)
             progress(part)
-        self.store.put_note(f"{self._job}/{group}", json.dumps(asdict(done)).encode())
+        self.store.put_note(f"{self.job}/{group}", json.dumps(asdict(done)).encode())
         return done
 
     def close(self) -> None:
@@ -159,6 +167,7 @@ def fill_store(options: FillOptions, progress: Callable[[Tally, int], None]) -> 
         progress(total, filler.file.users)
 
     try:
+        filler.file.check_users()
         for group in range(filler.file.groups):
             earlier = filler.finished(group)
             if earlier is None:

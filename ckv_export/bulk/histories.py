@@ -7,7 +7,7 @@ long as the user's history. ``event_mask`` may say which of them are real; witho
 from __future__ import annotations
 
 import abc
-import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from ckv_export.arrays import read_arrays, take
 from ckv_export.contract import TensorSpec
 from ckv_export.errors import EventsError, MissingDependency, nearest
-from ckv_export.manifest import Manifest
+from ckv_export.manifest import FileEntry, Manifest
 from ckv_export.runtimes.base import Array, Arrays
 
 PIECE = 4096
 """Users in memory at once."""
 _MASK = TensorSpec("event_mask", "bool", ("N",))
-_FOOTER = 2**20
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,9 @@ class Piece:
 class HistoryFile(abc.ABC):
     """A file in groups of users, each of which is filled or not.
 
-    `identity`: text that another file's content has not. `users`, `groups`: how many.
+    `users`, `groups`: how many.
     """
 
-    identity: str
     users: int
     groups: int
 
@@ -64,6 +62,34 @@ class HistoryFile(abc.ABC):
         self.features = {f"event_{f.name}": f for f in manifest.model.item_features}
         inputs = manifest.form.item_tensors(manifest.model, "event", "N")
         self.tensors = list(inputs)
+
+    def identity(self) -> str:
+        """Text that another file's content has not: reads the whole file once."""
+        return FileEntry.of(self.path).sha256
+
+    def check_users(self) -> None:
+        """Raise `EventsError` for a user with two histories, wherever they stand.
+
+        Reads the ids of all users; takes 8 bytes of memory for each.
+        """
+        hashes = np.fromiter((hash(u) for users in self.names() for u in users), np.int64)
+        hashes.sort()
+        twice = hashes[1:][hashes[1:] == hashes[:-1]]
+        if not len(twice):
+            return
+        seen: set[str] = set()
+        for users in self.names():
+            suspects = np.isin([hash(user) for user in users], twice)
+            for user in itertools.compress(users, suspects):
+                if user in seen:
+                    raise EventsError(
+                        f"{self.path} has two histories of user {user!r}: a user is one row"
+                    )
+                seen.add(user)
+
+    @abc.abstractmethod
+    def names(self) -> Iterator[Sequence[str]]:
+        """The ids of all users, some at a time."""
 
     @abc.abstractmethod
     def size(self, group: int) -> int:
@@ -84,7 +110,6 @@ class HistoryFile(abc.ABC):
             owners = np.repeat(np.arange(len(users)), lengths)[mask]
             lengths = np.bincount(owners, minlength=len(users))
             values = {name: array[mask] for name, array in values.items()}
-        _check_users(self.path, users)
         return Piece(users, lengths, values)
 
 
@@ -111,7 +136,6 @@ class _Parquet(HistoryFile):
             names = self._file.schema_arrow.names
         metadata = self._file.metadata
         self.users, self.groups = metadata.num_rows, metadata.num_row_groups
-        self.identity = _end_digest(path)
         needed = [column, *(t.name for t in self.tensors)]
         for name in needed:
             if name not in names:
@@ -125,7 +149,7 @@ class _Parquet(HistoryFile):
 
     def read(self, group: int) -> Iterator[Piece]:
         expected = {t.name: t for t in (*self.tensors, _MASK)}
-        for columns in self._batches(group):
+        for columns in self._batches([group], self._columns):
             users = _users(self.path, columns.pop(self.column))
             lengths, flat = None, {}
             for name, column in columns.items():
@@ -140,10 +164,14 @@ class _Parquet(HistoryFile):
             assert lengths is not None
             yield self._piece(users, lengths, flat)
 
-    def _batches(self, group: int) -> Iterator[dict[str, Any]]:
+    def names(self) -> Iterator[Sequence[str]]:
+        for columns in self._batches(range(self.groups), [self.column]):
+            yield _users(self.path, columns[self.column])
+
+    def _batches(self, groups: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any]]:
         with _as_parquet(self.path):
-            for batch in self._file.iter_batches(PIECE, row_groups=[group], columns=self._columns):
-                yield {name: batch.column(name) for name in self._columns}
+            for batch in self._file.iter_batches(PIECE, row_groups=groups, columns=names):
+                yield {name: batch.column(name) for name in names}
 
 
 class _Npz(HistoryFile):
@@ -164,7 +192,9 @@ class _Npz(HistoryFile):
             for t in tensors
         }
         self.users, self.groups = len(self._names), -(-len(self._names) // PIECE)
-        self.identity = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def names(self) -> Iterator[Sequence[str]]:
+        yield self._names
 
     def size(self, group: int) -> int:
         return len(self._names[group * PIECE : (group + 1) * PIECE])
@@ -230,7 +260,7 @@ def _users(path: Path, column: Any) -> list[str]:
     try:
         values = column.tolist() if isinstance(column, np.ndarray) else column.to_pylist()
         return [_user(path, value) for value in values]
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise EventsError(f"{path}: a user's id must be text in UTF-8: {error}") from error
 
 
@@ -240,18 +270,6 @@ def _user(path: Path, value: object) -> str:
         raise EventsError(f"{path}: a user's id is missing or empty")
     if isinstance(value, bool) or not isinstance(value, (str, bytes, int)):
         raise EventsError(f"{path}: a user's id must be a text or a whole number, got {value!r}")
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _check_users(path: Path, users: Sequence[str]) -> None:
-    if len(set(users)) < len(users):
-        twice = next(user for user in users if users.count(user) > 1)
-        raise EventsError(f"{path} has two histories of user {twice!r}: a user is one row")
-
-
-def _end_digest(path: Path) -> str:
-    """Of the file's size and its end, where a .parquet describes all that is in it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(size - _FOOTER, 0))
-        return hashlib.sha256(str(size).encode() + file.read()).hexdigest()
+    user = value.decode() if isinstance(value, bytes) else str(value)
+    user.encode()  # an .npz can hold half a character
+    return user

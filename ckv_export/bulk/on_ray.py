@@ -23,8 +23,8 @@ from ckv_export.runtimes.base import Arrays
 class Worker:
     """A process of Ray's that fills groups."""
 
-    def __init__(self, options: FillOptions) -> None:
-        self.filler = Filler(options)
+    def __init__(self, options: FillOptions, job: str) -> None:
+        self.filler = Filler(options, job)
 
     def __call__(self, batch: Arrays) -> Arrays:
         """Fill the groups ``id`` [n]; their tallies, a column each."""
@@ -47,14 +47,15 @@ def fill_on_ray(
     """
     ray = _module()
     opened = Filler(options)
-    groups, users = opened.file.groups, opened.file.users
+    job, groups, users = opened.job, opened.file.groups, opened.file.users
     opened.close()
+    opened.file.check_users()
     started = not ray.is_initialized()
     if started:
         _start(ray, workers)
     try:
         total = Tally()
-        for part in _tallies(ray, options, groups, workers):
+        for part in _tallies(ray, options, job, groups, workers):
             total.add(part)
             progress(total, users)
         return total
@@ -72,12 +73,12 @@ def _start(ray: ModuleType, workers: int) -> None:
     ray.init(log_to_driver=False, include_dashboard=False, **here)
 
 
-def _tallies(ray: ModuleType, options: FillOptions, groups: int, workers: int) -> Any:
+def _tallies(ray: ModuleType, options: FillOptions, job: str, groups: int, workers: int) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     filled = ray.data.range(groups, override_num_blocks=max(groups, 1)).map_batches(
         Worker,
-        fn_constructor_args=(options,),
+        fn_constructor_args=(options, job),
         batch_size=1,
         concurrency=min(workers, max(groups, 1)),
     )

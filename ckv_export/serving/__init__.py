@@ -5,15 +5,15 @@ nothing but numpy, so that a copy of it can go where PyTorch isn't.
 """
 
 from ckv_export.serving.decoders import Decode, in_process
-from ckv_export.serving.request import Request, RequestCheck
+from ckv_export.serving.request import Request, request_tensors
 from ckv_export.serving.scorer import Answer, Scorer, ScorerOptions
 
 __all__ = [
     "Answer",
     "Decode",
     "Request",
-    "RequestCheck",
     "Scorer",
     "ScorerOptions",
     "in_process",
+    "request_tensors",
 ]

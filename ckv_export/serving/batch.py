@@ -37,8 +37,8 @@ def decode_inputs(
 ) -> Arrays:
     """All inputs of a call; raises `RecordError` for a bad record.
 
-    `tensors`: inputs of one request (`RequestCheck`). `events`: S. Appended events stand at the end
-    of their axis, in front of them padding that ``append_mask`` leaves out; of candidates the
+    `tensors`: inputs of one request (`request_tensors`). `events`: S. Appended events stand at the
+    end of their axis, in front of them padding that ``append_mask`` leaves out; of candidates the
     padding follows, with scores that mean nothing.
     """
     feeds = batch(layout, records, events)

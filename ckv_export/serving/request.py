@@ -11,6 +11,7 @@ from ckv_export.contract import TensorSpec
 from ckv_export.errors import InputError, nearest
 from ckv_export.manifest import Manifest
 from ckv_export.runtimes.base import Array, Arrays
+from ckv_export.store.entry import TOKEN_BYTES
 
 _KINDS = {"int32": "iu", "float32": "fiu"}
 
@@ -39,23 +40,28 @@ class Request:
         return Request(self.user, inputs)
 
 
-class RequestCheck:
-    """The inputs that a request to a bundle's decode graph has, and their limits.
+def request_tensors(manifest: Manifest, graph: str) -> tuple[TensorSpec, ...]:
+    """The inputs that a request to a bundle's decode graph has, without the batch axis."""
+    wanted = ("append_", "candidate_", "user_")
+    return tuple(
+        TensorSpec(t.name, t.dtype, t.axes[1:])
+        for t in manifest.graph(graph).inputs
+        if t.name.startswith(wanted) and t.name != "append_mask"
+    )
 
-    `tensors`: without the batch axis. Ids must lie in their tables: what a graph reads for another
-    is not defined, and other users are in the same call.
+
+class RequestCheck:
+    """The limits of a request's inputs.
+
+    `tensors`: those of `request_tensors`, by name. Ids must lie in their tables: what a graph reads
+    for another is not defined, and other users are in the same call. `longest`: events of a
+    history, the new ones included, that a score takes into account.
     """
 
-    def __init__(self, manifest: Manifest, graph: str) -> None:
-        wanted = ("append_", "candidate_", "user_")
-        self.tensors = {
-            t.name: TensorSpec(t.name, t.dtype, t.axes[1:])
-            for t in manifest.graph(graph).inputs
-            if t.name.startswith(wanted) and t.name != "append_mask"
-        }
-        history = manifest.profile.axes["S"].max
+    def __init__(self, manifest: Manifest, graph: str, longest: int) -> None:
+        self.tensors = {t.name: t for t in request_tensors(manifest, graph)}
         self.most = {
-            "T": min(manifest.profile.axes["T"].max, history),
+            "T": min(manifest.profile.axes["T"].max, longest),
             "C": manifest.profile.axes["C"].max,
         }
         self._rows = {f.name: f.vocab_size for f in manifest.model.features if f.has_table}
@@ -65,8 +71,7 @@ class RequestCheck:
 
         Raises `InputError`.
         """
-        if not request.user:
-            raise InputError("a request must name its user, got an empty user id")
+        _check_names(request)
         for name in request.inputs:
             if name not in self.tensors:
                 raise InputError(
@@ -129,3 +134,20 @@ class RequestCheck:
                 f"the input {tensor.name!r} must lie in [{low}, {end}), "
                 f"got {least if least < low else most}"
             )
+
+
+def _check_names(request: Request) -> None:
+    """Of user and append, as a store takes them."""
+    user, token = request.user, request.token
+    if not isinstance(user, str):
+        raise InputError(f"a request must name its user by a text, got {user!r}")
+    if not user:
+        raise InputError("a request must name its user, got an empty user id")
+    try:
+        user.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"a user's id must be text in UTF-8: {error}") from error
+    if token is not None and not (isinstance(token, bytes) and len(token) == TOKEN_BYTES):
+        raise InputError(
+            f"a request's token must be the {TOKEN_BYTES} bytes of token_of(), got {token!r}"
+        )

@@ -77,9 +77,9 @@ class Scorer:
         self.options = options or ScorerOptions()
         graph = graph or ("decode_items" if manifest.item_table else "decode")
         self.layout = RecordLayout.of(manifest, self.options.user_dtype, graph=graph)
-        self.check = RequestCheck(manifest, graph)
-        self.max_batch = manifest.profile.axes["B"].max
         longest = self.layout.pad_to or manifest.profile.axes["S"].max
+        self.check = RequestCheck(manifest, graph, longest)
+        self.max_batch = manifest.profile.axes["B"].max
         self.max_events = min(self.options.max_events or longest, longest)
 
     def score(self, requests: Sequence[Request]) -> list[Answer | CkvError]:

@@ -23,7 +23,7 @@ from ckv_export.errors import RecordError
 
 _MAGIC, _VERSION = b"CKVS", 1
 _HEAD = struct.Struct("<4sHH8sQ")
-_TOKEN_BYTES = 8
+TOKEN_BYTES = 8
 REVISION_AT, REVISION_BYTES = 8, 8
 
 TOKENS_KEPT = 16
@@ -37,7 +37,7 @@ def new_revision() -> bytes:
 
 def token_of(*parts: str | bytes) -> bytes:
     """Name an append: 8 bytes that follow from `parts` alone."""
-    digest = hashlib.blake2b(digest_size=_TOKEN_BYTES)
+    digest = hashlib.blake2b(digest_size=TOKEN_BYTES)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "little") + data)
@@ -66,7 +66,7 @@ class Entry:
     @property
     def head_bytes(self) -> int:
         """Bytes in front of the record in `pack`."""
-        return _HEAD.size + _TOKEN_BYTES * len(self.tokens)
+        return _HEAD.size + TOKEN_BYTES * len(self.tokens)
 
     def pack(self) -> bytes:
         """The layout above."""
@@ -79,11 +79,11 @@ class Entry:
         if len(data) < _HEAD.size or data[:4] != _MAGIC:
             raise RecordError(f"what the store holds of {whose} is no record of ckv-export")
         _, version, count, revision, events = _HEAD.unpack_from(data)
-        start = _HEAD.size + count * _TOKEN_BYTES
+        start = _HEAD.size + count * TOKEN_BYTES
         if version != _VERSION or count > TOKENS_KEPT or len(data) < start:
             raise RecordError(
                 f"what the store holds of {whose} is damaged or of another version of ckv-export "
                 f"(layout {version}, this one reads {_VERSION})"
             )
-        tokens = tuple(data[at : at + _TOKEN_BYTES] for at in range(_HEAD.size, start, 8))
+        tokens = tuple(data[at : at + TOKEN_BYTES] for at in range(_HEAD.size, start, 8))
         return cls(data[start:], events, tokens, revision)

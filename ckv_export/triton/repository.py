@@ -13,7 +13,7 @@ from ckv_export.contract import GraphSpec
 from ckv_export.errors import BundleError, InputError
 from ckv_export.manifest import FILE_NAME as MANIFEST
 from ckv_export.manifest import EngineEntry, Manifest
-from ckv_export.serving import RequestCheck
+from ckv_export.serving import request_tensors
 from ckv_export.store import check_address
 from ckv_export.triton import config
 from ckv_export.triton.config import GraphModel, ScorerModel
@@ -117,7 +117,7 @@ class _Writer:
         text = config.scorer_config(
             ScorerModel(
                 name,
-                tuple(RequestCheck(self.manifest, self.decode).tensors.values()),
+                request_tensors(self.manifest, self.decode),
                 self.manifest.profile.axes["B"].max,
                 settings.parameters(),
                 self.options.instances,

@@ -93,11 +93,22 @@ def test_the_arithmetic_is_shown():
     assert shown["bytes per event"].startswith("(2 K index uint16 + ")
     servers = "(512,000,000,000 less 20,320,000 of pools) / 12,000, rounded down"
     assert shown["users per server"] == servers
-    way = Measured("a", "cpu", "compact", 1_500_000, threads=2)
+    way = Measured("a", "cpu", "compact", 1_500_000, threads=2, stored="fp16")
     (compact, *_) = plans(SPEC, Demand(10, 1000, 7, utilisation=50), [way])
     assert compact.lines[-1].how == (
         "7 requests x 1,500,000 ns x 2 threads / (1,000,000,000 ns x 50%), rounded up"
     )
+
+
+@pytest.mark.parametrize("user_dtype", ["fp32", "fp16", "int8"])
+def test_times_from_records_of_another_dtype_are_said_to_be(user_dtype: str):
+    """Bytes are those of `user_dtype`, the times those of what was stored when they were taken."""
+    ways = [Measured(c, "cpu", c, 1_000) for c in ("compact", "none", "full, fetched")]
+    compact, _, fp32 = plans(SPEC, Demand(1, 1000, 1, user_dtype), ways)
+    fetched, without = (line.how for line in compact.lines[-2:])
+    assert ("measured with user parts in fp32" in fetched) == (user_dtype != "fp32")
+    assert "measured" not in without  # fetches no record
+    assert "measured" not in fp32.lines[-1].how
 
 
 def test_every_layer_is_counted_and_every_pool():

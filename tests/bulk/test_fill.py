@@ -171,6 +171,30 @@ def test_what_is_done_is_not_done_again(
     assert filled(shop, events, store).written == 1
 
 
+def test_a_file_changed_in_place_is_another_file(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
+):
+    """As many bytes, the same end, no statistics: only what a user did is another thing."""
+    pa = pytest.importorskip("pyarrow")
+    shop, store = shops("items"), f"sqlite:///{tmp_path / 'users.db'}"
+    events, users = tmp_path / "h.parquet", some_users(shop, 3, rng)
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    last, sizes, ends = np.frombuffer(rng.bytes(2**21), "V1024").tolist(), set(), set()
+    for _ in range(2):
+        users["user 0"] = shop.user(5, rng)
+        write_parquet(events, shop, users, rows=10)
+        table = pa.parquet.read_table(events)
+        table = pa.table({n: table[n] for n in table.column_names} | {"note": [last] * 3})
+        pa.parquet.write_table(table, events, **plain)
+        sizes.add(events.stat().st_size)
+        ends.add(events.read_bytes()[-(2**20) :])
+        assert filled(shop, events, store, replace=True).skipped == 0
+        made = records(shop, store, users)["user 0"]
+        assert made is not None
+        check_record(shop, users["user 0"], RecordLayout.of(shop.manifest, "float32"), made)
+    assert (len(sizes), len(ends)) == (1, 1)
+
+
 def test_killed_at_any_moment_and_run_again_the_store_is_the_same(
     shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
 ):

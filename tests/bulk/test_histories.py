@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ckv_testing.filling import filled
+from ckv_testing.filling import filled, records
 from ckv_testing.histories import some_users, write_npz, write_parquet
-from ckv_testing.serving import Shop
+from ckv_testing.serving import Shop, User
 
 from ckv_export.bulk import histories
 from ckv_export.bulk.histories import open_histories
@@ -125,6 +125,39 @@ def test_a_damaged_page_is_refused_where_it_is_read(shops: Callable[[str], Shop]
         list(file.read(0))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "npz"])
+def test_a_user_twice_is_refused_wherever_the_rows_stand_and_nothing_is_written(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch, kind: str,
+):  # fmt: skip
+    monkeypatch.setattr(histories, "PIECE", 4)
+    # Two users of one digest are still two, and found to be so.
+    monkeypatch.setattr(histories, "hash", len, raising=False)
+    shop, path = shops("items"), tmp_path / f"h.{kind}"
+    store = f"sqlite:///{tmp_path / 'users.db'}"
+
+    def write(column: list[str], users: dict[str, User]) -> None:
+        if kind == "npz":
+            write_npz(path, shop, users)
+            arrays = dict(np.load(path)) | {"user_id": np.array(column)}
+            np.savez(path, **arrays)
+        else:
+            write_parquet(path, shop, users, rows=6)
+            table = parquet.read_table(path)
+            table = table.set_column(0, "user_id", pa.array(column))
+            parquet.write_table(table, path, row_group_size=6)
+
+    users = some_users(shop, 15, rng)
+    names = list(users)
+    for first, second in [(0, 5), (1, 9), (13, 14)]:
+        write([names[first] if i == second else n for i, n in enumerate(names)], users)
+        with pytest.raises(EventsError, match=f"two histories of user {names[first]!r}"):
+            filled(shop, path, store)
+    assert set(records(shop, store, users).values()) == {None}
+    write(names, users)
+    assert filled(shop, path, store).users == 15
+
+
 @pytest.mark.parametrize("typed", [True, False])
 def test_vectors_of_users_without_events(typed: bool, shops: Callable[[str], Shop], tmp_path: Path):
     """Nothing then tells how long a vector is, nor even that it is one."""
@@ -164,6 +197,7 @@ def test_what_is_no_file_of_histories_is_refused(
         ({"user_id": arrays["user_id"][:3]}, "must have the shape"),
         ({"user_id": arrays["user_id"][:, None]}, r"must have the shape \[users\]"),
         ({"event_item_id": arrays["event_item_id"] + 100}, "must lie in"),
+        ({"user_id": np.array(["a", "b", "c", "d", "\ud800"])}, "must be text in UTF-8"),
     ]:
         np.savez(tmp_path / "bad.npz", **(arrays | change))
         with pytest.raises(EventsError, match=says):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from ckv_export.errors import StoreError
 from ckv_export.runtimes.base import Arrays
 from ckv_export.serving import Answer, Decode, Request, Scorer, ScorerOptions
 from ckv_export.store import Store, token_of
+from ckv_export.store.base import KeyedWrite
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -112,9 +113,42 @@ def test_max_events_caps_what_is_stored_and_nothing_that_is_scored(
     assert count(small.layout, entry.record) == 4
 
 
+def test_what_a_store_elsewhere_is_not_sent_again_stands_there(
+    shop: Shop, store: Store, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    """All old events that a record still holds, from the value before to the one after."""
+    served, user = scorer(shop, store, ScorerOptions("float32", max_events=7)), shop.user(0, rng)
+    write, kept = store._put, []
+
+    def checked(writes: Sequence[KeyedWrite], expire: bool) -> list[bool]:
+        for each in writes:
+            (old,) = store._get([each.key])
+            if each.kept is not None:
+                before, after, length = each.kept.old, each.kept.new, each.kept.length
+                held = b"" if old is None else old[before : before + length]
+                assert each.value[after : after + length] == held
+                assert len(each.value) - after - length == 2 * served.layout.events.row_bytes
+            kept.append(0 if each.kept is None else each.kept.length)
+        return write(writes, expire)
+
+    monkeypatch.setattr(store, "_put", checked)
+    for _ in range(6):
+        served.score([ask(shop, user, rng, appended=2)[0]])
+    row = served.layout.events.row_bytes
+    assert kept == [0, *(row * events for events in (2, 4, 5, 5, 5))]
+
+
 def test_warm_up_leaves_no_trace(shop: Shop, store: Store):
-    served = scorer(shop, store)
+    served, calls = scorer(shop, store), []
+    decode = served.decode
+
+    def counted(feeds: Arrays) -> Arrays:
+        calls.append(feeds["append_mask"].shape)
+        return decode(feeds)
+
+    served.decode = counted
     served.warm_up()
+    assert calls == [(1, 0), (1, 1)]
     assert store.counters().bytes_written == 0
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import shutil
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
-from ckv_testing.writers import add, write_for_ever
+from ckv_testing.writers import add
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from ckv_export.errors import InputError, RecordError, StoreError
+from ckv_export.errors import InputError, RecordError
 from ckv_export.store import TOKENS_KEPT, Change, Entry, Kept, Store, open_store, token_of
 
 Open = Callable[[str], Store]
@@ -213,33 +210,6 @@ def test_one_store_is_shared_by_threads_and_crosses_a_fork(url: str, opened: Ope
     assert store.note("t3") == bytes([29])
 
 
-# -- crashes
-
-
-def test_a_writer_killed_at_any_moment_leaves_whole_records(
-    tmp_path: Path, rng: np.random.Generator
-):
-    url = f"sqlite:///{tmp_path / 'users.db'}"
-    context = multiprocessing.get_context("spawn")
-    last = -1
-    for _ in range(3):
-        ready = context.Event()
-        writer = context.Process(target=write_for_ever, args=(url, ready))
-        writer.start()
-        assert ready.wait(60)
-        time.sleep(float(rng.uniform(0.0, 0.03)))
-        writer.kill()
-        writer.join()
-        with open_store(url) as store:
-            one, two = store.read(["u", "v"])
-            assert one is not None
-            assert two is not None
-            assert one.record == two.record == str(one.events).encode() * 3000
-            assert one.events > 3 != last
-            last = one.events
-            store.write([Change("u", Entry(b"after"), one)])
-
-
 # -- refusals
 
 
@@ -280,27 +250,6 @@ def test_a_refused_address_is_shown_without_its_password(url: str):
     assert "sec" not in str(caught.value)
     assert "ret" not in str(caught.value)
     assert url.partition("@")[2] in str(caught.value)
-
-
-def test_a_place_that_can_not_be_a_file_is_refused(tmp_path: Path):
-    with pytest.raises(StoreError, match="unable to open"):
-        open_store(f"sqlite:///{tmp_path}/not/there.db")
-    (tmp_path / "junk.db").write_bytes(b"no database" * 100)
-    with pytest.raises(StoreError, match="not a database"):
-        open_store(f"sqlite:///{tmp_path}/junk.db")
-
-
-def test_a_full_disk_is_an_error_and_harms_nothing(tmp_path: Path):
-    if not shutil.which("sh") or not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
-    store = open_store(f"sqlite:///{tmp_path / 'users.db'}")
-    store.write([Change("u", Entry(b"x"))])
-    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]  # type: ignore[attr-defined]
-    store._connection.execute(f"PRAGMA max_page_count = {pages}")  # type: ignore[attr-defined]
-    with pytest.raises(StoreError, match="full"):
-        store.write([Change("v", Entry(b"y" * 100_000))])
-    assert store.read(["u", "v"])[1] is None
-    store.close()
 
 
 @pytest.mark.parametrize("damage", ["shorter", "magic", "version", "count"])

@@ -17,7 +17,7 @@ from ckv_export.cache.item_table import load_item_table
 from ckv_export.errors import BundleError
 from ckv_export.manifest import Manifest
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
-from ckv_export.serving import RequestCheck
+from ckv_export.serving import request_tensors
 from ckv_export.triton.config import GraphModel, ScorerModel, graph_config, parse_config
 from ckv_export.triton.config import scorer_config as write_scorer_config
 from ckv_export.triton.constants import bake, without_constants
@@ -71,7 +71,7 @@ def test_plans_are_chosen_by_compute_capability_and_run_in_a_profile():
 def test_orchestrating_model_takes_requests_of_any_size_together(name: str):
     manifest = MANIFESTS[name]
     graph = "decode_items" if manifest.item_table else "decode"
-    tensors = tuple(RequestCheck(manifest, graph).tensors.values())
+    tensors = request_tensors(manifest, graph)
     settings = Settings("redis://h/0", graph, None, "float16", 50, 2)
     config = parse_config(
         write_scorer_config(ScorerModel("toy", tensors, 64, settings.parameters(), 3, 500))

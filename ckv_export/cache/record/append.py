@@ -92,9 +92,8 @@ class _Change:
 
     def apply(self, layout: RecordLayout, view: memoryview, window: Rows, events: Rows) -> None:
         """Move what stays, write what is new, then the header."""
-        moves = [self._move_window(layout), self._move_events(layout)]
-        # The section that gets in the other's way goes last.
-        for source, target, length in moves if moves[1][0] >= moves[1][1] else reversed(moves):
+        # The window first: events may go to where its old rows stand, never the other way round.
+        for source, target, length in (self._move_window(layout), self._move_events(layout)):
             if source != target:
                 view[target : target + length] = view[source : source + length]
         end = HEADER_BYTES + self.window * layout.window.row_bytes

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <initializer_list>
 
 #include "opened.h"
 #include "values.h"
@@ -14,8 +15,18 @@ constexpr char kMask[] = "history_mask";
 
 [[noreturn]] void refuse(std::string const& what) { throw Error(ErrorCode::kRecord, what); }
 
+std::int64_t product(std::initializer_list<std::int64_t> sizes) {
+    std::int64_t whole = 1;
+    for (std::int64_t const size : sizes) {
+        if (size < 0 || __builtin_mul_overflow(whole, size, &whole)) {
+            refuse("a batch of such sizes can't be addressed: a size is " + std::to_string(size));
+        }
+    }
+    return whole;
+}
+
 std::int64_t tensor_bytes(Field const& field, std::int64_t users, std::int64_t events) {
-    return 4 * users * field.layers * events * field.width;
+    return product({4, users, field.layers, events, field.width});
 }
 
 template <typename Pointer>
@@ -67,7 +78,7 @@ void place(std::vector<Target> const& to, std::uint8_t const* rows, std::size_t 
 std::map<std::string, std::size_t> batch_bytes(RecordLayout const& layout, std::int64_t users,
                                                std::int64_t events) {
     std::map<std::string, std::size_t> bytes;
-    bytes[kMask] = static_cast<std::size_t>(users * events);
+    bytes[kMask] = static_cast<std::size_t>(product({users, events}));
     for (Field const& field : layout.window.fields) {
         std::int64_t const cached = layout.window_rows(events);
         bytes[field.name] = static_cast<std::size_t>(tensor_bytes(field, users, cached));

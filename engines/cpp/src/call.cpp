@@ -2,6 +2,8 @@
 
 #include <ckv/error.h>
 
+#include <algorithm>
+
 namespace ckv::detail {
 namespace {
 
@@ -92,6 +94,23 @@ EngineEntry const& choose_engine(Bundle const& bundle, std::string const& graph,
                build_command(bundle, library));
     }
     return *chosen;
+}
+
+void require_target(Bundle const& bundle, EngineEntry const& engine, Library library, int major,
+                    int minor) {
+    std::string const gpu = "sm" + std::to_string(major) + std::to_string(minor);
+    auto const& targets = engine.targets;
+    bool const from_ampere_on = engine.hardware_compatible && major >= 8;
+    if (from_ampere_on || std::find(targets.begin(), targets.end(), gpu) != targets.end()) {
+        return;
+    }
+    std::string built_for;
+    for (std::string const& target : targets) {
+        built_for += (built_for.empty() ? "" : ", ") + target;
+    }
+    refuse("the engine " + engine.file + " was built for " + built_for + ", the GPU here is " +
+           gpu + ": " + build_command(bundle, library) + " --target " +
+           (library.is_rtx() ? gpu : "current"));
 }
 
 }  // namespace ckv::detail

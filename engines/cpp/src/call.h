@@ -39,4 +39,9 @@ struct Library {
 EngineEntry const& choose_engine(Bundle const& bundle, std::string const& graph,
                                  std::string const& file, Library library, bool any_version);
 
+// Throws kEngine, with the command that builds another, unless the engine was built for GPUs of this
+// compute capability.
+void require_target(Bundle const& bundle, EngineEntry const& engine, Library library, int major,
+                    int minor);
+
 }  // namespace ckv::detail

@@ -38,10 +38,11 @@ nvinfer1::Dims dims_of(std::vector<std::int64_t> const& shape) {
 }
 
 std::vector<char> read_plan(std::filesystem::path const& path) {
-    std::ifstream file(path, std::ios::binary | std::ios::ate);
-    std::vector<char> plan(file ? static_cast<std::size_t>(file.tellg()) : 0);
-    file.seekg(0);
-    if (!file.read(plan.data(), static_cast<std::streamsize>(plan.size()))) {
+    std::error_code error;
+    std::uintmax_t const size = std::filesystem::file_size(path, error);  // none of a folder
+    std::ifstream file(path, std::ios::binary);
+    std::vector<char> plan(error ? 0 : size);
+    if (error || !file.read(plan.data(), static_cast<std::streamsize>(plan.size()))) {
         throw Error(ErrorCode::kBundle, "can't read the engine " + path.string());
     }
     return plan;
@@ -116,7 +117,8 @@ EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions con
     } else if (!entry.plugin_file.empty()) {
         detail::load_plugins(bundle.file(entry.plugin_file));
     }
-    detail::require_gpu();
+    auto const [major, minor] = detail::present_gpu();
+    detail::require_target(bundle, entry, detail::linked_library(), major, minor);
     deserialize(bundle.file(entry.file));
     check_tensors();
     read_profiles();

@@ -63,7 +63,8 @@ std::array<std::uint8_t, 16> short_fingerprint(std::string const& hex) {
     return bytes;
 }
 
-// Sizes of an event from the tensor's axes, `outer` of which (users, layers, events) come first.
+// Sizes of an event from the tensor's axes, `outer` of which (users, layers, events) come first; only
+// users and events vary.
 void take_shape(Field& field, TensorSpec const& tensor, std::size_t outer) {
     if (tensor.type != ElementType::kInt32 && tensor.type != ElementType::kFloat32) {
         refuse("the tensor '" + tensor.name + "' is of a type that records don't hold");
@@ -71,12 +72,17 @@ void take_shape(Field& field, TensorSpec const& tensor, std::size_t outer) {
     if (tensor.axes.size() < outer) {
         refuse("the tensor '" + tensor.name + "' has too few axes to be cached");
     }
-    for (std::size_t i = outer; i < tensor.axes.size(); ++i) {
-        if (!tensor.axes[i].name.empty()) {
+    for (std::size_t i = 1; i < tensor.axes.size(); ++i) {
+        if (i + 1 != outer && !tensor.axes[i].name.empty()) {
             refuse("the tensor '" + tensor.name + "' has an event of no fixed size");
         }
+        if (i < outer) {
+            continue;
+        }
         field.shape.push_back(tensor.axes[i].size);
-        field.width *= tensor.axes[i].size;
+        if (__builtin_mul_overflow(field.width, tensor.axes[i].size, &field.width)) {
+            refuse("an event's '" + tensor.name + "' is too large for a record");
+        }
     }
 }
 

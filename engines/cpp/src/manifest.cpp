@@ -5,6 +5,7 @@
 #include <charconv>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #include "sha256.h"
@@ -94,10 +95,27 @@ std::vector<TensorSpec> parse_tensors(json const& data) {
     return tensors;
 }
 
+// Whoever looks a tensor up by its name must find the one that was meant.
+GraphSpec parse_graph(std::string const& name, json const& data) {
+    GraphSpec graph{name, parse_tensors(data.at("inputs")), parse_tensors(data.at("outputs"))};
+    std::set<std::string> seen;
+    for (auto const* tensors : {&graph.inputs, &graph.outputs}) {
+        for (TensorSpec const& tensor : *tensors) {
+            if (!seen.insert(tensor.name).second) {
+                refuse("the graph " + name + " has two tensors '" + tensor.name + "'");
+            }
+        }
+    }
+    return graph;
+}
+
 Model parse_model(json const& data) {
     Model model;
     model.kind = data.at("kind").get<std::string>();
     model.max_len = whole(data.at("max_len"), "max_len");
+    if (model.max_len < 1) {
+        refuse("max_len must be at least 1");
+    }
     model.num_layers = whole(data.at("num_layers"), "num_layers");
     if (!data.at("window").is_null()) {
         model.window = whole(data.at("window"), "window");
@@ -125,6 +143,8 @@ EngineEntry parse_engine(json const& data) {
     engine.backend_version = data.at("backend_version").get<std::string>();
     engine.targets = data.at("targets").get<std::vector<std::string>>();
     engine.profile = parse_profile(data.at("profile"));
+    engine.hardware_compatible =
+        data.value("settings", json::object()).value("hardware_compatible", false);
     json const plugin = data.value("plugin", json());
     if (!plugin.is_null()) {
         json const& file = plugin.at("file");
@@ -168,8 +188,7 @@ Manifest parse(json const& data) {
     manifest.pools_are_inputs = !data.at("form").at("pools").is_null();
     manifest.profile = parse_profile(data.at("profile"));
     for (auto const& [name, graph] : data.at("graphs").items()) {
-        manifest.graphs[name] = {name, parse_tensors(graph.at("inputs")),
-                                 parse_tensors(graph.at("outputs"))};
+        manifest.graphs[name] = parse_graph(name, graph);
     }
     parse_files(data.at("files"), manifest);
     for (json const& engine : data.at("engines")) {

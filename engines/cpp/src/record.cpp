@@ -27,7 +27,7 @@ UserTensor const& given(UserTensors const& tensors, Field const& field) {
         refuse("a record needs '" + field.name + "', which is missing");
     }
     UserTensor const& tensor = found->second;
-    if (tensor.events < 0 || (tensor.data == nullptr && tensor.events * field.width > 0)) {
+    if (tensor.events < 0 || (tensor.data == nullptr && tensor.events > 0 && field.width > 0)) {
         refuse("'" + field.name + "' has no data");
     }
     return tensor;
@@ -117,21 +117,14 @@ public:
             kRecordHeaderBytes + size_of(header_.window_rows, layout_.window);
         std::int64_t const kept_events = events_ - new_events_;
         std::int64_t const kept_window = window_ - new_window_;
-        auto const move_window = [&] {
-            move(record, kRecordHeaderBytes + size_of(header_.window_rows - kept_window,
-                                                      layout_.window),
-                 kRecordHeaderBytes, size_of(kept_window, layout_.window));
-        };
-        std::size_t const source =
-            old_end + size_of(header_.events - kept_events, layout_.events);
-        // The section that gets in the other's way goes last.
-        if (source >= end) {
-            move_window();
-            move(record, source, end, size_of(kept_events, layout_.events));
-        } else {
-            move(record, source, end, size_of(kept_events, layout_.events));
-            move_window();
-        }
+        std::size_t const dropped_window =
+            size_of(header_.window_rows - kept_window, layout_.window);
+        std::size_t const dropped_events =
+            size_of(header_.events - kept_events, layout_.events);
+        // The window first: events may go to where its old rows stand, never the other way round.
+        move(record, kRecordHeaderBytes + dropped_window, kRecordHeaderBytes,
+             size_of(kept_window, layout_.window));
+        move(record, old_end + dropped_events, end, size_of(kept_events, layout_.events));
         put_last(record + end, packed.window, new_window_, layout_.window);
         std::size_t const new_bytes =
             put_last(record + size(), packed.events, new_events_, layout_.events);

@@ -53,12 +53,20 @@ void check_cuda(cudaError_t status, char const* what) {
     }
 }
 
-void require_gpu() {
+std::pair<int, int> present_gpu() {
     int devices = 0;
     check_cuda(cudaGetDeviceCount(&devices), "running an engine needs an NVIDIA GPU");
     if (devices == 0) {
         throw Error(ErrorCode::kCuda, "running an engine needs an NVIDIA GPU: there is none");
     }
+    int device = 0, major = 0, minor = 0;
+    check_cuda(cudaGetDevice(&device), "asking for this thread's GPU");
+    for (auto const& [value, attribute] : {std::pair(&major, cudaDevAttrComputeCapabilityMajor),
+                                           std::pair(&minor, cudaDevAttrComputeCapabilityMinor)}) {
+        check_cuda(cudaDeviceGetAttribute(value, attribute, device),
+                   "asking for the GPU's compute capability");
+    }
+    return {major, minor};
 }
 
 void load_plugins(std::filesystem::path const& library) {

@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <string>
+#include <utility>
 
 #include "call.h"
 
@@ -31,8 +32,8 @@ Library linked_library();
 // Throws kCuda naming what was tried.
 void check_cuda(cudaError_t status, char const* what);
 
-// Throws kCuda where there is no usable GPU.
-void require_gpu();
+// Compute capability of this thread's GPU, major and minor. Throws kCuda where there is none.
+std::pair<int, int> present_gpu();
 
 // Loads creators into the process's registry, once per path. Throws kEngine.
 void load_plugins(std::filesystem::path const& library);

@@ -36,7 +36,7 @@ inline std::string sample_manifest() {
    "backend_version": "1.7.1.116", "targets": ["sm86"], "profile": {"B": "1:1:8"}, "layers": 1,
    "seconds": 1.5, "plugin": null},
   {"graph": "decode", "file": "decode.onnx", "backend": "tensorrt",
-   "backend_version": "11.1.0", "targets": [], "profile": {"B": "1:1:8"}, "layers": 1,
+   "backend_version": "11.1.0", "targets": ["sm90"], "profile": {"B": "1:1:8"}, "layers": 1,
    "seconds": 1.5}]
 })";
 }

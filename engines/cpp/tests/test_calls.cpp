@@ -116,6 +116,31 @@ void engines() {
             [&] { choose_engine(bundle, "decode", "", rtx, false); });
 }
 
+void targets() {
+    using ckv::detail::Library;
+    using ckv::detail::require_target;
+    ckv::Bundle const bundle{"b", manifest()};
+    Library const rtx{10701}, full{110100};
+    ckv::EngineEntry entry = bundle.manifest.engines[0];
+    entry.targets = {"sm86", "sm120"};
+    require_target(bundle, entry, rtx, 8, 6);
+    require_target(bundle, entry, rtx, 12, 0);
+    refuses(ErrorCode::kEngine,
+            "engines/d.rtx was built for sm86, sm120, the GPU here is sm89: run ckv-export build b "
+            "--backend tensorrt_rtx --target sm89",
+            [&] { require_target(bundle, entry, rtx, 8, 9); });
+    entry = bundle.manifest.engines[1];
+    require_target(bundle, entry, full, 9, 0);
+    refuses(ErrorCode::kEngine, "run ckv-export build b --backend tensorrt --target current",
+            [&] { require_target(bundle, entry, full, 8, 6); });
+    entry.hardware_compatible = true;
+    entry.targets = {"sm80"};
+    require_target(bundle, entry, full, 8, 0);
+    require_target(bundle, entry, full, 12, 1);
+    refuses(ErrorCode::kEngine, "the GPU here is sm75",
+            [&] { require_target(bundle, entry, full, 7, 5); });
+}
+
 // Many threads, few slots: never two in one, never more than there may be, all come back.
 void pool() {
     struct Slot {
@@ -201,6 +226,7 @@ int main() {
     buckets();
     buffers();
     engines();
+    targets();
     pool();
     held_slots();
     waiting_for_what_never_comes();

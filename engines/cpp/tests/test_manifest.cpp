@@ -28,6 +28,11 @@ void everything_is_read() {
         auto const carrying = ckv::parse_manifest(changed_manifest("\"plugin\": null", plugin), "m");
         CHECK(carrying.engines[0].carries_library == (kind == "library"));
     }
+    CHECK(!manifest.engines[0].hardware_compatible);
+    std::string const settings = "\"plugin\": null, \"settings\": {\"hardware_compatible\": true}";
+    CHECK(ckv::parse_manifest(changed_manifest("\"plugin\": null", settings), "m")
+              .engines[0]
+              .hardware_compatible);
     std::string const beside = "\"plugin\": {\"file\": \"p.so\"}";
     CHECK(ckv::parse_manifest(changed_manifest("\"plugin\": null", beside), "m")
               .engines[0]
@@ -67,12 +72,19 @@ void damage_is_refused() {
     refused("\"fingerprint\"", "\"fingerprnt\"", "where is damaged");
     refused("\"max_len\": 20", "\"max_len\": \"20\"", "max_len must be a whole number");
     refused("\"max_len\": 20", "\"max_len\": 2.5", "max_len must be a whole number");
+    for (char const* length : {"0", "-1", "18446744073709551615"}) {
+        refused("\"max_len\": 20", std::string("\"max_len\": ") + length, "max_len must be at least 1");
+    }
     refused("\"window\": 4", "\"window\": 1", "window must be at least 2");
     refused("\"int32\"", "\"int33\"", "unknown dtype 'int33'");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", -2]", "bad axis: -2");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", \"\"]", "bad axis");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", 99999999999]", "bad axis");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", null]", "must be a whole number");
+    for (char const* name : {"history_mask", "score"}) {
+        refused("{\"name\": \"history_item_id\"", "{\"name\": \"" + std::string(name) + "\"",
+                "the graph decode has two tensors '" + std::string(name) + "'");
+    }
     for (char const* range : {"8", "1:8", "1:8:4", "-1:0:1", "1:2:3:4", "a:b:c", "1:2:3 ", ""}) {
         refused("\"0:10:16\"", std::string("\"") + range + "\"", "a range must");
     }

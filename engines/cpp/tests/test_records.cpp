@@ -68,6 +68,16 @@ void layout() {
     auto broken = manifest;
     broken.entries = "12";
     refuses(ErrorCode::kRecord, "64 hex digits", [&] { ckv::RecordLayout::of(broken); });
+    auto const unlayered = changed_manifest("[\"B\", 1, \"K\", 2", "[\"B\", \"L\", \"K\", 2");
+    refuses(ErrorCode::kRecord, "'cache_k_user' has an event of no fixed size",
+            [&] { ckv::RecordLayout::of(ckv::parse_manifest(unlayered, "m")); });
+    // Products that 64 bits don't hold: 2^64 numbers, and 2^90 of them times 0.
+    for (char const* last : {"16", "1073741824", "1073741824, 0"}) {
+        std::string const axes = std::string("[\"B\", 1, \"K\", 1073741824, 1073741824, ") + last;
+        auto const text = changed_manifest("[\"B\", 1, \"K\", 2", axes);
+        refuses(ErrorCode::kRecord, "'cache_k_user' is too large for a record",
+                [&] { ckv::RecordLayout::of(ckv::parse_manifest(text, "m")); });
+    }
 }
 
 void appending_is_encoding_everything(ckv::UserType type) {
@@ -233,6 +243,11 @@ void a_batch_ends_with_each_users_last_events() {
     broken[70] ^= 1;
     refuses(ErrorCode::kRecord, "record 1 of the batch: the record's window section is damaged",
             [&] { ckv::batch(layout, {one, broken}, 5, out); });
+    std::int64_t const many = std::int64_t{1} << 40;
+    for (auto const& [users, events] : {std::pair(many, many), {-1, 5}, {5, -1}, {1, many << 20}}) {
+        refuses(ErrorCode::kRecord, "can't be addressed: ",
+                [&] { ckv::batch_bytes(layout, users, events); });
+    }
     out.erase("cache_v_index");
     refuses(ErrorCode::kRecord, "lack 'cache_v_index'",
             [&] { ckv::batch(layout, records, 5, out); });

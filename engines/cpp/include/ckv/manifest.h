@@ -39,10 +39,11 @@ struct EngineEntry {
     std::string file;  // relative to the bundle
     std::string backend;  // "tensorrt" or "tensorrt_rtx"
     std::string backend_version;
-    std::vector<std::string> targets;
+    std::vector<std::string> targets;  // GPUs that it was built for: "sm86"
     Profile profile;  // of the first of its profiles
     std::string plugin_file;  // the library in the bundle that it needs; empty: none
     bool carries_library = false;  // a plugin library is inside the engine
+    bool hardware_compatible = false;  // runs on every GPU from Ampere on
 };
 
 struct Manifest {

@@ -128,7 +128,7 @@ HostTensors user_events(RecordLayout const& layout,
                         std::int64_t user, CallGraph graph);
 
 // Inputs of decode that `batch` writes: cache_*, history_mask, history_*, with their sizes in bytes
-// for B users and histories of S events.
+// for B users and histories of S events. Throws kRecord for sizes below 0 or beyond 64 bits.
 std::map<std::string, std::size_t> batch_bytes(RecordLayout const& layout, std::int64_t users,
                                                std::int64_t events);
 

@@ -21,6 +21,7 @@ struct Settings {
     std::string missing_tensor;  // has another name
     std::string other_type;      // is float
     std::string refuses_address;
+    int compute_capability = 90;
 };
 
 extern Settings settings;

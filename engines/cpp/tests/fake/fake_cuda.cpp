@@ -127,6 +127,19 @@ cudaError_t cudaGetDeviceCount(int* count) {
     return fake::settings.has_gpu ? cudaSuccess : cudaErrorNoDevice;
 }
 
+cudaError_t cudaGetDevice(int* device) {
+    *device = 3;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+    bool const major = attribute == cudaDevAttrComputeCapabilityMajor;
+    bool const known = major || attribute == cudaDevAttrComputeCapabilityMinor;
+    int const capability = fake::settings.compute_capability;
+    *value = major ? capability / 10 : capability % 10;
+    return known && device == 3 ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 cudaError_t cudaMalloc(void** memory, size_t size) {
     *memory = std::malloc(size);
     return cudaSuccess;

@@ -128,7 +128,11 @@ void bad_engines(fs::path const& folder) {
             {true, true, "", "history_mask", ""});
     refused(ErrorCode::kEngine, "refuses the address of 'score'", good,
             {true, true, "", "", "score"});
+    refused(ErrorCode::kEngine, "decode.onnx was built for sm90, the GPU here is sm86: run", good,
+            {true, true, "", "", "", 86});
     fs::remove(folder / "bad" / "decode.onnx");
+    refused(ErrorCode::kBundle, "can't read the engine", bad, {});
+    fs::create_directory(folder / "bad" / "decode.onnx");
     refused(ErrorCode::kBundle, "can't read the engine", bad, {});
 }
 
