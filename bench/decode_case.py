@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ckv_export.bench.allocator import keep_freed_memory
 from ckv_export.bench.measure import Settings, in_turn
 from ckv_export.bench.statistics import ratio_of_medians
 
@@ -41,6 +42,7 @@ def timed(calls: Calls, settings: Settings, ratio_key: str) -> dict[str, Any]:
 
     `ratio_key`: where a timing keeps the ratio of its median to that of the first call.
     """
+    keep_freed_memory()
     timings = in_turn(calls, settings)
     first = next(iter(timings.values())).windows
     rows = {}

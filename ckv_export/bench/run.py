@@ -13,6 +13,7 @@ import numpy as np
 
 from ckv_export.bench import roster
 from ckv_export.bench.agreement import Agreement, agreement
+from ckv_export.bench.allocator import keep_freed_memory
 from ckv_export.bench.bundle_ways import bundle_ways
 from ckv_export.bench.bundles import open_bundles
 from ckv_export.bench.cuda_ways import cuda_ways
@@ -47,8 +48,10 @@ Calls = Mapping[str, Callable[[], object]]
 def run_bench(request: BenchRequest, stages: Stages) -> dict[str, Any]:
     """Measure; returns what `result.schema.json` describes.
 
-    Raises `ParityFailure` where a way's scores are not the model's, before anything is timed.
+    From then on the process keeps memory that it frees (`keep_freed_memory`). Raises
+    `ParityFailure` where a way's scores are not the model's, before anything is timed.
     """
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as opened:
         bench = _Bench(request, Path(scratch), stages)
         opened.callback(bench.close)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ckv_export.bench import compare, report
-from ckv_export.bench.allocator import keep_freed_memory
 from ckv_export.bench.measure import Settings
 from ckv_export.bench.request import SOURCES, BenchRequest, parse_sweep
 from ckv_export.bench.run import run_bench
@@ -119,9 +118,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"the folder {str(path.parent)!r} of {path.name} is not there")
         if path is not None and path.is_dir():
             raise InputError(f"{path} is a folder: give the name of a file to write")
-    request = _request(args)
-    keep_freed_memory()
-    result = run_bench(request, ShownStages())
+    result = run_bench(_request(args), ShownStages())
     _print(result)
     _write(args, result)
     return 0 if old is None else _compare(args, old, result)
