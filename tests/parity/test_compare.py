@@ -47,6 +47,11 @@ def test_absolute_bound_scales_with_the_largest_number_of_the_tensor():
     assert not values([0.51, 0.1], [0.0, 0.1]).passed, "but never below 1"
 
 
+def test_the_mean_error_is_of_the_largest_number():
+    assert values([0.5, 8.0], [0.0, 8.0]).mean == pytest.approx(0.25 / 8)
+    assert values([0.5, 0.1], [0.0, 0.1]).mean == pytest.approx(0.25)
+
+
 def test_worst_element_is_the_one_farthest_beyond_its_own_bound():
     result = values(
         [[0.0, 0.6], [9.0, 0.0]], [[0.0, 0.0], [8.0, 0.0]], bound=Tolerance(0.01, 0.25, "")
@@ -103,11 +108,14 @@ def test_rows_left_out_do_not_count():
 
 @pytest.mark.parametrize("compared", ["values", "rows"])
 def test_other_shapes_are_no_match(compared: str):
+    got, expected = np.zeros((2, 1), np.int32), np.zeros((2, 3), np.int32)
     if compared == "values":
-        assert not values(np.zeros((2, 1)), np.zeros((2, 3))).passed
+        result = values(got, expected)
     else:
-        got, expected = np.zeros((2, 1), np.int32), np.zeros((2, 3), np.int32)
-        assert not compare_rows("c", "k_index", got, expected, np.zeros((2, 3))).passed
+        result = compare_rows("case", "score", got, expected, np.zeros((2, 3)))
+    assert not result.passed
+    assert result.sentence() == "score of case 'case' has another shape than the reference's"
+    assert result.to_dict()["error"] is None, "JSON knows no infinity"
 
 
 def rows(got, expected, margin) -> TensorResult:
@@ -209,7 +217,12 @@ def test_each_layer_has_a_margin_of_its_own():
     got, expected = np.array([[[1], [1]]]), np.array([[[2], [2]]])
     for margin, passed in (([0.5, 5.0], True), ([1.5, 5.0], False), ([0.5, 20.0], False)):
         margins = np.array(margin).reshape(1, 2, 1)
-        assert compare_rows("c", "k_index", got, expected, margins, (1.0, 10.0)).passed == passed
+        result = compare_rows("c", "k_index", got, expected, margins, (1.0, 10.0))
+        assert result.passed == passed
+        if not passed:
+            layer = int(margin[0] < 1.0)
+            assert result.where == (0, layer, 0)
+            assert result.needed == (1.0, 10.0)[layer]
 
 
 def test_near_ties_of_the_selection_excuse_scores_but_not_nan():
