@@ -40,7 +40,6 @@ def register(backend: Backend, target: str) -> Compiler:
         for operator in INPUTS:
             _define(trtp, operator)
     _state["compiler"] = compiler
-    _failures.clear()
     return compiler
 
 
@@ -49,8 +48,13 @@ def registered() -> bool:
     return bool(_state)
 
 
+def forget_failures() -> None:
+    """Begin a build: what went wrong in an earlier one explains nothing of it."""
+    _failures.clear()
+
+
 def failure() -> CkvError | None:
-    """What went wrong inside a plugin since `register`: the library can't carry exceptions."""
+    """What went wrong inside a plugin in this build: the library can't carry exceptions."""
     return _failures[0] if _failures else None
 
 

@@ -102,6 +102,7 @@ def prepare(
     """
     require_plugins(choice, backend)
     _refuse_others(choice, backend)
+    aot_plugin.forget_failures()
     if choice.kind == LIBRARY:
         assert choice.library is not None
         library = plugin_library.read(choice.library, backend, targets)

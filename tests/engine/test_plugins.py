@@ -296,3 +296,6 @@ def test_what_fails_inside_a_plugin_is_told(
 
     monkeypatch.setattr(fake_builder.Builder, "build_serialized_network", build)
     assert refuse(pools, embedding, tmp_path, "embedded") == "nvcc failed: a reason"
+    # A later build of the process that fails has reasons of its own.
+    monkeypatch.setattr(fake_builder.Builder, "build_serialized_network", lambda *given: None)
+    assert "gives no reason" in refuse(pools, embedding, tmp_path, "embedded")
