@@ -12,16 +12,10 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from ckv_testing.results import result
+from ckv_testing.results import QUICK, SCHEMA, result
 
-import ckv_export.bench
 from ckv_export.cli.main import main
-from ckv_export.errors import EngineError, ExportError, ParityFailure
 from ckv_export.manifest import open_bundle
-from ckv_export.runtimes.base import Runner, RunnerMetadata
-
-SCHEMA = json.loads((Path(ckv_export.bench.__file__).parent / "result.schema.json").read_text())
-QUICK = ("--seconds", "0.01", "--candidates", "5", "--history", "12", "--stored", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -178,129 +172,6 @@ def test_compare_exits_with_1_on_a_regression(
         ran = cli(*arguments, "--compare", old)
         assert ran.code == code, ran.err
         assert ("slower" in ran.out) == (code == 1)
-
-
-class Choosy(Runner):
-    """A decode that refuses some sizes, as an engine does, or has no room for them."""
-
-    def __init__(self, inner: Runner, refused: tuple[int, ...] = (), candidates: int = 0) -> None:
-        super().__init__(inner.io)
-        self.inner, self.refused, self.candidates = inner, refused, candidates
-
-    def _activate(self) -> None:
-        if not self.inner.active:
-            self.inner.activate()
-
-    def _deactivate(self) -> None:
-        pass
-
-    def _infer(self, feeds: Any) -> Any:
-        events = feeds["history_mask"].shape[1]
-        if events in self.refused:
-            raise EngineError(f"not built for {events} events")
-        if feeds["candidate_item_id"].shape[1] == self.candidates:
-            raise EngineError(f"not built for {self.candidates} candidates")
-        return self.inner.infer(feeds)
-
-    def _describe(self) -> RunnerMetadata:
-        return self.inner.metadata()
-
-
-class Small(Choosy):
-    """A device that has no room for what is held of some histories, and never computes."""
-
-    def _place(self, arrays: Any) -> Any:
-        events = arrays["cache_k_user"].shape[2]
-        if events in self.refused:
-            raise ExportError(f"not built for {events} events")
-        return super()._place(arrays)
-
-    def _infer(self, feeds: Any) -> Any:
-        assert feeds["cache_k_user"].shape[2] not in self.refused
-        return self.inner.infer(feeds)
-
-
-@pytest.mark.parametrize("kind", [Choosy, Small])
-@pytest.mark.parametrize(
-    ("refused_events", "left_out"),
-    [
-        ((5,), {"choosy at history 5": "not built for 5 events"}),
-        ((2,), {"choosy in traffic": "not built for 2 events"}),
-        ((12,), {"choosy": "not built for 12 events"}),
-    ],
-    ids=["in a sweep", "in traffic", "at all"],
-)
-def test_a_way_that_fails_is_left_out_where_it_does(
-    cli: Any,
-    bundle: Path,
-    run_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    refused_events: tuple[int, ...],
-    left_out: dict[str, str],
-    kind: type[Choosy],
-):
-    from ckv_export.bench import roster
-
-    def choosy(weights: Any, first: Any, *_: Any) -> list[Any]:
-        decode = kind(first.decode, refused_events)
-        cache = "full, held" if kind is Small else first.cache
-        return [dataclasses.replace(first, name="choosy", cache=cache, decode=decode, runners=[])]
-
-    monkeypatch.setattr(roster, "weighted_ways", choosy)
-    file = tmp_path / "result.json"
-    words = ("--only", "choosy", "--sweep", "history=0,5", "--traffic", "40", "--phases", "request")
-    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words, "--json", file)
-    assert ran.code == 0, ran.err
-    measured = json.loads(file.read_text())
-    jsonschema.validate(measured, SCHEMA)
-    reasons = {w["name"]: w["reason"] for w in measured["left_out"]}
-    assert {n: r for n, r in reasons.items() if n.startswith("choosy")} == left_out
-    (where,) = left_out
-    here = {"choosy"} - set(left_out)
-    names = [{w["name"] for w in p["ways"]} for p in measured["sweep"]]
-    wanted = [here, here - ({"choosy"} if "history 5" in where else set())]
-    assert [n - {"ONNX Runtime, compact cache"} for n in names] == wanted
-    assert {w["name"] for w in measured["ways"]} >= here
-    in_traffic = {w["name"] for w in measured["traffic"]["ways"]}
-    assert ("choosy" in in_traffic) == (here != set() and "traffic" not in where)
-
-
-def test_a_phase_that_a_way_has_not_is_left_out_alone(
-    cli: Any, bundle: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Appending asks for one candidate, which an engine may not have been built for."""
-    from ckv_export.bench import roster
-
-    def choosy(weights: Any, first: Any, *_: Any) -> list[Any]:
-        decode = Choosy(first.decode, candidates=1)
-        return [dataclasses.replace(first, name="choosy", decode=decode, runners=[])]
-
-    monkeypatch.setattr(roster, "weighted_ways", choosy)
-    file = tmp_path / "result.json"
-    words = ("--only", "choosy", "--sweep", "history=3", "--json", file)
-    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words)
-    assert ran.code == 0, ran.err
-    measured = json.loads(file.read_text())
-    first, way = measured["ways"]
-    assert set(first["phases"]) - set(way["phases"]) == {"append"}
-    assert {"decode", "request"} < set(way["phases"])
-    found = [(w["name"], w["reason"]) for w in measured["left_out"] if "choosy" in w["name"]]
-    names = ["choosy, append", "choosy, append at history 3"]
-    assert found == [(name, "not built for 1 candidates") for name in names]
-
-
-def test_wrong_scores_are_not_timed(
-    bundle: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
-):
-    from ckv_export.bench import roster
-
-    truth = roster.reference_scores
-    monkeypatch.setattr(roster, "reference_scores", lambda *a: truth(*a) + 1e-4)
-    monkeypatch.setattr(roster, "weighted_ways", lambda *a: [])
-    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder)
-    assert ran.code == ParityFailure.exit_code
-    assert "what is wrong is not timed" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,19 @@
-"""Results made up for tests."""
+"""Results of ``ckv-export bench``: made up, or measured in no time."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import ckv_export.bench
 from ckv_testing.draw import make_spec
+
+SCHEMA = json.loads((Path(ckv_export.bench.__file__).parent / "result.schema.json").read_text())
+QUICK = ("--seconds", "0.01", "--candidates", "5", "--history", "12", "--stored", "fp32")
+"""Options of a run that measures next to nothing."""
 
 
 def timing(rng: np.random.Generator, typical: float, windows: int = 10) -> dict[str, Any]:
