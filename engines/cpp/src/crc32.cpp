@@ -13,6 +13,11 @@ namespace {
 
 constexpr std::uint32_t kPolynomial = 0xedb88320U;
 
+// A remainder times x.
+constexpr std::uint32_t next(std::uint32_t value) {
+    return value >> 1 ^ (kPolynomial & (0U - (value & 1)));
+}
+
 // Eight tables: eight bytes a step (Kounavis and Berry, "slicing by 8", 2005).
 using Tables = std::array<std::array<std::uint32_t, 256>, 8>;
 
@@ -21,7 +26,7 @@ constexpr Tables make_tables() {
     for (std::uint32_t i = 0; i < 256; ++i) {
         std::uint32_t value = i;
         for (int bit = 0; bit < 8; ++bit) {
-            value = value >> 1 ^ (kPolynomial & (0U - (value & 1)));
+            value = next(value);
         }
         tables[0][i] = value;
     }
@@ -62,7 +67,7 @@ std::uint32_t by_tables(std::uint32_t crc, std::uint8_t const* bytes, std::size_
 constexpr std::uint64_t power(unsigned n) {
     std::uint32_t value = 0x80000000U;  // 1
     for (unsigned i = 0; i < n; ++i) {
-        value = value >> 1 ^ (kPolynomial & (0U - (value & 1)));
+        value = next(value);
     }
     return std::uint64_t{value} << 1;
 }

@@ -182,16 +182,13 @@ bool convert_numbers(Field const& field, Rows rows, float* to, std::int64_t laye
     }
 }
 
-// Throws, naming the first id that is out of range.
-[[noreturn]] void refuse_ids(Field const& field, Ids fit, std::int64_t count,
-                             std::int32_t const* ids, std::int64_t layer) {
+// Throws, naming the first that is refused.
+template <typename Element>
+[[noreturn]] void refuse_first(Field const& field, std::int64_t count, Element const* elements,
+                               std::int64_t layer) {
     for (std::int64_t l = 0; l < field.layers; ++l) {
         for (std::int64_t i = 0; i < count * field.width; ++i) {
-            std::int32_t const id = ids[l * layer + i];
-            if (fit.refuse(id)) {
-                refuse("'" + field.name + "' must lie in [0, " + std::to_string(*field.rows) +
-                       "), got " + std::to_string(id));
-            }
+            checked(field, elements[l * layer + i]);
         }
     }
     refuse("'" + field.name + "' changed while it was read");
@@ -206,7 +203,7 @@ void load_ids(Field const& field, Rows rows, std::int32_t* ids, std::int64_t lay
     }
     Ids const fit{static_cast<std::uint32_t>(std::min(*field.rows, kIds))};
     if (convert_all<Stored>(field, rows, ids, layer, convert, fit)) {
-        refuse_ids(field, fit, rows.count, ids, layer);
+        refuse_first(field, rows.count, ids, layer);
     }
 }
 
@@ -224,10 +221,12 @@ void load(Field const& field, std::uint8_t const* rows, std::size_t row_bytes, s
             return load_ids<std::uint16_t>(field, from, static_cast<std::int32_t*>(tensor), layer);
         case StoredType::kInt32:
             return load_ids<std::int32_t>(field, from, static_cast<std::int32_t*>(tensor), layer);
-        default:
-            if (convert_numbers(field, from, static_cast<float*>(tensor), layer)) {
-                refuse("'" + field.name + "' holds NaN or infinity");
+        default: {
+            auto* const numbers = static_cast<float*>(tensor);
+            if (convert_numbers(field, from, numbers, layer)) {
+                refuse_first(field, count, numbers, layer);
             }
+        }
     }
 }
 

@@ -17,21 +17,6 @@ void write(std::uint8_t* at, T value) {
     std::memcpy(at, &value, sizeof value);
 }
 
-std::int32_t checked(Field const& field, std::int32_t id) {
-    if (field.rows && (id < 0 || id >= *field.rows)) {
-        refuse("'" + field.name + "' must lie in [0, " + std::to_string(*field.rows) + "), got " +
-               std::to_string(id));
-    }
-    return id;
-}
-
-float checked(Field const& field, float number) {
-    if (!std::isfinite(number)) {
-        refuse("'" + field.name + "' holds NaN or infinity");
-    }
-    return number;
-}
-
 [[noreturn]] void too_large(Field const& field, float number, char const* type) {
     refuse("'" + field.name + "' holds " + std::to_string(number) + ", too large for " + type +
            ": store user parts as float32");
@@ -73,6 +58,21 @@ void each_vector(Field const& field, Strides strides, std::int64_t start, std::i
 std::int64_t scale_bytes(Field const& field) { return 2 * field.layers; }
 
 }  // namespace
+
+std::int32_t checked(Field const& field, std::int32_t id) {
+    if (field.rows && (id < 0 || id >= *field.rows)) {
+        refuse("'" + field.name + "' must lie in [0, " + std::to_string(*field.rows) + "), got " +
+               std::to_string(id));
+    }
+    return id;
+}
+
+float checked(Field const& field, float number) {
+    if (!std::isfinite(number)) {
+        refuse("'" + field.name + "' holds NaN or infinity");
+    }
+    return number;
+}
 
 Strides contiguous(Field const& field, std::int64_t events) {
     return {field.layered ? events * field.width : 0, field.width};

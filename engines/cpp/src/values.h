@@ -18,6 +18,10 @@ struct Strides {
 // Of a contiguous tensor with that many events.
 Strides contiguous(Field const& field, std::int64_t events);
 
+// What they are given; throw kRecord for what neither a record nor a graph may hold.
+std::int32_t checked(Field const& field, std::int32_t id);
+float checked(Field const& field, float number);
+
 // Write `count` events from `start` on into rows; throws kRecord for what can't be stored.
 void store(Field const& field, void const* tensor, Strides strides, std::int64_t start,
            std::int64_t count, std::uint8_t* rows, std::size_t row_bytes);
