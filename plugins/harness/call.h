@@ -15,11 +15,18 @@ inline char const* name_of(Dtype dtype) {
     return names[static_cast<int>(dtype)];
 }
 
-// `padding` elements follow each pool row: 0 is what TensorRT hands over.
+// How tensors lie: `padding` elements follow each pool row, and every tensor begins `shift`
+// elements after an allocation does. 0 and 0 is what TensorRT hands over.
+struct Layout {
+    int32_t padding = 0;
+    size_t shift = 0;
+};
+
 class Call {
 public:
-    Call(reference::Inputs const& in, Dtype dtype, int32_t padding)
-        : out(in.query.size() * dtype_bytes(dtype)), bad(sizeof(unsigned int)) {
+    Call(reference::Inputs const& in, Dtype dtype, Layout const& layout)
+        : out(in.query.size() * dtype_bytes(dtype), layout.shift * dtype_bytes(dtype)),
+          bad(sizeof(unsigned int)), layout_(layout) {
         bad.clear();
         softmax.dtype = dtype;
         softmax.batch = in.shape.batch;
@@ -28,16 +35,17 @@ public:
         softmax.heads = in.shape.heads;
         softmax.width = in.shape.width;
         softmax.scale = static_cast<float>(in.scale);
-        softmax.query = keep(Buffer::of_rows(dtype, in.query, in.shape.width, in.shape.width));
-        softmax.key = side(in, 0, dtype, padding);
-        softmax.value = side(in, 1, dtype, padding);
+        int64_t const width = in.shape.width;
+        softmax.query = keep(Buffer::of_rows(dtype, in.query, width, width, layout.shift));
+        softmax.key = side(in, 0, dtype);
+        softmax.value = side(in, 1, dtype);
         softmax.out = out.data();
         softmax.bad_events = bad.as<unsigned int>();
-        softmax.mask = static_cast<int32_t const*>(keep(Buffer::of(in.mask)));
+        softmax.mask = static_cast<int32_t const*>(keep(Buffer::of(in.mask, layout.shift)));
         static_cast<AttentionArgs&>(pointwise) = softmax;
-        pointwise.bias = keep(Buffer::of_rows(dtype, in.bias, 1, 1));
-        pointwise.visible = static_cast<int32_t const*>(keep(Buffer::of(in.visible)));
-        pointwise.count = keep(Buffer::of(in.count));
+        pointwise.bias = keep(Buffer::of_rows(dtype, in.bias, 1, 1, layout.shift));
+        pointwise.visible = static_cast<int32_t const*>(keep(Buffer::of(in.visible, layout.shift)));
+        pointwise.count = keep(Buffer::of(in.count, layout.shift));
         workspace = keep(Buffer(attention_workspace(softmax, Tactic::kAuto)));
     }
 
@@ -61,24 +69,27 @@ public:
 private:
     void* keep(Buffer&& buffer) { return kept_.emplace_back(std::move(buffer)).data(); }
 
-    PooledSide side(reference::Inputs const& in, int which, Dtype dtype, int32_t padding) {
+    PooledSide side(reference::Inputs const& in, int which, Dtype dtype) {
         PooledSide s;
         s.pool_rows = in.shape.pool_rows;
         s.pool_width = in.shape.pool_width;
         s.user_width = in.shape.width - in.shape.pool_width;
-        s.pool_stride = s.pool_width + padding;
+        s.pool_stride = s.pool_width + layout_.padding;
         s.user_stride = s.user_width;
-        s.pool = keep(Buffer::of_rows(dtype, in.pool[which], s.pool_width, s.pool_stride));
-        s.user = keep(Buffer::of_rows(dtype, in.user[which], s.user_width, s.user_stride));
-        s.index = static_cast<int32_t const*>(keep(Buffer::of(in.index[which])));
+        s.pool = keep(Buffer::of_rows(
+            dtype, in.pool[which], s.pool_width, s.pool_stride, layout_.shift));
+        s.user = keep(Buffer::of_rows(
+            dtype, in.user[which], s.user_width, s.user_stride, layout_.shift));
+        s.index = static_cast<int32_t const*>(keep(Buffer::of(in.index[which], layout_.shift)));
         return s;
     }
 
+    Layout layout_;
     std::vector<Buffer> kept_;
 };
 
 // check.cpp: returns how many checks failed.
-int check_all(uint32_t seed);
+int check_all(uint32_t seed, bool quick);
 // timing.cpp
 void time_all();
 

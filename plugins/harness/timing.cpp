@@ -90,7 +90,7 @@ double side_bytes(Shape const& s, int bytes) {
 
 void time_gather(Timer& timer, double bandwidth, Shape const& s, Dtype dtype) {
     Inputs const in(s, dtype, 1);
-    Call const call(in, dtype, 0);
+    Call const call(in, dtype, {});
     double const out_bytes = 1.0 * s.batch * s.events * s.width * dtype_bytes(dtype);
     Buffer out(static_cast<size_t>(out_bytes));
     auto const work = [&] {
@@ -102,7 +102,7 @@ void time_gather(Timer& timer, double bandwidth, Shape const& s, Dtype dtype) {
 
 void time_attention(Timer& timer, double bandwidth, Shape const& s, Dtype dtype) {
     Inputs const in(s, dtype, 1);
-    Call const call(in, dtype, 0);
+    Call const call(in, dtype, {});
     double const queries = 2.0 * static_cast<double>(in.query.size()) * dtype_bytes(dtype);
     double const bytes = 2 * side_bytes(s, dtype_bytes(dtype)) + queries;
     for (Tactic tactic : {Tactic::kAuto, Tactic::kWhole}) {
