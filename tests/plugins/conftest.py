@@ -1,7 +1,7 @@
 """Builds of plugins/ for the whole session.
 
-The build by nvcc takes longest, so it starts with the first test of this folder and runs beside
-the others until a test asks for it.
+The builds by nvcc take longest, so they start with the first test of this folder and run beside
+the others until a test asks for one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -30,24 +30,44 @@ NVCC_OPTIONS = (
 )
 
 
+# The kernels as they are shipped, but as PTX alone: that goes without nvcc's assembler.
+PTX_TARGETS = ("ckv_ptx", "ckv_harness_ptx", "test_ptx")
+
+Builds = Mapping[str, "subprocess.Popen[str]"]
+
+
 @pytest.fixture(scope="session", autouse=True)
-def nvcc_started() -> Iterator[subprocess.Popen[str] | None]:
-    """The build for one GPU target, under way."""
+def nvcc_started() -> Iterator[Builds]:
+    """The builds by nvcc, under way; empty where there is none."""
     if not all(map(shutil.which, ("cmake", "nvcc", "nice"))):
-        yield None
+        yield {}
         return
-    build = PLUGINS.start("nvcc", *NVCC_OPTIONS, *registry_option())
-    yield build
-    if build.poll() is None:
-        build.terminate()
+    builds = {
+        "nvcc": PLUGINS.start("nvcc", *NVCC_OPTIONS, *registry_option(), jobs=1),
+        "ptx": PLUGINS.start("ptx", jobs=1, targets=PTX_TARGETS),
+    }
+    yield builds
+    for build in builds.values():
+        if build.poll() is None:
+            build.terminate()
+
+
+def finished(builds: Builds, name: str) -> Path:
+    if not builds:
+        pytest.skip("nvcc or cmake is not installed")
+    return PLUGINS.finish(builds[name], name)
 
 
 @pytest.fixture(scope="session")
-def nvcc_build(nvcc_started: subprocess.Popen[str] | None) -> Path:
+def nvcc_build(nvcc_started: Builds) -> Path:
     """Folder of the build for sm_80."""
-    if nvcc_started is None:
-        pytest.skip("nvcc or cmake is not installed")
-    return PLUGINS.finish(nvcc_started, "nvcc")
+    return finished(nvcc_started, "nvcc")
+
+
+@pytest.fixture(scope="session")
+def ptx_build(nvcc_started: Builds) -> Path:
+    """Folder of the kernels as PTX, with the GPU that runs it on the CPU."""
+    return finished(nvcc_started, "ptx")
 
 
 @pytest.fixture(scope="session")

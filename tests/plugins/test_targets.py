@@ -1,6 +1,6 @@
 """One GPU target by nvcc with warnings as errors: what the build holds, and that it loads.
 
-Last of this folder by name: the build runs beside the other tests.
+Late in this folder by name, as test_virtual_gpu is: the builds run beside the other tests.
 """
 
 from __future__ import annotations

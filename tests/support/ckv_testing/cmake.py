@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,10 @@ class Sources:
     def build_folder(self, name: str) -> Path:
         return self.folder / "build" / f"pytest-{name}-{self.hash()}"
 
-    def start(self, name: str, *options: str, jobs: int = 2) -> subprocess.Popen[str]:
-        """Configure and build; nothing to do where that is done already.
+    def start(
+        self, name: str, *options: str, jobs: int = 2, targets: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
+        """Configure and build `targets` or everything; nothing to do where that is done already.
 
         The lock keeps two sessions from building into one folder; it is the shell's, so it goes
         when the build ends, however it ends.
@@ -54,7 +57,8 @@ class Sources:
         fcntl.flock(lock, fcntl.LOCK_EX)
         configure = ["cmake", "-S", str(self.folder), "-B", str(folder), *generator, *options]
         done = (folder / "done").exists()
-        build = f'nice cmake --build "$0" --parallel {jobs}'
+        chosen = " ".join(("--target", *targets)) if targets else ""
+        build = f'nice cmake --build "$0" --parallel {jobs} {chosen}'
         script = f'exec 2>&1; "$@" && {build} && touch "$0/done"'
         return subprocess.Popen(
             ["sh", "-c", "true" if done else script, str(folder), *configure],
