@@ -88,8 +88,9 @@ private:
     std::vector<Buffer> kept_;
 };
 
-// check.cpp: returns how many checks failed.
+// check.cpp: each returns how many checks failed.
 int check_all(uint32_t seed, bool quick);
+int check_random(uint32_t seed, int shapes);
 // timing.cpp
 void time_all();
 
