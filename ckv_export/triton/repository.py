@@ -75,6 +75,11 @@ def write_repository(
     check_address(options.store)
     if options.plugin is not None and options.platform != "tensorrt":
         raise InputError("a plugin library is for --platform tensorrt only")
+    if options.platform == "in-process" and manifest.precision == "bf16":
+        raise InputError(
+            "in-process the graphs run on a CPU, for which ONNX Runtime has no products of bf16 "
+            "numbers: choose --platform onnx or tensorrt, or export with --precision fp16 or fp32"
+        )
     writer = _Writer(bundle, manifest, options, out)
     names = [writer.scorer()]
     if options.platform != "in-process":
