@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ckv_export import engine
-from ckv_export.cli.options import count, positive
+from ckv_export.cli.options import count, given, positive
 from ckv_export.contract import Profile
 from ckv_export.deploy.engines import EngineOptions
 from ckv_export.deploy.profiles import NamedRanges, read_profiles
@@ -128,9 +128,7 @@ def _add_plugin(parser: argparse.ArgumentParser) -> None:
 def refuse(args: argparse.Namespace) -> None:
     """Raise `InputError` where an option of engines was given and none are to be built."""
     for name in _FLAGS:
-        value = getattr(args, name)
-        # 0 is given, though it equals False.
-        if not (value is None or value is False or value == []):
+        if given(args, name):
             raise InputError(f"--{name.replace('_', '-')} is for engines only: give --build too")
 
 

@@ -69,10 +69,12 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--labels", metavar="FILE", type=Path, help="label [users, candidates], if not in --events"
     )
     parser.add_argument(
-        "--users", type=options.positive, default=USERS, metavar="N", help="drawn from --events"
+        "--users", type=options.positive, metavar="N", help=f"drawn from --events ({USERS})"
     )
     parser.add_argument(
-        "--seed", type=options.count, help="of drawn events, or of new cases with --checkpoint"
+        "--seed",
+        type=options.count,
+        help="of drawn events, or of new cases with --checkpoint or --against",
     )
 
 
@@ -89,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> FidelityRequest:
+    options.refuse_without(args, "checkpoint", "weights", "params")
+    options.refuse_without(args, "events", "labels", "users")
     return FidelityRequest(
         bundle=args.bundle,
         runtimes=tuple(args.runtime),
@@ -98,7 +102,7 @@ def _request(args: argparse.Namespace) -> FidelityRequest:
         against=args.against,
         events=args.events,
         labels=args.labels,
-        users=args.users,
+        users=args.users or USERS,
         seed=args.seed,
         top=args.top,
         steps=args.steps,
