@@ -111,6 +111,10 @@ def test_what_a_bundle_can_not_give_is_refused(shops: Callable[[str], Shop], tmp
         write_repository(sim.folder, sim.manifest, RepositoryOptions(STORE, "cpu"), tmp_path / "d")
     with pytest.raises(InputError, match=r"got 'users\.db'"):
         write_repository(sim.folder, sim.manifest, RepositoryOptions("users.db"), tmp_path / "e")
+    for store, says in (("sqlite:///\udcff.db", "surrogates"), ("redis:///0", "--max-events")):
+        wrong = RepositoryOptions(store, max_events=10)
+        with pytest.raises(InputError, match=says):
+            write_repository(sim.folder, sim.manifest, wrong, tmp_path / "g")
     with pytest.raises(BundleError, match="'sm8'"):
         capability("sm8")
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from ckv_export.contract import ModelSpec, TensorSpec
-from ckv_export.errors import RecordError, nearest
+from ckv_export.errors import InputError, RecordError, nearest
 from ckv_export.manifest import Manifest
 
 USER_DTYPES = ("float32", "float16", "int8")
@@ -153,6 +153,20 @@ class RecordLayout:
     def window_rows(self, events: int) -> int:
         """Rows of the window section in a record of that many events."""
         return min(events, self.cap)
+
+
+def kept_events(layout: RecordLayout, manifest: Manifest, asked: int | None = None) -> int:
+    """How many events of a user a server keeps: `asked`, or as many as a score can depend on.
+
+    Raises `InputError` for more than that.
+    """
+    longest = layout.pad_to or manifest.profile.axes["S"].max
+    if asked is not None and asked > longest:
+        raise InputError(
+            f"--max-events is at most {longest} for {manifest.name}, whose scores depend on no "
+            f"more events of a user, got {asked}: leave it out"
+        )
+    return asked or longest
 
 
 def _short(fingerprint: str) -> bytes:
