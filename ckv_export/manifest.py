@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,7 @@ _KINDS = {
     **dict.fromkeys(("parity", "files", "fingerprints"), dict),
     **dict.fromkeys(("notes", "engines"), list),
 }
+_AXES = ("B", "S", "K", "T", "C")
 _ENGINE_KINDS = dict.fromkeys(("graph", "file", "backend", "backend_version"), str)
 _LATER_ENGINE_KINDS: dict[str, type] = {
     "pool_step": str,
@@ -211,11 +212,24 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
     _check_each("", data, _KINDS | ({} if data["parity"] is not None else {"parity": type(None)}))
     if data["parity"] is not None:
         _check_each("parity: ", data["parity"], {"seed": int})
+    _check_all("profile", data["profile"].values(), str)
+    _check_each("profile: ", data["profile"], dict.fromkeys(_AXES, str))
+    _check_all("fingerprints", data["fingerprints"].values(), str)
+    if data["item_table"] is not None:
+        _check_each("item table: ", data["item_table"], {"items": int})
     for engine in data["engines"]:
         given = {n: k for n, k in _LATER_ENGINE_KINDS.items() if engine.get(n) is not None}
         _check_each("engine: ", engine, {**_ENGINE_KINDS, **given})
-    if not all(isinstance(note, str) for note in data["notes"]):
-        raise TypeError("the notes must be texts")
+        _check_all("engine: targets", engine["targets"], str)
+        for profile in (engine["profile"], *(engine.get("profiles") or ())):
+            _check_all("engine: profile", profile.values(), str)
+            Profile.from_dict(profile)
+    _check_all("notes", data["notes"], str)
+
+
+def _check_all(where: str, values: Iterable[Any], kind: type) -> None:
+    for value in values:
+        _check_each("", {where: value}, {where: kind})
 
 
 def _check_each(where: str, data: Mapping[str, Any], kinds: Mapping[str, type]) -> None:

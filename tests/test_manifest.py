@@ -58,8 +58,9 @@ FILES = {
     "engines/decode.tensorrt_rtx.sm86.engine": bytes(range(256)),
 }
 ENGINE = EngineEntry(
-    "decode", "engines/decode.tensorrt_rtx.sm86.engine", "tensorrt_rtx", "1", ("sm86",), {}, 3, 0.5
-)
+    "decode", "engines/decode.tensorrt_rtx.sm86.engine", "tensorrt_rtx", "1", ("sm86",),
+    {"B": "1:2:3"}, 3, 0.5, profiles=({"B": "1:2:3"},),
+)  # fmt: skip
 MANIFEST = Manifest(
     name="toy",
     fingerprint="ab" * 32,
@@ -285,4 +286,13 @@ def _use(manifest: Manifest) -> None:
     assert all(isinstance(engine.file, str) for engine in manifest.engines)
     assert manifest.parity is None or isinstance(manifest.parity["seed"], int)
     assert isinstance(manifest.name, str)
+    assert isinstance(manifest.entries_fingerprint, str)
+    assert {"B", "S", "K", "T", "C"} <= manifest.profile.axes.keys()
+    assert manifest.item_table is None or f"{manifest.item_table.items:,}"
+    assert all(isinstance(feature.name, str) for feature in manifest.model.features)
+    assert all(isinstance(name, str) for name in manifest.model.dnn.activations)
+    for engine in manifest.engines:
+        assert all(isinstance(target, str) for target in engine.targets)
+        for profile in (engine.profile, *engine.profiles):
+            Profile.from_dict(profile)
     assert isinstance(manifest.fingerprint, str)
