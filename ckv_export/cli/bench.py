@@ -15,7 +15,7 @@ from ckv_export.bench.run import run_bench
 from ckv_export.bench.ways import PHASES
 from ckv_export.bench.workload import Sizes
 from ckv_export.cli import options
-from ckv_export.cli.files import whole
+from ckv_export.cli.files import check_places, whole
 from ckv_export.cli.show import ShownStages, console, print_lines, table
 from ckv_export.errors import InputError
 from ckv_export.manifest import read_manifest
@@ -122,11 +122,7 @@ def run(args: argparse.Namespace) -> int:
     options.refuse_without(args, "latency_bound", "rate_seconds")
     options.refuse_without(args, "compare", "margin", "any_machine")
     old = None if args.compare is None else compare.load(args.compare)
-    for path in (args.json, args.html, args.markdown):
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"the folder {str(path.parent)!r} of {path.name} is not there")
-        if path is not None and path.is_dir():
-            raise InputError(f"{path} is a folder: give the name of a file to write")
+    check_places(args.json, args.html, args.markdown)
     request = _request(args)
     if old is not None:
         # Told before anything is timed.

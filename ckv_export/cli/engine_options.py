@@ -11,6 +11,7 @@ from ckv_export.contract import Profile
 from ckv_export.deploy.engines import EngineOptions
 from ckv_export.deploy.profiles import NamedRanges, read_profiles
 from ckv_export.engine import PluginChoice, Settings
+from ckv_export.engine.cache import require_place
 from ckv_export.engine.plugins import KINDS, NONE, identity
 from ckv_export.errors import InputError
 
@@ -138,6 +139,8 @@ def chosen(args: argparse.Namespace, profile: Profile | None = None) -> EngineOp
     targets = engine.parse_targets(args.target or engine.default_targets(backend), backend)
     settings = _settings(args)
     settings.require_supported(backend)
+    if args.engine_cache is not None:
+        require_place(args.engine_cache)
     # The library, or what embedding needs, is looked for before anything else is done.
     identity(settings.plugin, backend, settings.code_targets(targets))
     return EngineOptions(

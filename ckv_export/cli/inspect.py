@@ -11,7 +11,7 @@ from ckv_export.cache import CacheReport, plot_report
 from ckv_export.cache.console import tables
 from ckv_export.cache.record import HEADER_BYTES
 from ckv_export.cli import options
-from ckv_export.cli.files import whole
+from ckv_export.cli.files import check_places, whole
 from ckv_export.cli.show import console, table
 from ckv_export.contract import ModelSpec
 from ckv_export.deploy.inspect import Subject, open_subject, report_on
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what is cached."""
     options.refuse_with(args, "events", "seed", why="it is of generated events")
+    check_places(args.plot)
     subject = open_subject(args.subject, args.weights, args.params)
     report = report_on(subject, args.events, args.seed or 0, args.user_dtype, args.users)
     if args.json:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ckv_export.cli import options
-from ckv_export.cli.files import whole
+from ckv_export.cli.files import check_places, whole
 from ckv_export.cli.show import ShownStages, console, parity_tables
 from ckv_export.deploy.fidelity import USERS, FidelityRequest, check_fidelity
 from ckv_export.parity.gate import require_pass
@@ -80,6 +80,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print, write; raises `ParityFailure` at last if the gate failed."""
+    check_places(args.json, args.html, args.junit)
     stages = ShownStages()
     report = check_fidelity(_request(args), stages)
     for each in parity_tables(report):
