@@ -235,7 +235,31 @@ def changed(data: Any, path: tuple[Any, ...], value: Any) -> Any:
     return copied
 
 
-NEEDED = [field.name for field in dataclasses.fields(Manifest)]
+NEEDED = [field.name for field in dataclasses.fields(Manifest) if field.name != "padding"]
+
+
+def test_a_bundle_of_an_earlier_version_has_zeros_for_padding(folder: Path):
+    data = data_of(folder)
+    del data["padding"]
+    (folder / FILE_NAME).write_text(json.dumps(data))
+    assert open_bundle(folder).padding == {}
+
+
+@pytest.mark.parametrize(
+    ("padding", "says"),
+    [
+        ({"cache_v_index": [1]}, "caches no 'cache_v_index'"),  # V has no pool
+        ({"cache_k_index": [10]}, "cache_k_index must be 1 numbers"),
+        ({"cache_k_index": [-1]}, "cache_k_index must be 1 numbers"),
+        ({"cache_k_user": [1.0]}, "cache_k_user must be 2 numbers"),
+        ({"cache_k_user": [1.0, float("nan")]}, "cache_k_user must be 2 numbers"),
+        ({"cache_k_user": [1.0, "x"]}, "not supported between"),
+    ],
+)
+def test_padding_is_an_entry_of_the_model(folder: Path, padding: dict, says: str):
+    (folder / FILE_NAME).write_text(json.dumps(data_of(folder) | {"padding": padding}))
+    with pytest.raises(BundleError, match=f"is damaged: .*{says}"):
+        read_manifest(folder)
 
 
 @pytest.mark.parametrize("name", NEEDED)
