@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ class Manifest:
     retrained pool gets in, one of `POOLS`. `precision`: what the graphs' large products are in, one
     of `contract.PRECISIONS`. `files`: every file but the manifest, by path relative to the bundle.
     `parity`: outcome of the gate, None if it was switched off. `timings`: seconds of each stage
-    that made the bundle.
+    that made the bundle. `padding`: what is cached of padding, by decode's ``cache_*`` inputs, if
+    that isn't zero (see `PrefillGraph.padding`).
     """
 
     name: str
@@ -117,6 +119,7 @@ class Manifest:
     precision: str = "fp32"
     pool: str = "constant"
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    padding: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def graph(self, name: str) -> GraphSpec:
         """Inputs and outputs of one of `graph_names`."""
@@ -163,6 +166,7 @@ class Manifest:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
         """Read `to_dict` data; raises KeyError or TypeError where a field is missing or odd."""
+        data = {"padding": {}, **data}  # earlier versions didn't record it
         _check_kinds(data)
         known = {f.name: data[f.name] for f in dataclasses.fields(cls)}
         engines = [
@@ -192,9 +196,10 @@ class Manifest:
 _KINDS = {
     **dict.fromkeys(("name", "fingerprint", "precision", "pool"), str),
     **dict.fromkeys(("model", "profile", "source", "versions", "operators", "timings"), dict),
-    **dict.fromkeys(("parity", "files", "fingerprints"), dict),
+    **dict.fromkeys(("parity", "files", "fingerprints", "padding"), dict),
     **dict.fromkeys(("notes", "engines"), list),
 }
+_AXES = ("B", "S", "K", "T", "C")
 _ENGINE_KINDS = dict.fromkeys(("graph", "file", "backend", "backend_version"), str)
 _LATER_ENGINE_KINDS: dict[str, type] = {
     "pool_step": str,
@@ -211,11 +216,24 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
     _check_each("", data, _KINDS | ({} if data["parity"] is not None else {"parity": type(None)}))
     if data["parity"] is not None:
         _check_each("parity: ", data["parity"], {"seed": int})
+    _check_all("profile", data["profile"].values(), str)
+    _check_each("profile: ", data["profile"], dict.fromkeys(_AXES, str))
+    _check_all("fingerprints", data["fingerprints"].values(), str)
+    if data["item_table"] is not None:
+        _check_each("item table: ", data["item_table"], {"items": int})
     for engine in data["engines"]:
         given = {n: k for n, k in _LATER_ENGINE_KINDS.items() if engine.get(n) is not None}
         _check_each("engine: ", engine, {**_ENGINE_KINDS, **given})
-    if not all(isinstance(note, str) for note in data["notes"]):
-        raise TypeError("the notes must be texts")
+        _check_all("engine: targets", engine["targets"], str)
+        for profile in (engine["profile"], *(engine.get("profiles") or ())):
+            _check_all("engine: profile", profile.values(), str)
+            Profile.from_dict(profile)
+    _check_all("notes", data["notes"], str)
+
+
+def _check_all(where: str, values: Iterable[Any], kind: type) -> None:
+    for value in values:
+        _check_each("", {where: value}, {where: kind})
 
 
 def _check_each(where: str, data: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
@@ -223,6 +241,20 @@ def _check_each(where: str, data: Mapping[str, Any], kinds: Mapping[str, type]) 
         if not isinstance(data[name], kind):
             got = type(data[name]).__name__
             raise TypeError(f"{where}{name} must be a {kind.__name__}, got {got}")
+
+
+def _check_padding(manifest: Manifest) -> None:
+    """Raise ValueError or TypeError unless padding is an entry that the decode graph can take."""
+    tensors = {t.name: t for t in manifest.graph("decode").inputs if t.name.startswith("cache_")}
+    for name, values in manifest.padding.items():
+        if name not in tensors:
+            raise ValueError(f"padding: the decode graph caches no {name!r}")
+        size = math.prod(tensors[name].shape({"B": 1, "K": 1, "S": 1}))
+        rows = manifest.model.attention.pool_rows(name[len("cache_")])
+        end = float(rows) if tensors[name].dtype == "int32" else math.inf
+        least = 0.0 if tensors[name].dtype == "int32" else -math.inf
+        if len(values) != size or not all(least <= v < end and abs(v) < math.inf for v in values):
+            raise ValueError(f"padding: {name} must be {size} numbers that a cache can hold")
 
 
 def _graph_dict(graph: GraphSpec) -> dict[str, Any]:
@@ -250,6 +282,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         manifest = Manifest.from_dict(data)
+        _check_padding(manifest)
         graphs = json.loads(json.dumps(manifest.to_dict()["graphs"]))
     except (KeyError, TypeError, ValueError, AttributeError, SpecError) as error:
         raise BundleError(f"{path} is damaged: {error}") from error

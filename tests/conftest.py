@@ -13,7 +13,7 @@ import torch
 from ckv_testing import exports
 from ckv_testing.exports import Export
 from ckv_testing.hstu import exported_hstu
-from ckv_testing.serving import Shop, hstu_shop, items_shop, sim_shop
+from ckv_testing.serving import Shop, exported_shop, hstu_shop, items_shop
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
 
@@ -72,13 +72,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
 def shops(
     exported: Callable[[str], Export], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Shop]:
-    """A bundle to serve from and its reference: "sim", "hstu" or "items"; made when asked for."""
+    """A bundle to serve from and its reference; made when asked for.
+
+    "sim": every kind of feature in both roles; "eta": its projections and routers have biases;
+    both with the paper authors' mask rule; "hstu"; "items": with an item table.
+    """
     made: dict[str, Shop] = {}
 
     def make(form: str) -> Shop:
         folder = tmp_path_factory.mktemp(f"shop_{form}")
-        if form == "sim":
-            return sim_shop(exported("sim"), folder)
+        if form in ("sim", "eta"):
+            return exported_shop(exported(form), folder)
         if form == "hstu":
             return hstu_shop(exported_hstu(tmp_path_factory.getbasetemp()), folder)
         return items_shop(folder)

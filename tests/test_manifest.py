@@ -58,8 +58,9 @@ FILES = {
     "engines/decode.tensorrt_rtx.sm86.engine": bytes(range(256)),
 }
 ENGINE = EngineEntry(
-    "decode", "engines/decode.tensorrt_rtx.sm86.engine", "tensorrt_rtx", "1", ("sm86",), {}, 3, 0.5
-)
+    "decode", "engines/decode.tensorrt_rtx.sm86.engine", "tensorrt_rtx", "1", ("sm86",),
+    {"B": "1:2:3"}, 3, 0.5, profiles=({"B": "1:2:3"},),
+)  # fmt: skip
 MANIFEST = Manifest(
     name="toy",
     fingerprint="ab" * 32,
@@ -234,7 +235,31 @@ def changed(data: Any, path: tuple[Any, ...], value: Any) -> Any:
     return copied
 
 
-NEEDED = [field.name for field in dataclasses.fields(Manifest)]
+NEEDED = [field.name for field in dataclasses.fields(Manifest) if field.name != "padding"]
+
+
+def test_a_bundle_of_an_earlier_version_has_zeros_for_padding(folder: Path):
+    data = data_of(folder)
+    del data["padding"]
+    (folder / FILE_NAME).write_text(json.dumps(data))
+    assert open_bundle(folder).padding == {}
+
+
+@pytest.mark.parametrize(
+    ("padding", "says"),
+    [
+        ({"cache_v_index": [1]}, "caches no 'cache_v_index'"),  # V has no pool
+        ({"cache_k_index": [10]}, "cache_k_index must be 1 numbers"),
+        ({"cache_k_index": [-1]}, "cache_k_index must be 1 numbers"),
+        ({"cache_k_user": [1.0]}, "cache_k_user must be 2 numbers"),
+        ({"cache_k_user": [1.0, float("nan")]}, "cache_k_user must be 2 numbers"),
+        ({"cache_k_user": [1.0, "x"]}, "not supported between"),
+    ],
+)
+def test_padding_is_an_entry_of_the_model(folder: Path, padding: dict, says: str):
+    (folder / FILE_NAME).write_text(json.dumps(data_of(folder) | {"padding": padding}))
+    with pytest.raises(BundleError, match=f"is damaged: .*{says}"):
+        read_manifest(folder)
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -285,4 +310,13 @@ def _use(manifest: Manifest) -> None:
     assert all(isinstance(engine.file, str) for engine in manifest.engines)
     assert manifest.parity is None or isinstance(manifest.parity["seed"], int)
     assert isinstance(manifest.name, str)
+    assert isinstance(manifest.entries_fingerprint, str)
+    assert {"B", "S", "K", "T", "C"} <= manifest.profile.axes.keys()
+    assert manifest.item_table is None or f"{manifest.item_table.items:,}"
+    assert all(isinstance(feature.name, str) for feature in manifest.model.features)
+    assert all(isinstance(name, str) for name in manifest.model.dnn.activations)
+    for engine in manifest.engines:
+        assert all(isinstance(target, str) for target in engine.targets)
+        for profile in (engine.profile, *engine.profiles):
+            Profile.from_dict(profile)
     assert isinstance(manifest.fingerprint, str)

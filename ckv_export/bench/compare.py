@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ from ckv_export.errors import InputError
 SCHEMA_VERSION = 1
 LEAST_WINDOWS = 3
 """Of a timing that is compared: fewer tell nothing of the noise."""
-_PARTS = ("environment", "bundle", "settings")
+_SIZES = ("batch", "history", "appended", "candidates")
+_NEEDED: Mapping[str, Mapping[str, type | None]] = {
+    "environment": {"machine": dict, "gpus": list, "versions": dict},
+    "bundle": {"fingerprint": str, "precision": str},
+    "settings": {"sizes": None, "threads": int, "stored": str, "source": str},
+}
+"""What is read of a result beside its ways; None: its sizes."""
 _SAME = (("bundle", "fingerprint"), ("bundle", "precision"))
 _SAME_SETTINGS = ("sizes", "threads", "stored", "source")
 
@@ -54,7 +61,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a result; raises `InputError` for anything else."""
     try:
         result = json.loads(path.read_text())
-        version, ways = result["schema_version"], result["ways"]
+        version, _ = result["schema_version"], result["ways"]
     except OSError as error:
         raise InputError(f"can't read the result {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -64,8 +71,7 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} is a result of schema version {version}, this ckv-export reads "
             f"{SCHEMA_VERSION}: measure again"
         )
-    wrong = [name for name in _PARTS if not isinstance(result.get(name), dict)]
-    wrong += [] if isinstance(ways, list) and all(isinstance(w, dict) for w in ways) else ["ways"]
+    wrong = list(_lacking(result))
     if wrong:
         raise InputError(
             f"{path} is no result of ckv-export bench: it lacks {', '.join(wrong)}: measure again"
@@ -73,12 +79,55 @@ def load(path: Path) -> dict[str, Any]:
     return dict(result)
 
 
-def compare(
-    old: Mapping[str, Any], new: Mapping[str, Any], margin: float, *, any_machine: bool = False
-) -> Comparison:
-    """Judge each phase by a bootstrap of its windows; slower by `margin` (a share) regresses.
+def _lacking(result: Mapping[str, Any]) -> Iterator[str]:
+    """Names of parts and fields that are not there, or are of another kind."""
+    for part, fields in _NEEDED.items():
+        given = result.get(part)
+        if isinstance(given, dict):
+            yield from (f"{part}.{n}" for n, kind in fields.items() if not _is(given.get(n), kind))
+        else:
+            yield part
+    if not (isinstance(result["ways"], list) and all(map(_is_way, result["ways"]))):
+        yield "ways"
 
-    Raises `InputError` where the results aren't of the same model, sizes and settings, and, unless
+
+def _is(value: Any, kind: type | None) -> bool:
+    return _are_sizes(value) if kind is None else isinstance(value, kind)
+
+
+def _are_sizes(value: Any) -> bool:
+    if not (isinstance(value, dict) and all(isinstance(value.get(n), int) for n in _SIZES)):
+        return False
+    return bool(value["batch"] > 0)
+
+
+def _is_way(way: Any) -> bool:
+    named = isinstance(way, dict) and all(
+        isinstance(way.get(name), str) for name in ("name", "device", "cache")
+    )
+    return named and _is_mapping_of(way.get("phases"), _is_timing)
+
+
+def _is_mapping_of(value: Any, good: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(good, value.values()))
+
+
+def _is_timing(timing: Any) -> bool:
+    if not (isinstance(timing, dict) and isinstance(timing.get("windows_ms"), list)):
+        return False
+    windows = timing["windows_ms"]
+    times = [timing.get("p50_ms"), timing.get("mean_ms")]
+    for window in windows:
+        times += window if isinstance(window, list) and window else [None]
+    return all(isinstance(t, (int, float)) and 0 < t < math.inf for t in times)
+
+
+def require_comparable(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, any_machine: bool = False
+) -> tuple[str, ...]:
+    """How the machines of two results differ, of which nothing need be timed yet.
+
+    Raises `InputError` where they aren't of the same model, sizes and settings, and, unless
     `any_machine`, where they aren't of the same processor, cores and GPUs.
     """
     differing = [f"{a}: {b}" for a, b in _differences(old, new)]
@@ -87,12 +136,23 @@ def compare(
             f"the results can't be compared, they differ in {'; '.join(differing)}: measure with "
             "the same bundle and options"
         )
-    machines = list(_machine_differences(old, new))
+    machines = tuple(_machine_differences(old, new))
     if machines and not any_machine:
         raise InputError(
             f"the results are of different machines ({'; '.join(machines)}): a ratio would say "
             "nothing of the code; give --any-machine to compare all the same"
         )
+    return machines
+
+
+def compare(
+    old: Mapping[str, Any], new: Mapping[str, Any], margin: float, *, any_machine: bool = False
+) -> Comparison:
+    """Judge each phase by a bootstrap of its windows; slower by `margin` (a share) regresses.
+
+    Raises `InputError` as `require_comparable`, and where they have no phase in common.
+    """
+    machines = require_comparable(old, new, any_machine=any_machine)
     rows = tuple(_rows(old, new, margin))
     if not rows:
         raise InputError(
@@ -113,11 +173,15 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tup
 def _machine_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     before, after = (result["environment"]["machine"] for result in (old, new))
     for name in ("cpu", "cores"):
-        if before[name] != after[name]:
-            yield f"{name}: {before[name]} and {after[name]}"
-    gpus = [[gpu["name"] for gpu in result["environment"]["gpus"]] for result in (old, new)]
+        if before.get(name) != after.get(name):
+            yield f"{name}: {before.get(name)} and {after.get(name)}"
+    gpus = [_gpus(result) for result in (old, new)]
     if gpus[0] != gpus[1]:
         yield f"GPUs: {gpus[0]} and {gpus[1]}"
+
+
+def _gpus(result: Mapping[str, Any]) -> list[Any]:
+    return [g.get("name") if isinstance(g, dict) else g for g in result["environment"]["gpus"]]
 
 
 def _version_notes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

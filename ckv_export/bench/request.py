@@ -12,6 +12,7 @@ from ckv_export.bench.workload import Sizes
 from ckv_export.errors import InputError
 
 SOURCES = ("memory", "file", "pinned")
+RATE_SECONDS = 5.0
 SWEPT = ("history", "candidates", "batch", "appended")
 
 
@@ -36,7 +37,7 @@ class BenchRequest:
     settings: Settings = field(default_factory=Settings)
     phases: Sequence[str] = PHASES
     bound: float | None = None
-    rate_seconds: float = 5.0
+    rate_seconds: float = RATE_SECONDS
     traffic: int = 0
     sweep: Mapping[str, Sequence[int]] = field(default_factory=dict)
     source: str = "memory"

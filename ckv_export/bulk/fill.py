@@ -15,7 +15,7 @@ from pathlib import Path
 from ckv_export.bulk.encode import Encoder
 from ckv_export.bulk.histories import HistoryFile, Piece, open_histories
 from ckv_export.cache.pool_file import load_pools
-from ckv_export.cache.record import RecordLayout, count
+from ckv_export.cache.record import RecordLayout, count, kept_events
 from ckv_export.errors import RecordError
 from ckv_export.manifest import open_bundle
 from ckv_export.runtimes.bound import BoundRunner
@@ -70,7 +70,8 @@ Progress = Callable[[Tally], None]
 class Filler:
     """One process's part of the work; the same on one machine and on each of many.
 
-    `job`: names the work in the store; None to find it by reading the whole file of histories.
+    `job`: names the work in the store; None to find it by reading the whole file of histories, and
+    to refuse one that names a user twice.
     """
 
     def __init__(self, options: FillOptions, job: str | None = None) -> None:
@@ -78,8 +79,9 @@ class Filler:
         self.options = options
         self.file: HistoryFile = open_histories(options.events, manifest, options.column)
         self.layout = RecordLayout.of(manifest, options.user_dtype)
-        longest = self.layout.pad_to or manifest.profile.axes["S"].max
-        self.max_events = min(options.max_events or longest, longest)
+        self.max_events = kept_events(self.layout, manifest, options.max_events)
+        if job is None:
+            self.file.check_users()  # before there is a store
         runner = BoundRunner(
             OnnxRuntimeRunner(
                 options.bundle / "prefill.onnx", manifest.graph("prefill"), threads=options.threads
@@ -167,7 +169,6 @@ def fill_store(options: FillOptions, progress: Callable[[Tally, int], None]) -> 
         progress(total, filler.file.users)
 
     try:
-        filler.file.check_users()
         for group in range(filler.file.groups):
             earlier = filler.finished(group)
             if earlier is None:

@@ -49,7 +49,6 @@ def fill_on_ray(
     opened = Filler(options)
     job, groups, users = opened.job, opened.file.groups, opened.file.users
     opened.close()
-    opened.file.check_users()
     started = not ray.is_initialized()
     if started:
         _start(ray, workers)

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ckv_export.bench import compare, report
+from ckv_export.bench.describe import expected
 from ckv_export.bench.measure import Settings
-from ckv_export.bench.request import SOURCES, BenchRequest, parse_sweep
+from ckv_export.bench.request import RATE_SECONDS, SOURCES, BenchRequest, parse_sweep
 from ckv_export.bench.run import run_bench
 from ckv_export.bench.ways import PHASES
 from ckv_export.bench.workload import Sizes
 from ckv_export.cli import options
-from ckv_export.cli.files import whole
+from ckv_export.cli.files import check_places, whole
 from ckv_export.cli.show import ShownStages, console, print_lines, table
 from ckv_export.errors import InputError
 from ckv_export.manifest import read_manifest
+
+_MARGIN = 5.0
 
 HELP = "measure what serving a bundle costs here, beside no cache, full KV caches and PyTorch"
 
@@ -65,7 +68,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         "--latency-bound", type=_seconds, metavar="MS", help="search the highest rate within it"
     )
     parser.add_argument(
-        "--rate-seconds", type=_seconds, default=5.0, metavar="S", help="of each rate tried"
+        "--rate-seconds", type=_seconds, metavar="S", help=f"of each rate tried ({RATE_SECONDS:g})"
     )
     parser.add_argument(
         "--traffic", type=options.count, default=0, metavar="N", help="requests of drawn lengths"
@@ -93,7 +96,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "--compare", metavar="OLD", type=Path, help="an earlier --json: exit with 1 if slower"
     )
     parser.add_argument(
-        "--margin", type=_seconds, default=5.0, metavar="PERCENT", help="slower by less is the same"
+        "--margin",
+        type=_seconds,
+        metavar="PERCENT",
+        help=f"slower by less is the same ({_MARGIN:g})",
     )
     parser.add_argument(
         "--any-machine", action="store_true", help="compare with a result from another machine"
@@ -112,13 +118,16 @@ def _seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write, compare."""
+    options.refuse_without(args, "checkpoint", "weights", "params")
+    options.refuse_without(args, "latency_bound", "rate_seconds")
+    options.refuse_without(args, "compare", "margin", "any_machine")
     old = None if args.compare is None else compare.load(args.compare)
-    for path in (args.json, args.html, args.markdown):
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"the folder {str(path.parent)!r} of {path.name} is not there")
-        if path is not None and path.is_dir():
-            raise InputError(f"{path} is a folder: give the name of a file to write")
-    result = run_bench(_request(args), ShownStages())
+    check_places(args.json, args.html, args.markdown)
+    request = _request(args)
+    if old is not None:
+        # Told before anything is timed.
+        compare.require_comparable(old, expected(request), any_machine=args.any_machine)
+    result = run_bench(request, ShownStages())
     _print(result)
     _write(args, result)
     return 0 if old is None else _compare(args, old, result)
@@ -140,7 +149,7 @@ def _request(args: argparse.Namespace) -> BenchRequest:
         settings=Settings(seconds=args.seconds, tolerance=args.stable / 100),
         phases=phases,
         bound=None if args.latency_bound is None else args.latency_bound / 1000,
-        rate_seconds=args.rate_seconds,
+        rate_seconds=RATE_SECONDS if args.rate_seconds is None else args.rate_seconds,
         traffic=args.traffic,
         sweep=parse_sweep(args.sweep),
         source=args.source,
@@ -169,7 +178,8 @@ def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
 
 
 def _compare(args: argparse.Namespace, old: dict[str, Any], new: dict[str, Any]) -> int:
-    found = compare.compare(old, new, args.margin / 100, any_machine=args.any_machine)
+    margin = (_MARGIN if args.margin is None else args.margin) / 100
+    found = compare.compare(old, new, margin, any_machine=args.any_machine)
     heads = ("way", "phase", "old p50 ms", "new p50 ms", "new / old", "99% interval", "")
     console.print(table(f"Against {args.compare}", heads, [r.row() for r in found.rows]))
     print_lines([f"differs: {note}" for note in found.notes])

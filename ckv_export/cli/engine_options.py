@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 
 from ckv_export import engine
-from ckv_export.cli.options import count, positive
+from ckv_export.cli.options import count, given, positive
 from ckv_export.contract import Profile
 from ckv_export.deploy.engines import EngineOptions
 from ckv_export.deploy.profiles import NamedRanges, read_profiles
 from ckv_export.engine import PluginChoice, Settings
+from ckv_export.engine.cache import require_place
 from ckv_export.engine.plugins import KINDS, NONE, identity
 from ckv_export.errors import InputError
 
@@ -128,9 +129,7 @@ def _add_plugin(parser: argparse.ArgumentParser) -> None:
 def refuse(args: argparse.Namespace) -> None:
     """Raise `InputError` where an option of engines was given and none are to be built."""
     for name in _FLAGS:
-        value = getattr(args, name)
-        # 0 is given, though it equals False.
-        if not (value is None or value is False or value == []):
+        if given(args, name):
             raise InputError(f"--{name.replace('_', '-')} is for engines only: give --build too")
 
 
@@ -140,6 +139,8 @@ def chosen(args: argparse.Namespace, profile: Profile | None = None) -> EngineOp
     targets = engine.parse_targets(args.target or engine.default_targets(backend), backend)
     settings = _settings(args)
     settings.require_supported(backend)
+    if args.engine_cache is not None:
+        require_place(args.engine_cache)
     # The library, or what embedding needs, is looked for before anything else is done.
     identity(settings.plugin, backend, settings.code_targets(targets))
     return EngineOptions(

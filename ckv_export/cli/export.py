@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="the bundle's name; default: the checkpoint's")
     parser.add_argument("--force", action="store_true", help="replace a bundle of that name")
     parser.add_argument("--no-parity", action="store_true", help="skip the parity gate")
-    parser.add_argument("--seed", type=options.count, default=0, help="of the parity cases")
+    parser.add_argument("--seed", type=options.count, help="of the parity cases (0)")
     parser.add_argument("--build", action="store_true", help="build TensorRT engines too")
     parser.add_argument(
         "--precision",
@@ -88,6 +88,7 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
     """The request that the options describe; raises `InputError` for options that don't fit."""
     if not args.build:
         engine_options.refuse(args)
+    options.refuse_with(args, "no_parity", "seed", why="it is of the parity cases")
     return ExportRequest(
         model=args.model,
         out=args.out,
@@ -96,7 +97,7 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
         params=args.params,
         force=args.force,
         parity=not args.no_parity,
-        seed=args.seed,
+        seed=args.seed or 0,
         axes=options.axes(args),
         form=FormRequest(
             args.embeddings,

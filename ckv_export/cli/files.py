@@ -7,6 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ckv_export.errors import InputError
+
+
+def check_places(*paths: Path | None) -> None:
+    """Raise `InputError` where a file could not be written: told before there is what to write."""
+    for path in paths:
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise InputError(f"the folder {str(path.parent)!r} of {path.name} is not there")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give the name of a file to write")
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from ckv_export.cache import CacheReport, plot_report
 from ckv_export.cache.console import tables
 from ckv_export.cache.record import HEADER_BYTES
 from ckv_export.cli import options
-from ckv_export.cli.files import whole
+from ckv_export.cli.files import check_places, whole
 from ckv_export.cli.show import console, table
 from ckv_export.contract import ModelSpec
 from ckv_export.deploy.inspect import Subject, open_subject, report_on
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--users", type=options.count, metavar="N", help="also print totals for N users"
     )
     parser.add_argument("--user-dtype", choices=("fp32", "fp16", "int8"), default="fp16")
-    parser.add_argument("--seed", type=options.count, default=0, help="of generated events")
+    parser.add_argument("--seed", type=options.count, help="of generated events (0)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="write a .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options.add_model(parser)
@@ -39,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what is cached."""
+    options.refuse_with(args, "events", "seed", why="it is of generated events")
+    check_places(args.plot)
     subject = open_subject(args.subject, args.weights, args.params)
-    report = report_on(subject, args.events, args.seed, args.user_dtype, args.users)
+    report = report_on(subject, args.events, args.seed or 0, args.user_dtype, args.users)
     if args.json:
         head: dict[str, Any] = {"name": subject.name, "fingerprint": subject.fingerprint}
         head |= {"item_table": subject.item_table and subject.item_table.to_dict()}

@@ -13,6 +13,7 @@ from ckv_export.cli.show import ShownStages, SteadyConsole
 from ckv_export.contract import ModelSpec, Profile, Range
 from ckv_export.deploy.engines import Display
 from ckv_export.engine import ProgressListener
+from ckv_export.errors import InputError
 
 _AXIS_FLAGS = {
     "batch": ("B", "users in one call"),
@@ -20,6 +21,27 @@ _AXIS_FLAGS = {
     "appended": ("T", "events appended in one call"),
     "candidates": ("C", "candidates of each user"),
 }
+
+
+def given(args: argparse.Namespace, name: str) -> bool:
+    """Whether an option that has no default was given."""
+    value = getattr(args, name)
+    # 0 is given, though it equals False.
+    return not (value is None or value is False or value == [])
+
+
+def refuse_without(args: argparse.Namespace, needed: str, *names: str) -> None:
+    """Raise `InputError` for an option of `names` that says nothing without the option `needed`."""
+    for name in names:
+        if given(args, name) and not given(args, needed):
+            option, other = (f"--{n.replace('_', '-')}" for n in (name, needed))
+            raise InputError(f"{option} is for {other} only: give {other} too, or leave it out")
+
+
+def refuse_with(args: argparse.Namespace, other: str, name: str, why: str) -> None:
+    """Raise `InputError` for the option `name` beside `other`, which leaves it nothing to say."""
+    if given(args, name) and given(args, other):
+        raise InputError(f"--{name} says nothing beside --{other.replace('_', '-')}: {why}")
 
 
 def count(text: str) -> int:

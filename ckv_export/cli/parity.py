@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ckv_export.cli import options
-from ckv_export.cli.files import whole
+from ckv_export.cli.files import check_places, whole
 from ckv_export.cli.show import ShownStages, console, parity_tables
 from ckv_export.deploy.fidelity import USERS, FidelityRequest, check_fidelity
 from ckv_export.parity.gate import require_pass
@@ -69,15 +69,18 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--labels", metavar="FILE", type=Path, help="label [users, candidates], if not in --events"
     )
     parser.add_argument(
-        "--users", type=options.positive, default=USERS, metavar="N", help="drawn from --events"
+        "--users", type=options.positive, metavar="N", help=f"drawn from --events ({USERS})"
     )
     parser.add_argument(
-        "--seed", type=options.count, help="of drawn events, or of new cases with --checkpoint"
+        "--seed",
+        type=options.count,
+        help="of drawn events, or of new cases with --checkpoint or --against",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print, write; raises `ParityFailure` at last if the gate failed."""
+    check_places(args.json, args.html, args.junit)
     stages = ShownStages()
     report = check_fidelity(_request(args), stages)
     for each in parity_tables(report):
@@ -89,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> FidelityRequest:
+    options.refuse_without(args, "checkpoint", "weights", "params")
+    options.refuse_without(args, "events", "labels", "users")
     return FidelityRequest(
         bundle=args.bundle,
         runtimes=tuple(args.runtime),
@@ -98,7 +103,7 @@ def _request(args: argparse.Namespace) -> FidelityRequest:
         against=args.against,
         events=args.events,
         labels=args.labels,
-        users=args.users,
+        users=args.users or USERS,
         seed=args.seed,
         top=args.top,
         steps=args.steps,

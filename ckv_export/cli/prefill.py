@@ -17,6 +17,8 @@ from ckv_export.errors import Interrupted
 
 HELP = "fill a store with the records of many users, from a file of their histories"
 
+_WORKERS = 2
+
 Shown = Callable[[Tally, int], None]
 
 
@@ -46,11 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=options.threads, metavar="N", help="of ONNX Runtime")
     parser.add_argument("--ray", action="store_true", help="spread the work with Ray Data")
-    parser.add_argument("--workers", type=options.positive, default=2, metavar="N", help="of Ray")
+    parser.add_argument(
+        "--workers", type=options.positive, metavar="N", help=f"of Ray ({_WORKERS})"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Fill, and say what was filled."""
+    options.refuse_without(args, "ray", "workers")
     chosen = FillOptions(
         args.bundle,
         args.events,
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     try:
         with _progress() as shown:
-            total = _fill(chosen, args.workers if args.ray else None, shown)
+            total = _fill(chosen, (args.workers or _WORKERS) if args.ray else None, shown)
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted; what is filled stays, and the same command goes on from there"

@@ -8,6 +8,7 @@ from pathlib import Path
 from ckv_export.cli import options
 from ckv_export.cli.show import ShownStages, console, done, print_lines
 from ckv_export.deploy.triton import check_place, publish_repository
+from ckv_export.errors import InputError
 from ckv_export.manifest import open_bundle
 from ckv_export.triton.repository import LAUNCHER, PLATFORMS, RepositoryOptions
 
@@ -45,9 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=options.positive,
-        default=1,
         metavar="N",
-        help="of ONNX Runtime in-process",
+        help="of ONNX Runtime in-process (1)",
     )
     parser.add_argument(
         "--plugin",
@@ -60,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the repository."""
+    if args.threads is not None and args.platform != "in-process":
+        raise InputError(
+            "--threads is for --platform in-process only: Triton's own backends choose theirs"
+        )
     stages = ShownStages()
     check_place(args.out, args.force)
     with stages.stage("verify hashes"):
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         args.max_events,
         args.instances,
         args.queue_delay,
-        args.threads,
+        args.threads or 1,
         args.plugin,
     )
     with stages.stage("write repository") as stage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ckv_export.contract.spec import ModelSpec, require
+from ckv_export.contract.spec import SIZE_END, ModelSpec, require
 from ckv_export.contract.tensors import TensorSpec
 
 
@@ -21,6 +21,10 @@ class Range:
         require(
             0 <= self.min <= self.opt <= self.max,
             f"a range must satisfy 0 <= min <= opt <= max, got {self.min}:{self.opt}:{self.max}",
+        )
+        require(
+            self.max < SIZE_END,
+            f"a range must end below {SIZE_END}, as sizes do, got {self.min}:{self.opt}:{self.max}",
         )
 
     @classmethod

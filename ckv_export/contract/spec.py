@@ -67,6 +67,7 @@ class FeatureSpec:
 
     def __post_init__(self) -> None:
         where = f"feature {self.name!r}"
+        require(isinstance(self.name, str), f"a feature's name must be a text, got {self.name!r}")
         require(bool(self.name), "a feature has an empty name")
         require(
             self.name not in RESERVED_NAMES,
@@ -183,6 +184,8 @@ class DnnSpec:
     def __post_init__(self) -> None:
         for width in self.hidden:
             _require_at_least("dnn: a hidden width", width, 1)
+        for name in self.activations:
+            require(isinstance(name, str), f"dnn: an activation is named by a text, got {name!r}")
         require(
             len(self.activations) == len(self.hidden),
             f"dnn: {len(self.hidden)} hidden layers need as many activations, "

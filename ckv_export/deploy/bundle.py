@@ -184,12 +184,17 @@ def _manifest(
         parity=None,
         precision=request.form.precision,
         pool=request.form.pool,
+        padding=_prefill(prepared).padding(),
         fingerprints={
             "entries": prints.entries,
             "all but pools": prints.but_pools,
             "looked up": prints.looked_up,
         },
     )
+
+
+def _prefill(prepared: Prepared) -> PrefillGraph:
+    return next(graph for graph in prepared.graphs if isinstance(graph, PrefillGraph))
 
 
 def _table_layout(prepared: Prepared) -> ItemTable | None:

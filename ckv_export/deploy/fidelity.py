@@ -114,6 +114,11 @@ def _open(request: FidelityRequest, stages: Stages) -> _Subject:
     with stages.stage("verify hashes") as stage:
         manifest = open_bundle(request.bundle)
         stage.remark = f"{len(manifest.files)} files"
+    if None not in (request.checkpoint, request.against) and not request.localize:
+        raise InputError(
+            "--checkpoint and --against both say who is believed: leave one out (with --localize "
+            "the first judges, and the second's graph is what a node is compared with)"
+        )
     twin = None if request.against is None else _twin(request.against, manifest)
     if request.checkpoint is None:
         if request.events is not None and twin is None:
@@ -161,6 +166,11 @@ def _cases(subject: _Subject) -> tuple[list[Case], list[ExpectedCase], str]:
         return asked, truth.record(asked), described
     if request.labels is not None:
         raise InputError("--labels are of real events: give --events too")
+    if request.seed is not None and truth is None:
+        raise InputError(
+            "--seed is of new cases, and only recorded ones have answers: give --checkpoint MODEL "
+            "or --against BUNDLE too, or leave it out"
+        )
     if request.seed is None or truth is None:
         recorded = recorded_cases(request.bundle, manifest)
         asked = [case.case for case in recorded]

@@ -45,6 +45,7 @@ from ckv_export.model.target_attention import TargetAttentionModel
 from ckv_export.onnx_export.functions import DOMAIN, INPUTS
 from ckv_export.parity.inputs import CaseSize, generate_case
 from ckv_export.runtimes.base import Array, Arrays, Runner
+from ckv_export.runtimes.bf16 import RoundedBf16Runner
 from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.runtimes.torch import TorchRunner
@@ -93,9 +94,9 @@ def open_subject(path: Path, weights: str | None = None, params: str | None = No
             )
         manifest = open_bundle(path)
         given = load_pools(path, manifest)
-        runner = BoundRunner(
-            OnnxRuntimeRunner(path / "prefill.onnx", manifest.graph("prefill")), given
-        )
+        # On a CPU ONNX Runtime has no bf16 products.
+        kind = RoundedBf16Runner if manifest.precision == "bf16" else OnnxRuntimeRunner
+        runner = BoundRunner(kind(path / "prefill.onnx", manifest.graph("prefill")), given)
         pools = _pools_given(given) or _bundle_pools(path / "decode.onnx", manifest.model)
         return Subject(
             manifest.name,

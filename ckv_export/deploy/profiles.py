@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,21 @@ class NamedRanges:
         pairs = [part.partition("=") for part in text.split(",")]
         if not all(separator for _, separator, _ in pairs):
             raise InputError(f"a profile is written AXIS=MIN:OPT:MAX,..., got {text!r}")
-        return cls.read(text, {name.strip(): value for name, _, value in pairs})
+        return cls.read(text, [(name.strip(), value) for name, _, value in pairs])
 
     @classmethod
-    def read(cls, name: str, ranges: Mapping[str, Any]) -> NamedRanges:
-        """Ranges by axis, ``{"history": "0:50:100"}``; raises `InputError` naming `name`."""
-        axes = []
-        for word, value in ranges.items():
+    def read(cls, name: str, ranges: Iterable[tuple[str, Any]]) -> NamedRanges:
+        """Ranges by axis, ``("history", "0:50:100")``; raises `InputError` naming `name`."""
+        axes: dict[str, Range] = {}
+        for word, value in ranges:
+            axis = AXES.get(word, word)
+            if axis in axes:
+                raise InputError(f"profile {name!r} has two ranges of {word}: give one")
             try:
-                axes.append((AXES.get(word, word), Range.parse(str(value).strip())))
+                axes[axis] = Range.parse(str(value).strip())
             except SpecError as error:
                 raise InputError(f"profile {name!r}, {word}: {error}") from error
-        return cls(name, tuple(axes))
+        return cls(name, tuple(axes.items()))
 
     def __str__(self) -> str:
         return ",".join(f"{axis}={size}" for axis, size in self.axes)
@@ -63,7 +66,7 @@ def read_profiles(path: Path) -> tuple[NamedRanges, ...]:
             f"{path} must hold profiles by name, each a mapping of axes to ranges, such as "
             "'short: {history: 0:50:100}'"
         )
-    return tuple(NamedRanges.read(str(name), ranges) for name, ranges in data.items())
+    return tuple(NamedRanges.read(str(name), ranges.items()) for name, ranges in data.items())
 
 
 def resolve(

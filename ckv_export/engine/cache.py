@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -31,6 +32,27 @@ LAYOUT = 1
 """Counts changes of what an entry holds, and of how this program builds from the same request."""
 
 _ENGINE, _RECORD = "engine", "built.json"
+
+
+def require_place(cache: Path) -> None:
+    """Raise `EngineError` where no engine could be kept in `cache`: known before one is built."""
+    try:
+        there = next(p for p in (cache, *cache.absolute().parents) if _is_there(p))
+    except OSError as error:
+        raise EngineError(f"can't write to the engine cache {cache}: {error.strerror}") from error
+    if not there.is_dir():
+        raise EngineError(f"can't write to the engine cache {cache}: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise EngineError(f"can't write to the engine cache {cache}: {there} is read-only")
+
+
+def _is_there(path: Path) -> bool:
+    """As `Path.exists`, but a name that can't be one is an `OSError` in every Python."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def cached_build(

@@ -157,7 +157,8 @@ def window_positions(
     late = 0
     if spec.mask_alignment == "fuxictr":
         late = torch.sym_min(torch.sym_max(length - spec.window + 1, 0), 1)
-    # Cut from all positions: a size min(cached, W - 1) is 0 or 1 for W = 2, and PyTorch's exporter
-    # would take that 1 for a constant.
-    kept = torch.arange(cached, device=device)[1 - spec.window :]
-    return kept, kept + (length - cached - late)
+    # Cut from all positions, after all else is computed: a size min(cached, W - 1) is 0 or 1 for
+    # W = 2, and PyTorch's exporter would take that 1 for a constant.
+    positions = torch.arange(cached, device=device)
+    shifted = positions + (length - cached - late)
+    return positions[1 - spec.window :], shifted[1 - spec.window :]

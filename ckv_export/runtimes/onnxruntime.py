@@ -32,6 +32,16 @@ _PROVIDERS: dict[str, list[Any]] = {
 }
 
 
+def _reason(error: Exception, provider: str) -> str:
+    """Why a file can't be loaded; of an operator that is not there ONNX Runtime tells no more."""
+    if provider == CPU and "NOT_IMPLEMENTED" in str(error):
+        return (
+            "it has no products of bf16 numbers on a CPU, so export with --precision fp16 or fp32 "
+            f"what is to run there ({error})"
+        )
+    return str(error)
+
+
 class OnnxRuntimeRunner(Runner):
     """An ONNX file in a session of one provider.
 
@@ -65,7 +75,9 @@ class OnnxRuntimeRunner(Runner):
         except ExportError:
             raise
         except Exception as error:  # the binding raises several classes of its own
-            raise ExportError(f"ONNX Runtime can't load {self.path.name}: {error}") from error
+            raise ExportError(
+                f"ONNX Runtime can't load {self.path.name}: {_reason(error, self.provider)}"
+            ) from error
         if self.provider not in session.get_providers():
             raise ExportError(
                 f"ONNX Runtime has no working {self.provider} here and fell back to "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckv_export.cache.record import RecordLayout, append, count, empty, user_events
+from ckv_export.cache.record import RecordLayout, append, count, empty, kept_events, user_events
 from ckv_export.errors import CkvError, RecordError, StoreError
 from ckv_export.manifest import Manifest
 from ckv_export.runtimes.base import Array, Arrays
@@ -30,9 +30,9 @@ _LONGEST_WAIT = 0.02
 class ScorerOptions:
     """How a scorer keeps its users.
 
-    `user_dtype`: how user parts are stored. `max_events`: size cap of a record, None for the
-    longest history that the model was exported for. `attempts`: how often a request whose record
-    others keep changing is tried.
+    `user_dtype`: how user parts are stored. `max_events`: size cap of a record, at most and by
+    default the longest history that the model was exported for. `attempts`: how often a request
+    whose record others keep changing is tried.
     """
 
     user_dtype: str = "float16"
@@ -77,10 +77,9 @@ class Scorer:
         self.options = options or ScorerOptions()
         graph = graph or ("decode_items" if manifest.item_table else "decode")
         self.layout = RecordLayout.of(manifest, self.options.user_dtype, graph=graph)
-        longest = self.layout.pad_to or manifest.profile.axes["S"].max
-        self.check = RequestCheck(manifest, graph, longest)
+        self.check = RequestCheck(manifest, graph, kept_events(self.layout, manifest))
         self.max_batch = manifest.profile.axes["B"].max
-        self.max_events = min(self.options.max_events or longest, longest)
+        self.max_events = kept_events(self.layout, manifest, self.options.max_events)
 
     def score(self, requests: Sequence[Request]) -> list[Answer | CkvError]:
         """Answer `requests` in their order; whoever can't be gets an error, the others scores.

@@ -46,6 +46,7 @@ def open_store(url: str) -> Store:
 def check_address(url: str) -> None:
     """Raise `InputError` unless `url` is one that `open_store` could open, without opening it."""
     try:
+        url.encode()  # a command line can hold half a character
         parts = urlsplit(url)
     except ValueError as error:
         raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckv_export.cache.item_table import load_item_table
 from ckv_export.cache.pool_file import load_pools
+from ckv_export.cache.record import RecordLayout, kept_events
 from ckv_export.contract import GraphSpec
 from ckv_export.errors import BundleError, InputError
 from ckv_export.manifest import FILE_NAME as MANIFEST
@@ -73,8 +74,14 @@ def write_repository(
             f"the platform must be one of {', '.join(PLATFORMS)}, got {options.platform!r}"
         )
     check_address(options.store)
+    kept_events(RecordLayout.of(manifest, options.user_dtype), manifest, options.max_events)
     if options.plugin is not None and options.platform != "tensorrt":
         raise InputError("a plugin library is for --platform tensorrt only")
+    if options.platform == "in-process" and manifest.precision == "bf16":
+        raise InputError(
+            "in-process the graphs run on a CPU, for which ONNX Runtime has no products of bf16 "
+            "numbers: choose --platform onnx or tensorrt, or export with --precision fp16 or fp32"
+        )
     writer = _Writer(bundle, manifest, options, out)
     names = [writer.scorer()]
     if options.platform != "in-process":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,9 +87,41 @@ def test_other_files_are_refused(text: str, tmp_path: Path):
         load(file)
     with pytest.raises(InputError, match="can't read the result"):
         load(tmp_path / "absent.json")
-    for part, value in (("settings", None), ("environment", []), ("ways", {}), ("ways", [1])):
-        file.write_text(json.dumps(result() | {part: value}))
-        with pytest.raises(InputError, match=rf"is no result of ckv-export bench: it lacks {part}"):
-            load(file)
     file.write_text(json.dumps(result()))
     assert load(file)["settings"] == result()["settings"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("settings",), None),
+        (("settings", "threads"), "1"),
+        (("settings", "sizes", "history"), None),
+        (("settings", "sizes", "batch"), 0),
+        (("environment",), []),
+        (("environment", "gpus"), {}),
+        (("bundle", "fingerprint"), 1),
+        (("ways",), {}),
+        (("ways", 0), 1),
+        (("ways", 0, "cache"), None),
+        (("ways", 0, "phases"), []),
+        (("ways", 0, "phases", "decode"), None),
+        (("ways", 0, "phases", "decode", "p50_ms"), "10"),
+        (("ways", 0, "phases", "decode", "mean_ms"), 0),
+        (("ways", 0, "phases", "decode", "windows_ms"), [[]]),
+        (("ways", 0, "phases", "decode", "windows_ms"), [[1.0, float("nan")]]),
+    ],
+)
+def test_what_comparison_would_stumble_over_is_named(
+    place: tuple, value: object, tmp_path: Path, rng: np.random.Generator
+):
+    changed = result(way("a", decode=timing(rng, 10)))
+    part: Any = changed
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps(changed))
+    named = "ways" if place[0] == "ways" else r"\.".join(place[:2])
+    with pytest.raises(InputError, match=rf"is no result of ckv-export bench: it lacks {named}:"):
+        load(file)

@@ -104,6 +104,9 @@ def test_bad_input_is_one_sentence(
 ):  # fmt: skip
     shop, events = shops("items"), tmp_path / "h.parquet"
     write_parquet(events, shop, some_users(shop, 3, rng), rows=3)
+    twice = tmp_path / "twice.npz"
+    ids, mask = np.ones((2, 1), np.int32), np.ones((2, 1), np.bool_)
+    np.savez(twice, user_id=np.array(["a", "a"]), event_item_id=ids, event_mask=mask)
     good = {"--events": str(events), "--store": f"sqlite:///{tmp_path / 'u.db'}"}
     for change, says in [
         ({"--store": "users.db"}, "must be sqlite:///FILE or redis://"),
@@ -112,12 +115,15 @@ def test_bad_input_is_one_sentence(
         ({"--user-column": "user"}, "did you mean 'user_id'?"),
         ({"--user-dtype": "fp64"}, "invalid choice"),
         ({"--max-events": "0"}, "at least 1"),
+        ({"--max-events": "13"}, "--max-events is at most 12"),
+        ({"--events": str(twice)}, "two histories of user 'a'"),
     ]:
         words = [f"{flag}={value}" for flag, value in (good | change).items()]
         assert main(["prefill", str(shop.folder), *words]) == 2
         message = capsys.readouterr().err
         assert len(message.splitlines()) == 1, message
         assert says in message
+        assert not (tmp_path / "u.db").exists(), "a store before it was needed"
 
 
 def test_max_events_keeps_the_newest(

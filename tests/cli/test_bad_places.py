@@ -227,12 +227,15 @@ def test_a_bundle_takes_no_options_of_run_folders(refused, bundle_copy: Path):
         refused(*words, watched=bundle_copy, says=("is a bundle", "--weights"))
 
 
-def test_a_report_that_can_not_be_written(refused, bundle_copy: Path, tmp_path: Path):
-    lost = tmp_path / "not there" / "report.json"
-    for verb in ("parity", "inspect"):
-        option = "--json" if verb == "parity" else "--plot"
-        words = (verb, bundle_copy, option, lost.with_suffix(".png"))
-        refused(*words, watched=tmp_path, says=(str(lost.parent),))
+@pytest.mark.parametrize(("verb", "option"), [("parity", "--json"), ("inspect", "--plot")])
+def test_a_report_that_can_not_be_written_is_told_before_the_work(
+    refused, bundle_copy: Path, tmp_path: Path, monkeypatch, verb: str, option: str
+):
+    for work in ("parity.check_fidelity", "inspect.open_subject"):
+        monkeypatch.setattr(f"ckv_export.cli.{work}", None)
+    lost = tmp_path / "not there" / "report.png"
+    refused(verb, bundle_copy, option, lost, watched=tmp_path, says=(str(lost.parent),))
+    refused(verb, bundle_copy, option, tmp_path, watched=tmp_path, says=("is a folder",))
 
 
 @pytest.mark.parametrize("words", [("--users", "-1"), ("--users", "1e6"), ("--seed", "-1")])

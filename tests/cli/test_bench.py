@@ -14,6 +14,7 @@ import pytest
 import torch
 from ckv_testing.results import QUICK, SCHEMA, result
 
+from ckv_export.bench.environment import environment
 from ckv_export.cli.main import main
 from ckv_export.manifest import open_bundle
 
@@ -172,6 +173,34 @@ def test_compare_exits_with_1_on_a_regression(
         ran = cli(*arguments, "--compare", old)
         assert ran.code == code, ran.err
         assert ("slower" in ran.out) == (code == 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"bundle": {"fingerprint": "0" * 64}}, "they differ in fingerprint"),
+        ({"bundle": {"precision": "fp16"}}, "precision: fp16 and fp32"),
+        ({"settings": {"threads": 99}}, "threads: 99 and 1"),
+        ({"settings": {"source": "file"}}, "source: file and memory"),
+        ({"environment": {"machine": {"cpu": "x", "cores": 3}}}, "cpu: x and"),
+        ({"environment": {"machine": {}}}, "cpu: None and"),
+    ],
+)
+def test_what_can_not_be_compared_is_told_before_anything_is_timed(
+    refused: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change, says: str
+):
+    """With --any-machine the last two would be measured."""
+    monkeypatch.setattr("ckv_export.cli.bench.run_bench", None)
+    arguments = ("bench", bundle, *QUICK, "--compare", tmp_path / "old.json")
+    sizes = {"batch": 1, "history": 12, "appended": 1, "candidates": 5}
+    manifest = open_bundle(bundle)
+    old = result() | {"environment": environment()}
+    old["bundle"] |= {"fingerprint": manifest.fingerprint, "precision": manifest.precision}
+    old["settings"]["sizes"] = sizes
+    for part, fields in change.items():
+        old[part] = old[part] | fields
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    refused(*arguments, watched=tmp_path, says=(says,))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from ckv_export.checkpoint.native import save_native
+from ckv_export.deploy.inspect import open_subject
+from ckv_export.manifest import open_bundle
 
 CASE = "b7_L48"
 """A recorded case whose whole history lies in the window: the row of every event is recorded."""
@@ -275,6 +278,15 @@ def test_events_of_nobody(inspect: Inspect, bundle, run_folder, events: Path, ki
 def test_a_bundle_is_found_by_its_manifest_alone(inspect: Inspect, bundle: Path, tmp_path: Path):
     copy = shutil.copytree(bundle, tmp_path / "other name.pt")
     assert inspect(copy)["fingerprint"] == inspect(bundle)["fingerprint"]
+
+
+def test_a_bf16_bundle_is_run_in_rounded_fp32(inspect: Inspect, bundle_copy: Path, bundle: Path):
+    """An HSTU's prefill has products that ONNX Runtime can't compute in bf16 on a CPU."""
+    dataclasses.replace(open_bundle(bundle_copy), precision="bf16").write(bundle_copy)
+    prefill = open_subject(bundle_copy).prefill
+    with prefill:
+        assert prefill.metadata().runtime == "onnxruntime, rounded to bf16"
+    assert inspect(bundle_copy) == inspect(bundle)  # this prefill has none to round
 
 
 def test_doctor(cli):

@@ -153,7 +153,6 @@ def test_runtime_asked_for_that_can_not_run(name: str, refused, bundle: Path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--labels", "x.npz"), "--events"),
         (("--steps", "0"), "--steps"),
         (("--users", "x"), "--users"),
         (("--checkpoint", "nowhere"), "nowhere"),

@@ -35,6 +35,12 @@ def test_ranges_out_of_order_are_refused(text: str):
         Range.parse(text)
 
 
+def test_ranges_beyond_any_size_are_refused():
+    assert Range.parse("0:1:2147483647").max == 2**31 - 1
+    with pytest.raises(SpecError, match=r"must end below 2147483648, .* got 0:1:2147483648"):
+        Range.parse("0:1:2147483648")
+
+
 @given(st.lists(st.integers(0, 10**6), min_size=3, max_size=3).map(sorted))
 def test_range_reads_what_it_prints(ends: list[int]):
     assert Range.parse(str(Range(*ends))) == Range(*ends)

@@ -75,6 +75,7 @@ REFUSED = {
     "dnn": (7, "dnn must be a mapping, got int"),
     # features
     "features.0.name": ("", "a feature has an empty name"),
+    "features.00.name": (7, "a feature's name must be a text, got 7"),
     "features.1.name": ("item_id", "feature 'item_id' stands twice in the model"),
     "features.0.role": (
         "itme",
@@ -106,6 +107,7 @@ REFUSED = {
     "attention.user_v": (True, "attention: user_v must be a whole number of at least 0, got True"),
     # the scoring network and the model
     "dnn.activations": (["relu"], "dnn: 2 hidden layers need as many activations, got 1"),
+    "dnn.activations.0": (1.5, "dnn: an activation is named by a text, got 1.5"),
     "dnn.hidden.0": (0, "dnn: a hidden width must be a whole number of at least 1, got 0"),
     "window": (1, "window must be a whole number of at least 2, got 1"),
     "max_len": (0, "max_len must be a whole number of at least 1, got 0"),

@@ -87,6 +87,7 @@ def test_odd_texts(text: str, manifest: Manifest):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("history=3,S=4", r"profile 'history=3,S=4' has two ranges of S: give one"),
         ("histroy=1:2", r"no axis 'histroy'; did you mean 'history'.*S of 'event_item_id'"),
         ("I=1:2", r"no axis 'I'.*; the axes are B of"),
         ("history_mask=1:2", r"'history_mask' is an input; give ranges to its axes B, S instead"),

@@ -16,7 +16,7 @@ from onnx import helper
 
 from ckv_export.contract import Profile, Range, TensorSpec
 from ckv_export.engine import Backend, BuildRequest, BuiltEngine, PluginChoice, Settings
-from ckv_export.engine.cache import cached_build, key_of
+from ckv_export.engine.cache import cached_build, key_of, require_place
 from ckv_export.errors import EngineError
 
 pytestmark = pytest.mark.tensorrt
@@ -90,6 +90,17 @@ def test_a_cache_that_cannot_be_written(rtx: Backend, projection, tmp_path: Path
     request = projection.request(targets=("sm86",), optimization_level=0)
     with pytest.raises(EngineError, match="can't write to the engine cache"):
         cached_build(request, rtx, tmp_path / "a", None, tmp_path / "cache")
+
+
+def test_where_no_cache_can_be_is_known_before_a_build(tmp_path: Path):
+    require_place(tmp_path / "new" / "deep")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(EngineError, match=r"the engine cache .*file is no folder"):
+            require_place(place)
+    with pytest.raises(EngineError, match="too long"):
+        require_place(tmp_path / ("x" * 300))
 
 
 def test_everything_that_decides_what_is_built_is_in_the_key(

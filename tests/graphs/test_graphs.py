@@ -12,13 +12,31 @@ from ckv_testing.draw import KINDS, VARIANTS, draw_state, make_spec
 from ckv_export.contract import GraphSpec, decode_io, prefill_io
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
-from ckv_export.model.registry import build_model
+from ckv_export.model.registry import build_model, build_reference
 
+DTYPES = {"int32": torch.int32, "float32": torch.float32}
+PARTS = ("index", "user")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def zeros(io: GraphSpec, sizes: dict[str, int]) -> list[torch.Tensor]:
     return [torch.from_numpy(np.zeros(t.shape(sizes), t.dtype)) for t in io.inputs]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padding_is_what_the_reference_caches_of_an_event_of_zeros(
+    variant: str, rng: np.random.Generator
+):
+    spec = make_spec("sim", variant)
+    state = draw_state(spec, rng)
+    padding = PrefillGraph(build_model(spec, state)).padding()
+    assert bool(padding) == spec.attention.user_bias
+    event = {f.name: torch.zeros(1, 1, *f.inner).to(DTYPES[f.dtype]) for f in spec.item_features}
+    [entries] = build_reference(spec, state).cache(event, torch.zeros(1, 1, dtype=torch.bool))
+    for name, tensor in [(f"{s}_{p}", getattr(entries, p)[s]) for s in "kv" for p in PARTS]:
+        wanted = [] if tensor is None else tensor.flatten().tolist()
+        given = padding.get(f"cache_{name}", [0.0] * len(wanted))
+        assert given == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

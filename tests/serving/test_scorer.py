@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -33,6 +34,22 @@ def test_users_grow_from_nothing_to_far_beyond_the_window(
         for answer, (request, scores) in zip(answers, asked, strict=True):
             check(answer, scores, users[request.user].count)
     assert max(user.count for user in users.values()) > 9
+
+
+@pytest.mark.parametrize("events", [0, 1])
+def test_who_has_nothing_in_the_window_attends_to_padding(
+    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator, events: int
+):
+    """With biases its entries are not zeros; of one event the authors' mask is the padding's."""
+    shop = shops("eta")
+    user = shop.user(0, rng)
+    request, scores = ask(shop, user, rng, appended=events)
+    [answer] = scorer(shop, store).score([request])
+    check(answer, scores, events)
+    zeros = dataclasses.replace(shop, manifest=dataclasses.replace(shop.manifest, padding={}))
+    [wrong] = scorer(zeros, store).score([Request("another", request.inputs)])
+    assert isinstance(wrong, Answer)
+    assert np.abs(wrong.scores - scores).max() > 10 * SCORE
 
 
 def test_one_call_serves_a_user_s_requests_in_their_order(

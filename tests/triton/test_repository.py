@@ -104,10 +104,17 @@ def test_what_a_bundle_can_not_give_is_refused(shops: Callable[[str], Shop], tmp
     options = RepositoryOptions(STORE, plugin=tmp_path / "p.so")
     with pytest.raises(InputError, match="--platform tensorrt only"):
         write_repository(sim.folder, sim.manifest, options, tmp_path / "c")
+    half = dataclasses.replace(sim.manifest, precision="bf16")
+    with pytest.raises(InputError, match=r"no products of bf16 .*--platform onnx or tensorrt"):
+        write_repository(sim.folder, half, RepositoryOptions(STORE, "in-process"), tmp_path / "f")
     with pytest.raises(InputError, match="must be one of onnx, tensorrt, in-process, got 'cpu'"):
         write_repository(sim.folder, sim.manifest, RepositoryOptions(STORE, "cpu"), tmp_path / "d")
     with pytest.raises(InputError, match=r"got 'users\.db'"):
         write_repository(sim.folder, sim.manifest, RepositoryOptions("users.db"), tmp_path / "e")
+    for store, says in (("sqlite:///\udcff.db", "surrogates"), ("redis:///0", "--max-events")):
+        wrong = RepositoryOptions(store, max_events=10)
+        with pytest.raises(InputError, match=says):
+            write_repository(sim.folder, sim.manifest, wrong, tmp_path / "g")
     with pytest.raises(BundleError, match="'sm8'"):
         capability("sm8")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ckv_testing.exports import Export
 from ckv_testing.servers import RedisServer, TritonServer
-from ckv_testing.serving import Shop, check_record, sim_shop
+from ckv_testing.serving import Shop, check_record, exported_shop
 from ckv_testing.triton import Client, stand_in
 
 from ckv_export.cache.record import RecordLayout, decode
@@ -61,7 +61,7 @@ def place(
     with RedisServer(folder) as redis:
         server = TritonServer([folder / form for form in FORMS], folder)
         (folder / "bundle").mkdir()
-        sim = sim_shop(exported("sim"), folder / "bundle", max_len=500)
+        sim = exported_shop(exported("sim"), folder / "bundle", max_len=500)
         made = {"sim": sim, "items": shops("items"), "hstu": shops("hstu")}
         for form, shop in made.items():
             arguments = [str(shop.folder), f"--out={folder / form}", "--user-dtype=fp32"]

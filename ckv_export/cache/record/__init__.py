@@ -5,7 +5,7 @@ from ckv_export.cache.record.batch import batch, past
 from ckv_export.cache.record.codec import count, decode, empty, encode, size
 from ckv_export.cache.record.graphs import user_events
 from ckv_export.cache.record.header import HEADER_BYTES, VERSION
-from ckv_export.cache.record.layout import USER_DTYPES, Field, RecordLayout, Section
+from ckv_export.cache.record.layout import USER_DTYPES, Field, RecordLayout, Section, kept_events
 
 __all__ = [
     "HEADER_BYTES",
@@ -21,6 +21,7 @@ __all__ = [
     "decode",
     "empty",
     "encode",
+    "kept_events",
     "past",
     "size",
     "user_events",

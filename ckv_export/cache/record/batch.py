@@ -18,11 +18,11 @@ def batch(
 ) -> dict[str, Array]:
     """Inputs of decode from the records of B users: ``cache_*``, ``history_mask``, ``history_*``.
 
-    `events`: S, to which histories are left-padded with zeros; of a longer one its last S events
-    are taken. None takes `layout.pad_to`, the length that a target-attention model was trained
-    with: its scores depend on S, since padding takes part in a search and in a mask rule. For HSTU
-    it is the longest history of the batch. K is min(S, W - 1). Raises `RecordError` naming the
-    position of a bad record.
+    `events`: S, to which histories are left-padded, with zeros or `Field.padding`; of a longer one
+    its last S events are taken. None takes `layout.pad_to`, the length that a target-attention
+    model was trained with: its scores depend on S, since padding takes part in a search and in a
+    mask rule. For HSTU it is the longest history of the batch. K is min(S, W - 1). Raises
+    `RecordError` naming the position of a bad record.
     """
     if events is not None and events < 0:
         raise RecordError(f"a batch has 0 events or more, got {events}")
@@ -73,6 +73,9 @@ def _padded(section: Section, users: Sequence[Rows], size: int) -> dict[str, Arr
     for field in section.fields:
         values = load(field, rows)
         tensor = np.zeros(field.tensor_shape(len(users), size), field.dtype)
+        if field.padding:
+            entry = np.array(field.padding, field.dtype).reshape(field.shape)
+            np.moveaxis(tensor, field.axis + 1, 1)[:] = entry
         _place(tensor, values, field.axis, ends)
         tensors[field.name] = tensor
     return tensors

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from ckv_export.contract import ModelSpec, TensorSpec
-from ckv_export.errors import RecordError, nearest
+from ckv_export.errors import InputError, RecordError, nearest
 from ckv_export.manifest import Manifest
 
 USER_DTYPES = ("float32", "float16", "int8")
@@ -31,7 +31,8 @@ class Field:
     `name`: the decode graph's, without its batch axis. `dtype`: the graph's; `stored`: the
     record's. `shape`: of one event: [L], [L, width], or a feature's own axes. `axis`: where the
     tensor has its events: [L, n, width], but [n, ..] for a feature. `rows`: ids and row numbers lie
-    in [0, rows); None where any number will do.
+    in [0, rows); None where any number will do. `padding`: what stands in a batch for an event that
+    is none, of that shape in a row; () for zeros.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Field:
     shape: tuple[int, ...]
     axis: int
     rows: int | None
+    padding: tuple[float, ...] = ()
 
     @property
     def scale(self) -> str | None:
@@ -111,7 +113,7 @@ class RecordLayout:
         _check_choices(manifest, graph, user_dtype := _SHORT.get(user_dtype, user_dtype))
         spec = manifest.model
         inputs = manifest.graph(graph).inputs
-        entries = tuple(_entry(t, spec, user_dtype) for t in _named(inputs, "cache_"))
+        entries = tuple(_entry(t, manifest, user_dtype) for t in _named(inputs, "cache_"))
         history = tuple(_feature(t, spec) for t in _named(inputs, "history_"))
         windowed = spec.window is not None
         cap = 0 if spec.window is None or not entries else spec.window - 1
@@ -155,6 +157,20 @@ class RecordLayout:
         return min(events, self.cap)
 
 
+def kept_events(layout: RecordLayout, manifest: Manifest, asked: int | None = None) -> int:
+    """How many events of a user a server keeps: `asked`, or as many as a score can depend on.
+
+    Raises `InputError` for more than that.
+    """
+    longest = layout.pad_to or manifest.profile.axes["S"].max
+    if asked is not None and asked > longest:
+        raise InputError(
+            f"--max-events is at most {longest} for {manifest.name}, whose scores depend on no "
+            f"more events of a user, got {asked}: leave it out"
+        )
+    return asked or longest
+
+
 def _short(fingerprint: str) -> bytes:
     """The first 16 bytes of a SHA-256 in hex."""
     try:
@@ -183,15 +199,16 @@ def _named(tensors: Iterable[TensorSpec], prefix: str) -> Iterator[TensorSpec]:
     return (t for t in tensors if t.name.startswith(prefix) and t.name != "history_mask")
 
 
-def _entry(tensor: TensorSpec, spec: ModelSpec, user_dtype: str) -> Field:
+def _entry(tensor: TensorSpec, manifest: Manifest, user_dtype: str) -> Field:
     """Of a tensor [B, L, K] or [B, L, K, width]."""
     _, layers, _, *width = tensor.axes
     shape = tuple(int(a) for a in (layers, *width))
+    padding = tuple(manifest.padding.get(tensor.name, ()))
     if tensor.dtype != "int32":
-        return Field(tensor.name, tensor.dtype, user_dtype, shape, 1, None)
-    rows = spec.attention.pool_rows(tensor.name.removeprefix("cache_")[0])
+        return Field(tensor.name, tensor.dtype, user_dtype, shape, 1, None, padding)
+    rows = manifest.model.attention.pool_rows(tensor.name.removeprefix("cache_")[0])
     stored = "uint16" if rows <= UINT16_ROWS else "int32"
-    return Field(tensor.name, tensor.dtype, stored, shape, 1, rows)
+    return Field(tensor.name, tensor.dtype, stored, shape, 1, rows, padding)
 
 
 def _feature(tensor: TensorSpec, spec: ModelSpec) -> Field:

@@ -55,7 +55,20 @@ std::vector<Target> targets(Section const& section, std::int64_t events,
     return found;
 }
 
-// One user's rows at the end of its part of the batch's tensors, zeros before.
+// What stands for `count` events that are none in layer `l`.
+void pad(Field const& field, std::int64_t l, std::int64_t count, std::uint8_t* out) {
+    std::int64_t const vector = 4 * field.width;
+    if (field.padding.empty()) {
+        std::memset(out, 0, static_cast<std::size_t>(count * vector));
+        return;
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+        std::memcpy(out + i * vector, field.padding.data() + l * vector,
+                    static_cast<std::size_t>(vector));
+    }
+}
+
+// One user's rows at the end of its part of the batch's tensors, padding before.
 void place(std::vector<Target> const& to, std::uint8_t const* rows, std::size_t row_bytes,
            std::int64_t count, std::int64_t user, std::int64_t events) {
     std::int64_t const taken = std::min(count, events), padding = events - taken;
@@ -67,7 +80,7 @@ void place(std::vector<Target> const& to, std::uint8_t const* rows, std::size_t 
         std::int64_t const vector = 4 * field.width;
         auto* const mine = tensor + user * tensor_bytes(field, 1, events);
         for (std::int64_t l = 0; l < field.layers; ++l) {
-            std::memset(mine + l * events * vector, 0, static_cast<std::size_t>(padding * vector));
+            pad(field, l, padding, mine + l * events * vector);
         }
         detail::load(field, first, row_bytes, taken, mine + padding * vector, events);
     }

@@ -2,6 +2,7 @@
 #include <ckv/record.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "crc32.h"
 
@@ -86,8 +87,26 @@ void take_shape(Field& field, TensorSpec const& tensor, std::size_t outer) {
     }
 }
 
+// `values` as the graph takes them, for `Field::padding`.
+std::vector<std::uint8_t> padding_bytes(Field const& field, std::vector<double> const& values) {
+    if (static_cast<std::int64_t>(values.size()) != field.layers * field.width) {
+        refuse("the padding of " + field.name + " has another size than an event");
+    }
+    std::vector<std::uint8_t> bytes(4 * values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        if (field.rows && !(values[i] >= 0 && values[i] < static_cast<double>(*field.rows))) {
+            refuse("the padding of " + field.name + " is no row of its pool");
+        }
+        auto const row = field.rows ? static_cast<std::int32_t>(values[i]) : 0;
+        auto const number = field.rows ? 0.0F : static_cast<float>(values[i]);
+        std::memcpy(bytes.data() + 4 * i, field.rows ? static_cast<void const*>(&row) : &number, 4);
+    }
+    return bytes;
+}
+
 // A cache entry, [B, L, K] or [B, L, K, width].
-Field entry_field(TensorSpec const& tensor, Model const& model, StoredType user_type) {
+Field entry_field(TensorSpec const& tensor, Manifest const& manifest, StoredType user_type) {
+    Model const& model = manifest.model;
     Field field;
     field.name = tensor.name;
     field.type = tensor.type;
@@ -99,6 +118,10 @@ Field entry_field(TensorSpec const& tensor, Model const& model, StoredType user_
     if (tensor.type == ElementType::kInt32) {
         field.rows = starts_with(tensor.name, "cache_k") ? model.pool_rows_k : model.pool_rows_v;
         field.stored = *field.rows <= kUint16Rows ? StoredType::kUint16 : StoredType::kInt32;
+    }
+    auto const padding = manifest.padding.find(field.name);
+    if (padding != manifest.padding.end()) {
+        field.padding = padding_bytes(field, padding->second);
     }
     return field;
 }
@@ -153,7 +176,7 @@ RecordLayout RecordLayout::of(Manifest const& manifest, UserType user_type,
     std::vector<Field> entries, history;
     for (TensorSpec const& tensor : manifest.graph(name).inputs) {
         if (starts_with(tensor.name, "cache_")) {
-            entries.push_back(entry_field(tensor, model, stored_type(user_type)));
+            entries.push_back(entry_field(tensor, manifest, stored_type(user_type)));
         } else if (starts_with(tensor.name, "history_") && tensor.name != "history_mask") {
             history.push_back(feature_field(tensor, model));
         }

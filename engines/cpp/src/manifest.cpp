@@ -187,6 +187,9 @@ Manifest parse(json const& data) {
     manifest.item_table = !data.at("item_table").is_null();
     manifest.pools_are_inputs = !data.at("form").at("pools").is_null();
     manifest.profile = parse_profile(data.at("profile"));
+    if (data.contains("padding")) {  // bundles of earlier versions have none
+        data.at("padding").get_to(manifest.padding);
+    }
     for (auto const& [name, graph] : data.at("graphs").items()) {
         manifest.graphs[name] = parse_graph(name, graph);
     }

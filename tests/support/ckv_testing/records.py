@@ -28,6 +28,8 @@ AGE = FeatureSpec("age", "user", "categorical", 2, vocab_size=9)
 TIME = FeatureSpec("time", "item", "timestamp", 0)
 RICH = (ITEM, TAGS, AGE, PRICE, IMAGE)
 
+PADDING = {"cache_v_index": [65535], "cache_v_user": [0.1, 0.0, -3.0]}
+"""What a router and a projection with a bias make of an event of zeros."""
 BOTH = {"d": 16, "num_heads": 4, "user_k": 2, "user_v": 3}
 
 
@@ -41,6 +43,7 @@ def manifest(
     pools: tuple[int, int] = (10, 65536),
     users: tuple[int, int] = (2, 3),
     max_len: int = 20,
+    padding: Mapping[str, Sequence[float]] | None = None,
 ) -> Manifest:
     """A bundle's manifest, without files; `items`: with an item table."""
     spec = ModelSpec(
@@ -65,11 +68,13 @@ def manifest(
         notes=(),
         timings={},
         parity=None,
+        padding=padding or {},
     )
 
 
 MANIFESTS = {
     "two ids": manifest(),
+    "padding of its own": manifest(padding=PADDING),
     "every kind of feature": manifest(*RICH, window=2),
     "external embeddings": manifest(*RICH, form=EventForm("external")),
     "one id of many features": manifest(*RICH, form=EventForm(item_key="item_id")),

@@ -129,10 +129,12 @@ def check_record(shop: Shop, user: User, layout: RecordLayout, record: bytes) ->
         np.testing.assert_allclose(array, wanted, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def sim_shop(made: Export, folder: Path, max_len: int = 9) -> Shop:
-    """The session's SIM: every kind of feature in both roles, the paper authors' mask rule."""
+def exported_shop(made: Export, folder: Path, max_len: int = 9) -> Shop:
+    """One of the session's exports."""
     spec = dataclasses.replace(made.spec, max_len=max_len)
-    return _shop("sim", spec, made.state, _bundle(spec, made.folder, folder))
+    prefill, _ = made.graphs()
+    bundle = _bundle(spec, made.folder, folder, prefill.padding())
+    return _shop(spec.kind, spec, made.state, bundle)
 
 
 def hstu_shop(graphs: Path, folder: Path) -> Shop:
@@ -158,7 +160,9 @@ def items_shop(folder: Path) -> Shop:
     return dataclasses.replace(_shop("items", ITEMS, state, exported.folder), items=items)
 
 
-def _bundle(spec: ModelSpec, graphs: Path, folder: Path) -> Path:
+def _bundle(
+    spec: ModelSpec, graphs: Path, folder: Path, padding: Mapping[str, list[float]] | None = None
+) -> Path:
     """A bundle around graphs that are there; its own length limit stands in the manifest alone."""
     for name in ("prefill.onnx", "decode.onnx"):
         shutil.copyfile(graphs / name, folder / name)
@@ -175,6 +179,7 @@ def _bundle(spec: ModelSpec, graphs: Path, folder: Path) -> Path:
         notes=(),
         timings={},
         parity=None,
+        padding=padding or {},
     )
     manifest.with_files(folder).write(folder)
     return folder

@@ -54,6 +54,7 @@ struct Manifest {
     bool item_table = false;
     bool pools_are_inputs = false;
     Profile profile;
+    std::map<std::string, std::vector<double>> padding;  // entries of padding that aren't zeros
     std::map<std::string, GraphSpec> graphs;
     std::map<std::string, FileEntry> files;
     std::vector<EngineEntry> engines;

@@ -36,6 +36,7 @@ struct Field {
     std::int64_t width = 1;  // numbers of an event (and layer)
     std::vector<std::int64_t> shape;  // of one event
     std::optional<std::int64_t> rows;  // ids and row numbers lie in [0, rows)
+    std::vector<std::uint8_t> padding;  // of `type`, [layers, width]: a batch's event that is none
     std::size_t offset = 0;  // in its section's row; of the scales, where it is int8
 };
 
