@@ -18,13 +18,13 @@ enum class Flow { kNext, kBranch, kBarrier, kExit };
 struct Instruction {
     Run run = nullptr;
     Flow flow = Flow::kNext;
-    bool together = false;     // all lanes of the warp must take it at once
-    int guard = -1;            // row of the predicate, or -1
-    bool unless = false;
-    int target = 0;            // of a branch
-    std::vector<int> rows;     // of the operands, results first, as they stand in the text
-    std::vector<bool> wide;    // rows of 8 bytes a lane
-    int64_t offset = 0;        // of an address
+    bool together = false;   // all lanes of the warp must take it at once
+    int guard = -1;          // row of the predicate, or -1
+    bool unless = false;     // @!guard
+    int target = 0;          // of a branch
+    std::vector<int> rows;   // of the operands, results first, as they stand in the text
+    std::vector<bool> wide;  // rows of 8 bytes a lane
+    int64_t offset = 0;      // of an address
     Statement const* statement = nullptr;
 };
 

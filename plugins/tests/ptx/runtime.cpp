@@ -33,16 +33,16 @@ struct Function {
 };
 
 struct Gpu {
-    std::map<void const*, std::unique_ptr<Module>> modules;  // by their fat binary
-    std::vector<std::unique_ptr<Module>> loaded;             // from text
+    std::map<void const*, std::unique_ptr<Module>> modules;           // by their fat binary
+    std::vector<std::unique_ptr<Module>> loaded;                      // from text
     std::map<void const*, Function> functions;                        // by the host's stub
     std::map<std::pair<Module const*, std::string>, Function> named;  // asked for by name
     GlobalMemory memory;
     std::mt19937 random{static_cast<uint32_t>(
         std::getenv("CKV_PTX_SEED") ? std::atoi(std::getenv("CKV_PTX_SEED")) : 1)};
     cudaError_t failed = cudaSuccess;  // until the device is reset
+    cudaError_t latest = cudaSuccess;  // for cudaGetLastError
     std::string fault;
-    cudaError_t latest = cudaSuccess;
 };
 
 // Made by the first registration, before main; never ended, since unregistering comes after it.

@@ -5,8 +5,9 @@
 // or a warp-wide instruction waits there for the others.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
-
+#include <type_traits>
 #include <vector>
 
 #include "ptx/memory.h"
@@ -30,8 +31,8 @@ struct BlockState {
     GlobalMemory& global;
     char const* parameters;
     uint64_t parameter_bytes;
-    uint32_t place[3];        // %ctaid
-    uint32_t first_thread;    // of the block, among the launch's
+    uint32_t place[3];      // %ctaid
+    uint32_t first_thread;  // of the block, among the launch's
 };
 
 class Warp {
