@@ -241,7 +241,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = json.loads(path.read_text())
         version = data["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is no bundle manifest: {error}") from error
     if version != SCHEMA_VERSION:
         raise BundleError(
