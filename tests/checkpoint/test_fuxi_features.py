@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -50,7 +52,7 @@ def test_every_type_of_user_feature(make_run, fuxi, resized):
             12, 2, feature_encoder="layers.MaskedSumPooling()", embedding_dim=6, emb_output_dim=6
         ),
         "price": {"type": "numeric", "source": ""},
-        "given": {"type": "embedding", "feature_encoder": "nn.Identity()", "embedding_dim": 3},
+        "given": {"type": "embedding", "feature_encoder": "nn.Identity()", "emb_output_dim": 3},
         "long": {"type": "embedding", "embedding_dim": 5, "pretrain_dim": 7},
     }
     run.state |= {
@@ -113,9 +115,17 @@ def test_use_features_chooses_and_orders(make_run, fuxi):
     run.features["unused"] = fuxi.categorical(3)
     _, features = _load(run)
     assert list(features) == ["cate_id", "age", "item_id"]
+    run.params["use_features"] = [["age"]]
+    assert "names a feature ['age'] that is not among" in _refused(run)
     run.params["use_features"] = ["cate_id", "item_id", "agee"]
     assert "names a feature 'agee'" in _refused(run)
     assert "did you mean 'age'" in _refused(run)
+
+
+def test_an_empty_choice_of_features_is_none(make_run):
+    run = make_run()
+    run.params["use_features"] = []
+    assert list(_load(run)[1]) == ["item_id", "age", "cate_id"]
 
 
 def test_a_feature_left_out_leaves_its_table_over(make_run):
@@ -133,8 +143,23 @@ def test_feature_specs_override(make_run, fuxi, resized):
     assert features["age"].width == 6
     run.params["feature_specs"] = [{"name": "agee", "embedding_dim": 6}]
     assert "did you mean 'age'" in _refused(run)
-    run.params["feature_specs"] = [{"embedding_dim": 6}]
-    assert "an entry of feature_specs needs a name" in _refused(run)
+    for entry in ({"embedding_dim": 6}, 3):
+        run.params["feature_specs"] = [entry]
+        assert "an entry of feature_specs needs a name" in _refused(run)
+
+
+def test_a_size_that_the_map_does_not_tell(make_run):
+    run = make_run()
+    del run.features["age"]["vocab_size"]
+    assert _load(run)[1]["age"].vocab_size == 7
+
+
+def test_a_map_without_labels(make_run):
+    folder = make_run().write()
+    data = json.loads((folder / "feature_map.json").read_text())
+    del data["labels"]
+    (folder / "feature_map.json").write_text(json.dumps(data))
+    assert len(load_checkpoint(folder).spec.features) == 3
 
 
 def test_no_item_feature(make_run):
@@ -180,6 +205,7 @@ def test_a_numeric_width_is_checked(make_run, fuxi):
     ("text", "words"),
     [
         ("{", "feature_map.json is not JSON"),
+        pytest.param("[" * 100_000, "feature_map.json is not JSON", id="deep"),
         ("[]", "no FuxiCTR feature map"),
         ('{"features": {}}', "no FuxiCTR feature map"),
         ('{"features": [3]}', "a feature is written"),

@@ -189,7 +189,7 @@ def test_a_yaml_that_does_not_fit(make_run, kind, name, value, words):
 )
 def test_a_fact_that_the_yaml_lacks(make_run, kind, name):
     run = make_run(kind)
-    run.params[name] = None
+    run.params |= {name: None, 7: "a key that is no text"}
     assert f"experiment 'toy_run' of model_config.yaml lacks {name!r}" in _refused(run)
 
 

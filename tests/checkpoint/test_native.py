@@ -179,6 +179,8 @@ def test_nan_and_infinity_are_named(path, loaded, bad):
             "did you mean .topk.",
         ),
         (lambda d: d["config"]["dnn"].update(batch_norm=1), "batch_norm 1, .* of type bool"),
+        (lambda d: d["config"]["attention"].update(use_silu=0), "use_silu 0, .* of type bool"),
+        (lambda d: d["config"]["features"][0].update(length=True), "length True, .* of type int"),
         (
             lambda d: d["config"]["dnn"].update(activations=["relu", "rellu"]),
             "did you mean .relu.",
@@ -268,9 +270,10 @@ def test_damaged_folders(tmp_path, loaded):
     with pytest.raises(CheckpointError, match=r"no model.safetensors"):
         load_checkpoint(path)
     weights.write_bytes(whole)
-    config.write_text("{")
-    with pytest.raises(CheckpointError, match=r"config.json can't be read"):
-        load_checkpoint(path)
+    for text in ("{", "[" * 100_000):
+        config.write_text(text)
+        with pytest.raises(CheckpointError, match=r"config.json can't be read"):
+            load_checkpoint(path)
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model"])

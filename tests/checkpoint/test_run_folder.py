@@ -67,6 +67,15 @@ def test_an_experiment_that_is_not_clear(make_run):
         load_checkpoint(folder, params="run_1")
 
 
+def test_an_experiment_called_by_a_number(make_run):
+    run = make_run()
+    folder = run.write()
+    run.write_yaml({2024: run.params, 7: run.params})
+    assert load_checkpoint(folder, params="2024").name == "2024"
+    with pytest.raises(CheckpointError, match="2 others: 7, 2024; choose one"):
+        load_checkpoint(folder)
+
+
 def test_another_yaml_file(make_run, tmp_path):
     run = make_run()
     folder = run.write()
