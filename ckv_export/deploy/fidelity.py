@@ -161,6 +161,11 @@ def _cases(subject: _Subject) -> tuple[list[Case], list[ExpectedCase], str]:
         return asked, truth.record(asked), described
     if request.labels is not None:
         raise InputError("--labels are of real events: give --events too")
+    if request.seed is not None and truth is None:
+        raise InputError(
+            "--seed is of drawn events, or of new cases with --checkpoint or --against: the "
+            "bundle's own cases have theirs, so leave it out"
+        )
     if request.seed is None or truth is None:
         recorded = recorded_cases(request.bundle, manifest)
         asked = [case.case for case in recorded]

@@ -37,6 +37,7 @@ def _refused(run) -> str:
 def test_order_roles_and_what_is_skipped(make_run):
     run = make_run()
     run.features["click"] = {"type": "numeric"}
+    run.features["age"]["source"] = "user"
     checkpoint, features = _load(run)
     assert list(features) == ["item_id", "age", "cate_id"]
     assert [f.role for f in features.values()] == ["item", "user", "item"]
@@ -49,9 +50,9 @@ def test_every_type_of_user_feature(make_run, fuxi, resized):
     run.features |= {
         "tags": fuxi.sequence(11, 3),
         "words": fuxi.sequence(
-            12, 2, feature_encoder="layers.MaskedSumPooling()", embedding_dim=6, emb_output_dim=6
+            12, 2, feature_encoder=["layers.MaskedSumPooling( )"], embedding_dim=6
         ),
-        "price": {"type": "numeric", "source": ""},
+        "price": {"type": "numeric", "source": "", "feature_encoder": "nn.Identity()"},
         "given": {"type": "embedding", "feature_encoder": "nn.Identity()", "emb_output_dim": 3},
         "long": {"type": "embedding", "embedding_dim": 5, "pretrain_dim": 7},
     }
@@ -183,6 +184,7 @@ def test_no_item_feature(make_run):
             "must be layers.MaskedAveragePooling.* or layers.MaskedSumPooling.*KMaxPooling",
         ),
         ({"type": "sequence", "max_len": 0}, "length must be a whole number of at least 1"),
+        ({"type": "numeric", "feature_encoder": "nn.Linear(1, 4)"}, "must be none .*'numeric'"),
         ({"type": "embedding", "feature_encoder": "nn.Tanh()"}, "must be nn.Identity"),
         ({"type": "embedding"}, "no tensor .*feature_encoders.age.weight"),
     ],
@@ -194,11 +196,27 @@ def test_a_feature_that_can_not_be_read(make_run, change, words):
         load_checkpoint(run.write())
 
 
-def test_a_numeric_width_is_checked(make_run, fuxi):
+@pytest.mark.parametrize(
+    ("spec", "folder", "shape", "words"),
+    [
+        ({"type": "numeric"}, "TABLES", (3, 1), "says width 4, but its weight .* has 3 rows"),
+        ({"type": "embedding"}, "ENCODERS", (3, 7), "says width 4, but its weight .* has 3 rows"),
+        ({"type": "embedding", "pretrain_dim": 8}, "ENCODERS", (4, 7), "pretrain_dim 8, but .* 7"),
+    ],
+)
+def test_the_size_of_a_weight_is_checked(make_run, fuxi, spec, folder, shape, words):
     run = make_run()
-    run.features["age"] = {"type": "numeric"}
-    run.state[f"{fuxi.TABLES}age.weight"] = torch.zeros(3, 1)
-    assert "says width 4, but its weight in the checkpoint has 3 rows" in _refused(run)
+    run.features["age"] = spec
+    run.state[f"{getattr(fuxi, folder)}age.weight"] = torch.zeros(shape)
+    with pytest.raises(CheckpointError, match=words):
+        load_checkpoint(run.write())
+
+
+def test_a_vector_whose_width_nobody_tells(make_run):
+    run = make_run()
+    run.features["age"] = {"type": "embedding", "feature_encoder": "nn.Identity()"}
+    run.params["embedding_dim"] = None
+    assert "lacks 'embedding_dim'" in _refused(run)
 
 
 @pytest.mark.parametrize(
