@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from onnx import helper
 
 from ckv_export.contract import Profile, Range, TensorSpec
 from ckv_export.engine import Backend, BuildRequest, BuiltEngine, PluginChoice, Settings
+from ckv_export.engine import cache as cache_module
 from ckv_export.engine.cache import cached_build, key_of
 from ckv_export.errors import EngineError
 
@@ -25,15 +27,13 @@ pytestmark = pytest.mark.tensorrt
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
     """Requests that were really built."""
-    from ckv_export.engine import cache
-
-    real, requests = cache.build_engine, []
+    real, requests = cache_module.build_engine, []
 
     def build(request: BuildRequest, *rest: Any) -> BuiltEngine:
         requests.append(request)
         return real(request, *rest)
 
-    monkeypatch.setattr(cache, "build_engine", build)
+    monkeypatch.setattr(cache_module, "build_engine", build)
     return requests
 
 
@@ -76,6 +76,29 @@ def test_a_damaged_entry_is_built_again(
     assert cached_build(request, rtx, tmp_path / "c", None, tmp_path / "cache").cached
     assert (tmp_path / "c").read_bytes() == (tmp_path / "b").read_bytes()
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [entry.name]
+
+
+@pytest.mark.parametrize("step", ["build_engine", "rename"])
+def test_another_build_that_was_faster(
+    rtx: Backend, projection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    """Its entry stays, for a third one may be reading it."""
+    request = projection.request(targets=("sm86",), optimization_level=0)
+    cache, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    cached_build(request, rtx, tmp_path / "a", None, elsewhere)
+    entry = cache / key_of(request, rtx)
+    owner = Path if step == "rename" else cache_module
+    real, theirs = getattr(owner, step), []
+
+    def second(*given: Any) -> Any:
+        shutil.copytree(elsewhere, cache, dirs_exist_ok=True)
+        theirs.append((entry / "engine").stat().st_ino)
+        return real(*given)
+
+    monkeypatch.setattr(owner, step, second)
+    assert not cached_build(request, rtx, tmp_path / "b", None, cache).cached
+    assert theirs == [(entry / "engine").stat().st_ino]
+    assert [p.name for p in cache.iterdir()] == [entry.name]
 
 
 def test_a_failed_build_leaves_no_entry(rtx: Backend, projection, tmp_path: Path):
