@@ -98,6 +98,7 @@ def test_what_the_map_must_tell(make_pretrained, name):
         ("concat", "proj.weight", (4, 7), r"must be \[4, 11\], got \[4, 7\]"),
         ("init", "pretrain_embedding.weight", (8, 7), r"vocab_size 9 .* is \[8, 4\]"),
         ("init", "pretrain_embedding.weight", (9,), r"must have 2 axes"),
+        ("sum", "proj.weight", (4,), r"must have 2 axes"),
         ("sum", "proj.bias", (3,), r"must be \[4\], got \[3\]"),
         ("sum", "proj.bias", (4, 1), r"must have 1 axes"),
     ],

@@ -27,7 +27,7 @@ def test_several_weights(make_run):
 def test_no_weights(make_run):
     folder = make_run().write()
     (folder / "toy_run.model").unlink()
-    with pytest.raises(CheckpointError, match=r"the folder has 0 \*.model files"):
+    with pytest.raises(CheckpointError, match=r"the folder has 0 \*.model files$"):
         load_checkpoint(folder)
 
 
