@@ -35,7 +35,7 @@ def test_base_supplies_defaults(make_run):
     run = make_run()
     folder = run.write()
     base = {"num_heads": 4, "topk": 2, "model": "SIM"}
-    del run.params["num_heads"]
+    del run.params["num_heads"], run.params["model"]
     run.write_yaml({"Base": base, "toy_run": run.params})
     spec = load_checkpoint(folder).spec
     assert (spec.attention.num_heads, spec.options["topk"]) == (4, 3)
@@ -44,7 +44,8 @@ def test_base_supplies_defaults(make_run):
 def test_the_experiment_called_as_the_weights(make_run):
     run = make_run()
     folder = run.write()
-    run.write_yaml({"other": run.params | {"topk": 9}, "toy_run": run.params})
+    other = {name: value for name, value in run.params.items() if name != "model"}
+    run.write_yaml({"other": other | {"topk": 9}, "toy_run": run.params})
     assert load_checkpoint(folder).spec.options["topk"] == 3
     other = load_checkpoint(folder, params="other")
     assert (other.name, other.spec.options["topk"]) == ("other", 9)
@@ -53,7 +54,9 @@ def test_the_experiment_called_as_the_weights(make_run):
 def test_the_only_experiment_of_another_name(make_run):
     run = make_run()
     folder = run.write()
-    run.write_yaml({"Base": {}, "toy": {"data_root": "x"}, "named_otherwise": run.params})
+    run.write_yaml(
+        {"Base": {"model": "SIM"}, "toy": {"data_root": "x"}, "named_otherwise": run.params}
+    )
     assert load_checkpoint(folder).name == "named_otherwise"
 
 
@@ -109,6 +112,7 @@ def test_a_weights_file_without_its_feature_map(make_run):
     ("text", "words"),
     [
         ("a: [1,", "not plain YAML"),
+        pytest.param("[" * 500, "not plain YAML", id="deep"),
         ("!!python/object/apply:os.system ['true']", "not plain YAML"),
         ("- 1", "must map experiment ids to parameters, got list"),
         ("", "must map experiment ids to parameters, got NoneType"),
