@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ckv_testing.fake_builder import FakeTensorRt
 from onnx import TensorProto, helper
 
 from ckv_export.contract import GraphSpec, Profile, Range, TensorSpec
@@ -142,6 +143,29 @@ def test_axis_fixed_at_zero_builds(rtx: Backend, projection, tmp_path: Path) -> 
 def test_options_reach_the_builder(rtx: Backend, projection, tmp_path: Path) -> None:
     request = projection.request(targets=("ada",), workspace_mib=64, optimization_level=0)
     assert build_engine(request, rtx, tmp_path / "e").targets == ("sm89",)
+
+
+def test_the_configuration_is_what_was_asked_for(
+    full: FakeTensorRt, projection, tmp_path: Path
+) -> None:
+    long = Profile({"B": Range(1, 1, 2), "S": Range(41, 50, 90)})
+    request = projection.request(
+        targets=("current",), workspace_mib=64, optimization_level=4, more_profiles=(long,)
+    )
+    built = build_engine(request, full.backend, tmp_path / "e")
+    (config,), module = full.configs, full.module
+    # Router products must stay fp32.
+    assert module.BuilderFlag.TF32 not in config.flags
+    assert config.limits == {module.MemoryPoolType.WORKSPACE: 64 * 2**20}
+    assert config.builder_optimization_level == 4
+    assert config.profiling_verbosity == module.ProfilingVerbosity.DETAILED
+    assert config.progress_monitor is None
+    assert [profile.shapes["x"] for profile in config.profiles] == [
+        ((1, 0, 8), (1, 6, 8), (4, 40, 8)),
+        ((1, 41, 8), (1, 50, 8), (2, 90, 8)),
+    ]
+    assert built.profile == {"B": "1:1:4", "S": "0:6:40"}
+    assert built.profiles == (built.profile, {"B": "1:1:2", "S": "41:50:90"})
 
 
 @pytest.mark.parametrize(

@@ -103,11 +103,15 @@ def test_a_library_is_loaded_before_parsing_and_recorded(pools, full: FakeTensor
     assert full.loaded == [str(file)]
 
 
-def test_a_version_compatible_engine_carries_the_library(pools, full: FakeTensorRt, tmp_path: Path):
+def test_a_version_compatible_engine_carries_the_library(
+    pools, full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     file = write_library(tmp_path / "lib", [GATHER])
-    asked = request(pools, "library", file, version_compatible=True)
+    monkeypatch.chdir(tmp_path)
+    asked = request(pools, "library", Path("lib"), version_compatible=True)
     built = build_engine(asked, full.backend, tmp_path / "e")
-    assert full.configs[0].plugins_to_serialize == [str(file)]
+    # By its whole path: the library looks a bare name up in places of its own.
+    assert full.configs[0].plugins_to_serialize == full.loaded == [str(file)]
     assert full.module.BuilderFlag.VERSION_COMPATIBLE in full.configs[0].flags
     assert built.plugin is not None
     assert built.plugin.carried
@@ -160,6 +164,20 @@ def test_two_libraries_in_one_process(pools, full: FakeTensorRt, tmp_path: Path)
     sentence = refuse(pools, full, tmp_path, "library", files[1])
     assert str(files[0]) in sentence
     assert "use a process of its own" in sentence
+
+
+def test_a_tactic_that_fails_beside_one_that_is_taken(
+    pools, full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(aot_plugin, "_failures", [])
+    real = fake_builder.Builder.build_serialized_network
+
+    def build(self, network, config) -> bytes:
+        aot_plugin._failures.append(EngineError("one tactic needs too much memory"))
+        return real(self, network, config)
+
+    monkeypatch.setattr(fake_builder.Builder, "build_serialized_network", build)
+    assert build_engine(request(pools), full.backend, tmp_path / "e").bytes > 0
 
 
 @pytest.mark.parametrize(
