@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,6 +191,36 @@ def refuse(request: BuildRequest, rtx: Backend, out: Path) -> str:
     sentence = str(failure.value)
     assert "\n" not in sentence
     return sentence
+
+
+@pytest.mark.parametrize("kind", [TypeError, RuntimeError])
+def test_no_builder(full: FakeTensorRt, projection, tmp_path: Path, kind: type[Exception]) -> None:
+    """As the full TensorRT answers without a GPU, in its own words or the binding's."""
+
+    def none(logger: Any, said: str | None = None) -> None:
+        if said is not None:
+            logger.log(full.module.ILogger.Severity.INTERNAL_ERROR, said)
+        raise kind("factory function returned nullptr")
+
+    request = projection.request(targets=("current",))
+    full.module.Builder = none
+    sentence = refuse(request, full.backend, tmp_path / "e")
+    assert sentence == "TensorRT 11.4.0 can't start a build here: factory function returned nullptr"
+    full.module.Builder = functools.partial(none, said="there is no driver")
+    assert refuse(request, full.backend, tmp_path / "e").endswith(": there is no driver")
+
+
+def test_what_is_said_twice_is_told_once(full: FakeTensorRt, projection, tmp_path: Path) -> None:
+    real, severity = full.module.Builder, full.module.ILogger.Severity
+
+    def builder(logger: Any) -> Any:
+        for level, text in (("WARNING", "b"), ("WARNING", "a"), ("INFO", "c"), ("WARNING", "b")):
+            logger.log(severity[level], text)
+        return real(logger)
+
+    full.module.Builder = builder
+    built = build_engine(projection.request(targets=("current",)), full.backend, tmp_path / "e")
+    assert built.warnings == ("b", "a")
 
 
 def unary(op: str, **attributes: object) -> tuple[list, list, list]:
