@@ -33,7 +33,7 @@ def test_engine_is_written_and_read_back(rtx: Backend, projection, tmp_path: Pat
     assert [str(t) for t in built.inputs] == ["float32 [?, ?, 8]", "bool [?, ?]"]
     assert [(t.name, str(t)) for t in built.outputs] == [("y", "float32 [?, ?, 4]")]
     assert built.layers >= 1
-    assert built.seconds > 0
+    assert 0 < built.seconds < 600
     assert json.loads(json.dumps(built.to_dict()))["path"] == str(out)
 
 

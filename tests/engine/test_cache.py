@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,18 +44,24 @@ def test_the_same_build_is_copied(
     request = projection.request(targets=("sm86",), optimization_level=0)
     cache = tmp_path / "cache" / "engines"
     first = cached_build(request, rtx, tmp_path / "a", None, cache)
+    (tmp_path / "b").write_text("of a bundle that shares it")
+    os.link(tmp_path / "b", tmp_path / "shared")
     second = cached_build(request, rtx, tmp_path / "b", None, cache)
     assert len(builds) == 1
     assert (first.cached, second.cached) == (False, True)
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
-    same = dataclasses.replace(first, path=second.path, seconds=second.seconds, cached=True)
+    assert (tmp_path / "shared").read_text() == "of a bundle that shares it"
+    assert 0 < second.seconds != first.seconds
+    same = dataclasses.replace(first, path=tmp_path / "b", seconds=second.seconds, cached=True)
     assert second == same
     (entry,) = cache.iterdir()
     assert entry.name == key_of(request, rtx)
     assert sorted(p.name for p in entry.iterdir()) == ["built.json", "engine"]
 
 
-@pytest.mark.parametrize("damage", ["engine", "built.json", "record gone", "engine gone"])
+@pytest.mark.parametrize(
+    "damage", ["engine", "built.json", "record gone", "engine gone", "junk", "[]", "{}"]
+)
 def test_a_damaged_entry_is_built_again(
     rtx: Backend, projection, tmp_path: Path, builds: list[BuildRequest], damage: str
 ):
@@ -66,6 +73,11 @@ def test_a_damaged_entry_is_built_again(
             data = bytearray((entry / damage).read_bytes())
             data[len(data) // 2] ^= 1
             (entry / damage).write_bytes(data)
+        case "junk":
+            (entry / "built.json").write_text("no record")
+        case "[]" | "{}":  # as another version of this program might write it
+            digest = hashlib.sha256(damage.encode()).hexdigest()
+            (entry / "built.json").write_text(f"{digest}\n{damage}")
         case "record gone":
             (entry / "built.json").unlink()
         case _:
@@ -116,7 +128,7 @@ def test_a_cache_that_cannot_be_written(rtx: Backend, projection, tmp_path: Path
 
 
 def test_everything_that_decides_what_is_built_is_in_the_key(
-    rtx: Backend, projection, tmp_path: Path
+    rtx: Backend, projection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     request = projection.request(targets=("sm86",))
     more = Profile({"B": Range(1, 1, 4), "S": Range(0, 6, 41)})
@@ -128,15 +140,18 @@ def test_everything_that_decides_what_is_built_is_in_the_key(
         dataclasses.replace(request, workspace_mib=64),
         dataclasses.replace(request, optimization_level=1),
         dataclasses.replace(request, tensors=spec),
+        dataclasses.replace(request, tensors=dataclasses.replace(request.tensors, outputs=())),
     ]
     keys = [key_of(each, rtx) for each in (request, *others)]
     keys.append(key_of(request, dataclasses.replace(rtx, version="1.8.0")))
     content = projection.path.read_bytes()
     projection.path.write_bytes(content.replace(b"project", b"product"))
     keys.append(key_of(request, rtx))
-    assert len(set(keys)) == len(keys)
     projection.path.write_bytes(content)
     assert key_of(dataclasses.replace(request, targets=("SM_86", "8.6")), rtx) == keys[0]
+    monkeypatch.setattr(cache_module, "LAYOUT", cache_module.LAYOUT + 1)
+    keys.append(key_of(request, rtx))
+    assert len(set(keys)) == len(keys)
 
 
 def test_weights_beside_the_file_are_in_the_key(
