@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,11 @@ _KINDS = {
     **dict.fromkeys(("parity", "files", "fingerprints"), dict),
     **dict.fromkeys(("notes", "engines"), list),
 }
-_ENGINE_KINDS = dict.fromkeys(("graph", "file", "backend", "backend_version"), str)
+_ENGINE_KINDS: dict[str, type] = {
+    **dict.fromkeys(("graph", "file", "backend", "backend_version"), str),
+    "targets": list,
+    "profile": dict,
+}
 _LATER_ENGINE_KINDS: dict[str, type] = {
     "pool_step": str,
     "report": str,
@@ -203,6 +207,11 @@ _LATER_ENGINE_KINDS: dict[str, type] = {
     "plugin": dict,
     "settings": dict,
     "profiles": list,
+}
+_PLUGIN_KINDS: dict[str, type] = {
+    **dict.fromkeys(("kind", "sha256", "operator_version", "tensorrt"), str),
+    "targets": list,
+    "carried": bool,
 }
 
 
@@ -214,8 +223,21 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
     for engine in data["engines"]:
         given = {n: k for n, k in _LATER_ENGINE_KINDS.items() if engine.get(n) is not None}
         _check_each("engine: ", engine, {**_ENGINE_KINDS, **given})
+        if engine.get("plugin") is not None:
+            _check_each("plugin: ", engine["plugin"], _PLUGIN_KINDS)
+    for name in _paths(data):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name!r} is no path in the bundle")
     if not all(isinstance(note, str) for note in data["notes"]):
         raise TypeError("the notes must be texts")
+
+
+def _paths(data: Mapping[str, Any]) -> Iterator[str]:
+    """Everything that later rooms take for the path of a file in the bundle."""
+    yield from data["files"]
+    for engine in data["engines"]:
+        plugin = engine.get("plugin") or {}
+        yield from filter(None, (engine["file"], engine.get("report"), plugin.get("file")))
 
 
 def _check_each(where: str, data: Mapping[str, Any], kinds: Mapping[str, type]) -> None:

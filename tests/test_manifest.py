@@ -306,18 +306,43 @@ def test_a_missing_field_is_named(folder: Path, name: str):
         read_manifest(folder)
 
 
+PLUGIN = {
+    **dict.fromkeys(("kind", "sha256", "operator_version", "tensorrt"), "x"),
+    "targets": ["sm90"],
+    "carried": True,
+}
 ENGINE_TEXTS = ("graph", "file", "backend", "backend_version", "pool_step", "report", "onnx")
 PLAIN = [
     *((name,) for name in NEEDED if name not in ("form", "item_table")),
     *(("engines", 0, name) for name in (*ENGINE_TEXTS, "plugin", "settings", "profiles")),
+    *(("engines", 0, name) for name in ("targets", "profile")),
+    *(("engines", 0, "plugin", name) for name in PLUGIN),
     ("parity", "seed"),
 ]
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=lambda path: ".".join(map(str, path)))
 def test_a_value_of_another_kind_is_named(folder: Path, path: tuple[Any, ...]):
-    (folder / FILE_NAME).write_text(json.dumps(changed(data_of(folder), path, 0.5)))
+    data = changed(data_of(folder), ("engines", 0, "plugin"), PLUGIN)
+    (folder / FILE_NAME).write_text(json.dumps(changed(data, path, 0.5)))
     with pytest.raises(BundleError, match=f"is damaged: .*{path[-1]} must be a .*, got float"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../decode.onnx", "engines/../../x"])
+@pytest.mark.parametrize("where", ["files", "file", "report", "plugin"])
+def test_a_path_that_leaves_the_bundle(folder: Path, where: str, name: str):
+    data = data_of(folder)
+    engine = data["engines"][0]
+    match where:
+        case "files":
+            data["files"][name] = data["files"]["empty"]
+        case "plugin":
+            engine["plugin"] = PLUGIN | {"file": name}
+        case _:
+            engine[where] = name
+    (folder / FILE_NAME).write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=f"'{name}' is no path in the bundle"):
         read_manifest(folder)
 
 
