@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from ckv_export.contract import GraphSpec, Profile, Range, TensorSpec
 from ckv_export.engine import Backend, BuildRequest, build_engine
+from ckv_export.engine.network import DTYPES
 from ckv_export.errors import EngineError
 
 pytestmark = pytest.mark.tensorrt
@@ -41,6 +42,16 @@ def test_unused_input_stays_an_input(rtx: Backend, projection, tmp_path: Path) -
     built = build_engine(projection.request(), rtx, tmp_path / "e")
     assert "event_mask" in [t.name for t in built.inputs]
     assert any("event_mask" in w for w in built.warnings)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_is_read_by_its_name(
+    rtx: Backend, save_graph, tmp_path: Path, dtype: str
+) -> None:
+    x, y = TensorSpec("x", dtype, ("B", 8)), TensorSpec("y", dtype, ("B", 8))
+    graph = save_graph([node("Identity", ["x"], ["y"])], [x], [y])
+    built = build_engine(graph.request(optimization_level=0), rtx, tmp_path / "e")
+    assert [t.dtype for t in (*built.inputs, *built.outputs)] == [dtype, dtype]
 
 
 def test_external_weights_are_found(rtx: Backend, save_graph, tmp_path: Path) -> None:
