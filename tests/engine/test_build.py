@@ -269,7 +269,7 @@ def test_shape_error_carries_the_layers_own_words(rtx: Backend, save_graph, tmp_
     graph = save_graph([node("MatMul", ["x", "W"], ["y"], name="here")], [x], [y], weights)
     sentence = refuse(graph.request(), rtx, tmp_path / "e")
     assert "'here' (MatMul)" in sentence
-    assert "7" in sentence
+    assert "last dimension of input0 = 7" in sentence
     assert "/_src" not in sentence
 
 
@@ -292,6 +292,7 @@ def test_missing_axis_names_the_input(rtx: Backend, projection, tmp_path: Path) 
         (TensorSpec("x", "float32", ("B", "S")), "must be float32 [B, S]"),
         (TensorSpec("x", "float32", ("B", "S", 9)), "must be float32 [B, S, 9]"),
         (TensorSpec("x", "float32", ("B", 40, 8)), "must be float32 [B, 40, 8]"),
+        (TensorSpec("x", "float32", ("B", "S", "C")), "must be float32 [B, S, C]"),
         (TensorSpec("xx", "float32", ("B", "S", 8)), "input 'xx' is missing"),
     ],
 )
