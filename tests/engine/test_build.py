@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ckv_testing import fake_config
 from ckv_testing.fake_builder import FakeTensorRt
+from ckv_testing.fake_config import Config
 from onnx import TensorProto, helper
 
 from ckv_export.contract import GraphSpec, Profile, Range, TensorSpec
@@ -202,6 +204,22 @@ def refuse(request: BuildRequest, rtx: Backend, out: Path) -> str:
     sentence = str(failure.value)
     assert "\n" not in sentence
     return sentence
+
+
+def test_shapes_that_the_library_refuses(
+    full: FakeTensorRt, projection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = projection.request(targets=("current",))
+    monkeypatch.setattr(Config, "add_optimization_profile", lambda self, profile: -1)
+    sentence = refuse(request, full.backend, tmp_path / "e")
+    assert "the shape ranges don't fit together: x (1, 0, 8) (1, 6, 8) (4, 40, 8), " in sentence
+
+    def refused(self: fake_config.Profile, name: str, *shapes: object) -> None:
+        raise ValueError("odd shapes")
+
+    monkeypatch.setattr(fake_config.Profile, "set_shape", refused)
+    sentence = refuse(request, full.backend, tmp_path / "e")
+    assert sentence == "input 'x' can't have these shapes: odd shapes"
 
 
 @pytest.mark.parametrize("kind", [TypeError, RuntimeError])

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,14 @@ def test_a_failed_build_leaves_no_entry(rtx: Backend, projection, tmp_path: Path
     assert not (tmp_path / "cache").exists()
 
 
+def test_plugins_of_rtx_are_refused_before_anything_is_read(
+    rtx: Backend, projection, tmp_path: Path
+):
+    request = projection.request(settings=Settings(PluginChoice("library", tmp_path / "none.so")))
+    with pytest.raises(EngineError, match="has no plugins"):
+        cached_build(request, rtx, tmp_path / "a", None, tmp_path / "cache")
+
+
 def test_a_cache_that_cannot_be_written(rtx: Backend, projection, tmp_path: Path):
     (tmp_path / "cache").write_text("a file")
     request = projection.request(targets=("sm86",), optimization_level=0)
@@ -205,6 +214,11 @@ def test_gpu_flags_and_plugin_are_in_the_key_and_timings_are_not(
     keys = [key_of(dataclasses.replace(request, settings=s), full.backend) for s in settings]
     timed = dataclasses.replace(request, settings=Settings(timing_cache=tmp_path / "t"))
     assert key_of(timed, full.backend) == keys[0]
+    embedded = dataclasses.replace(request, settings=Settings(PluginChoice("embedded")))
+    for digest in ("1", "2"):  # of the kernels' sources and their compiler
+        compiler = SimpleNamespace(find=lambda target, d=digest: SimpleNamespace(sha256=d))
+        monkeypatch.setattr("ckv_export.engine.plugins.Compiler", compiler)
+        keys.append(key_of(embedded, full.backend))
     monkeypatch.setattr("ckv_export.engine.cache.present_gpu_name", lambda: "H200")
     keys.append(key_of(request, full.backend))
     assert len(set(keys)) == len(keys)
