@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -23,7 +24,7 @@ from ckv_export.contract import (
 )
 from ckv_export.deploy import engines
 from ckv_export.deploy.built import read_report, rows
-from ckv_export.deploy.engines import EngineOptions, build_engines
+from ckv_export.deploy.engines import EngineOptions, build_engines, equivalent_commands
 from ckv_export.deploy.profiles import NamedRanges
 from ckv_export.engine import Backend, BuildRequest, BuiltEngine, PluginChoice, Settings
 from ckv_export.engine.layers import NETWORK, Layer, LayerReport
@@ -161,14 +162,30 @@ def test_library_targets_and_graph_tell_engines_apart(bundle: Path, asked: list[
     ]
 
 
-def test_the_same_engine_is_replaced(bundle: Path, asked: list[BuildRequest]):
+def test_the_same_engine_is_replaced(
+    bundle: Path, asked: list[BuildRequest], monkeypatch: pytest.MonkeyPatch
+):
+    """Its report too, and not in the file that a copy of the bundle may share."""
     options = EngineOptions(RTX, ("sm86",))
     first = build(bundle, options)
+    report = bundle / first.engines[0].report
+    os.link(report, bundle / "shared")
+    before = report.read_text()
+    monkeypatch.setitem(globals(), "REPORT", LayerReport("another", REPORT.layers))
     profile = Profile.default(SPEC).replaced(SPEC, {"B": Range(1, 2, 3)})
     second = build(bundle, dataclasses.replace(options, profile=profile))
     assert [e.file for e in second.engines] == [e.file for e in first.engines]
     assert second.files[second.engines[0].file] != first.files[first.engines[0].file]
     assert second.engines[0].profile["B"] == "1:2:3"
+    assert (bundle / "shared").read_text() == before != report.read_text()
+
+
+def test_the_librarys_own_tool_writes_the_same_files(bundle: Path):
+    options = EngineOptions(FULL, ("sm90",))
+    commands = equivalent_commands(bundle, open_bundle(bundle), options)
+    for command, graph in zip(commands, ("prefill", "decode"), strict=True):
+        assert f"--onnx={bundle}/{graph}.onnx" in command
+        assert f"--saveEngine={bundle}/engines/{graph}.tensorrt.sm90.engine" in command
 
 
 def test_several_profiles_are_one_engine(bundle: Path, asked: list[BuildRequest]):

@@ -41,7 +41,8 @@ def test_ranges_replace_those_of_the_bundle(manifest: Manifest):
 
 
 def test_text_comes_back(manifest: Manifest):
-    wish = NamedRanges.parse("history=0:1:3,batch=8")
+    wish = NamedRanges.parse("history = 0:1:3, batch=8")
+    assert wish.axes == (("S", Range(0, 1, 3)), ("B", Range(8, 8, 8)))
     again = NamedRanges.parse(str(wish))
     assert again.axes == wish.axes
 
@@ -78,10 +79,18 @@ def test_odd_yaml_files(tmp_path: Path, text: str, says: str):
         read_profiles(tmp_path / "no.yaml")
 
 
-@pytest.mark.parametrize("text", ["history", "history=1,", "=", "history=2:1"])
-def test_odd_texts(text: str, manifest: Manifest):
-    with pytest.raises(InputError, match=r"AXIS=MIN:OPT:MAX|a range"):
-        resolve([NamedRanges.parse(text)], manifest.profile, manifest)
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("history", "a profile is written AXIS=MIN:OPT:MAX,..., got 'history'"),
+        ("history=1,", "a profile is written"),
+        ("=", "profile '=', : a range is written"),
+        ("history=2:1", "profile 'history=2:1', history: a range must satisfy"),
+    ],
+)
+def test_odd_texts(text: str, says: str):
+    with pytest.raises(InputError, match=says):
+        NamedRanges.parse(text)
 
 
 @pytest.mark.parametrize(
