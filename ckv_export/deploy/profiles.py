@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,25 @@ class NamedRanges:
         pairs = [part.partition("=") for part in text.split(",")]
         if not all(separator for _, separator, _ in pairs):
             raise InputError(f"a profile is written AXIS=MIN:OPT:MAX,..., got {text!r}")
-        return cls.read(text, {name.strip(): value for name, _, value in pairs})
+        return cls._of(text, ((name.strip(), value) for name, _, value in pairs))
 
     @classmethod
     def read(cls, name: str, ranges: Mapping[str, Any]) -> NamedRanges:
         """Ranges by axis, ``{"history": "0:50:100"}``; raises `InputError` naming `name`."""
-        axes = []
-        for word, value in ranges.items():
+        return cls._of(name, ranges.items())
+
+    @classmethod
+    def _of(cls, name: str, ranges: Iterable[tuple[str, Any]]) -> NamedRanges:
+        axes: dict[str, Range] = {}
+        for word, value in ranges:
+            axis = AXES.get(word, word)
+            if axis in axes:
+                raise InputError(f"profile {name!r} has two ranges of the axis {axis}: leave one")
             try:
-                axes.append((AXES.get(word, word), Range.parse(str(value).strip())))
+                axes[axis] = Range.parse(str(value).strip())
             except SpecError as error:
                 raise InputError(f"profile {name!r}, {word}: {error}") from error
-        return cls(name, tuple(axes))
+        return cls(name, tuple(axes.items()))
 
     def __str__(self) -> str:
         return ",".join(f"{axis}={size}" for axis, size in self.axes)
@@ -54,7 +61,7 @@ def read_profiles(path: Path) -> tuple[NamedRanges, ...]:
     try:
         # Everything is text: YAML would read 1:8:32 as a number to the base of 60.
         data = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
         raise InputError(f"the profiles {path} can't be read: {told}") from error
     named = isinstance(data, dict) and all(isinstance(each, dict) for each in data.values())
