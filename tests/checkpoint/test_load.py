@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,8 @@ def test_a_weights_file_names_its_folder(make_run):
     assert checkpoint.name == "toy_run"
     with pytest.raises(CheckpointError, match="leave out --weights"):
         load_checkpoint(folder / "toy_run.model", weights="toy_run.model")
+    shutil.copy(folder / "toy_run.model", folder / "other.model")
+    assert load_checkpoint(folder / "other.model").files[0].name == "other.model"
     with pytest.raises(CheckpointError, match="no experiment 'another'"):
         load_checkpoint(folder / "toy_run.model", params="another")
 
@@ -146,6 +149,7 @@ def test_a_name_that_no_file_can_have(tmp_path, make_run):
         load_checkpoint(make_run().write(), weights="x" * 5000)
 
 
-def test_a_path_that_is_not_there(tmp_path):
+@pytest.mark.parametrize("name", ["x.pt", "x.model"])
+def test_a_path_that_is_not_there(tmp_path, name):
     with pytest.raises(CheckpointError, match="there is no such file"):
-        load_checkpoint(tmp_path / "x.pt", weights="y")
+        load_checkpoint(tmp_path / name, weights="y")

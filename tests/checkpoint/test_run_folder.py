@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,15 @@ def test_several_weights(make_run):
     assert load_checkpoint(folder, weights="other.model").name == "toy_run"
     with pytest.raises(CheckpointError, match=r"no weights file 'oter.model'.*mean 'other.model'"):
         load_checkpoint(folder, weights="oter.model")
+
+
+def test_a_file_of_the_folder_or_a_path_from_here(make_run, tmp_path, monkeypatch):
+    folder = make_run().write()
+    shutil.copy(folder / "toy_run.model", tmp_path / "toy_run.model")
+    shutil.copy(folder / "toy_run.model", tmp_path / "beside.model")
+    monkeypatch.chdir(tmp_path)
+    for weights, found in (("toy_run.model", folder / "toy_run.model"), ("beside.model",) * 2):
+        assert load_checkpoint(folder, weights=weights).files[0] == Path(found)
 
 
 def test_no_weights(make_run):
@@ -114,6 +124,7 @@ def test_a_weights_file_without_its_feature_map(make_run):
         ("a: [1,", "not plain YAML"),
         pytest.param("[" * 500, "not plain YAML", id="deep"),
         ("!!python/object/apply:os.system ['true']", "not plain YAML"),
+        ("a: 2024-13-45", "not plain YAML"),
         ("- 1", "must map experiment ids to parameters, got list"),
         ("", "must map experiment ids to parameters, got NoneType"),
         ("a: 1", "0 others: none"),

@@ -173,6 +173,8 @@ def test_a_plugin_inside_the_engine_needs_no_library(write: Write, full: FakeTen
     carried = dict(engine.entry.plugin) | {"carried": True, "file": None}
     write(plugin=carried, settings={"version_compatible": True}).prepare(full.backend)
     assert full.loaded == []
+    embedded = write(plugin=carried | {"kind": "embedded"}, backend_version="11.3.0")
+    assert refuse(embedded, full.backend).endswith("--target=current --plugin=embedded")
 
 
 def test_another_plugin_library(write: Write, full: FakeTensorRt):
