@@ -144,7 +144,7 @@ def test_a_library_for_another_minor_version(pools, full: FakeTensorRt, tmp_path
 
 def test_plugins_of_others_are_no_concern(pools, full: FakeTensorRt, tmp_path: Path):
     registry = full.module.get_plugin_registry()
-    for given in ({"plugin_namespace": ""}, {}):  # older creators have no namespace
+    for given in ({"plugin_namespace": "theirs"}, {}):  # older creators have no namespace
         creator = SimpleNamespace(name="Theirs", plugin_version="1", **given)
         registry.register_creator(creator, str(given))
     assert build_engine(request(pools), full.backend, tmp_path / "e").pool_step == "native"
