@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,11 @@ _KINDS = {
     **dict.fromkeys(("notes", "engines"), list),
 }
 _AXES = ("B", "S", "K", "T", "C")
-_ENGINE_KINDS = dict.fromkeys(("graph", "file", "backend", "backend_version"), str)
+_ENGINE_KINDS: dict[str, type] = {
+    **dict.fromkeys(("graph", "file", "backend", "backend_version"), str),
+    "targets": list,
+    "profile": dict,
+}
 _LATER_ENGINE_KINDS: dict[str, type] = {
     "pool_step": str,
     "report": str,
@@ -208,6 +212,11 @@ _LATER_ENGINE_KINDS: dict[str, type] = {
     "plugin": dict,
     "settings": dict,
     "profiles": list,
+}
+_PLUGIN_KINDS: dict[str, type] = {
+    **dict.fromkeys(("kind", "sha256", "operator_version", "tensorrt"), str),
+    "targets": list,
+    "carried": bool,
 }
 
 
@@ -228,12 +237,25 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
         for profile in (engine["profile"], *(engine.get("profiles") or ())):
             _check_all("engine: profile", profile.values(), str)
             Profile.from_dict(profile)
+        if engine.get("plugin") is not None:
+            _check_each("plugin: ", engine["plugin"], _PLUGIN_KINDS)
+    for name in _paths(data):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name!r} is no path in the bundle")
     _check_all("notes", data["notes"], str)
 
 
 def _check_all(where: str, values: Iterable[Any], kind: type) -> None:
     for value in values:
         _check_each("", {where: value}, {where: kind})
+
+
+def _paths(data: Mapping[str, Any]) -> Iterator[str]:
+    """Everything that later rooms take for the path of a file in the bundle."""
+    yield from data["files"]
+    for engine in data["engines"]:
+        plugin = engine.get("plugin") or {}
+        yield from filter(None, (engine["file"], engine.get("report"), plugin.get("file")))
 
 
 def _check_each(where: str, data: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
@@ -273,7 +295,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = json.loads(path.read_text())
         version = data["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is no bundle manifest: {error}") from error
     if version != SCHEMA_VERSION:
         raise BundleError(

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ MANIFEST = Manifest(
     fingerprint="ab" * 32,
     model=SPEC,
     form=EventForm(),
-    item_table=ItemTable(SPEC.features[0].vocab_size, 8, "float32"),
+    item_table=ItemTable(SPEC.features[0].vocab_size, 7, "int32"),
     profile=Profile.default(SPEC).replaced(SPEC, {"B": Range(1, 2, 3)}),
     source={"kind": "native", "files": [{"name": "model.pt", "sha256": "cd" * 32, "bytes": 5}]},
     versions={"torch": "2"},
@@ -109,8 +110,36 @@ def test_a_bundle_without_an_item_table(folder: Path):
     assert set(data_of(folder)["graphs"]) == {"prefill", "decode"}
 
 
+@pytest.mark.parametrize("form", [EventForm("external"), EventForm(item_key="item_id")])
+def test_graphs_follow_the_form(folder: Path, form: EventForm):
+    dataclasses.replace(MANIFEST.with_files(folder), form=form).write(folder)
+    manifest = open_bundle(folder)
+    assert manifest.form == form
+    what = form.item_key or "embedding"
+    for graph in manifest.graph_names:
+        prefix = "event" if graph == "prefill" else "candidate"
+        given = [t.name for t in manifest.graph(graph).inputs if t.name.startswith(prefix)]
+        assert [name for name in given if name != "event_mask"] == [f"{prefix}_{what}"]
+
+
+def test_an_engine_of_an_earlier_version(folder: Path):
+    """It has none of what later versions record."""
+    data = data_of(folder)
+    for name in ("pool_step", "plugin", "settings", "report", "profiles", "onnx"):
+        del data["engines"][0][name]
+    (folder / FILE_NAME).write_text(json.dumps(data))
+    assert open_bundle(folder).engines == (ENGINE,)
+
+
+def test_caches_go_by_a_fingerprint_of_their_own():
+    assert MANIFEST.entries_fingerprint == MANIFEST.fingerprint
+    own = dataclasses.replace(MANIFEST, fingerprints={"entries": "ef" * 32})
+    assert own.entries_fingerprint == "ef" * 32
+
+
 def test_lists_every_file_but_itself_with_its_hash(folder: Path):
     listed = data_of(folder)["files"]
+    assert list(listed) == sorted(FILES)
     assert listed == {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         for name, data in FILES.items()
@@ -140,6 +169,9 @@ def test_says_which_tensors_the_graphs_take(folder: Path):
         "append_k_user": ("float32", ["B", 1, "T", SPEC.attention.user_k]),
         "append_v_user": ("float32", ["B", 1, "T", SPEC.attention.d]),
     }
+    table = {t["name"]: (t["dtype"], t["axes"]) for t in graphs["decode_items"]["inputs"]}
+    assert table["item_long_key"] == ("int32", ["I", 7])
+    assert [graph["file"] for graph in graphs.values()] == [f"{name}.onnx" for name in graphs]
 
 
 def test_is_written_whole_or_not_at_all(folder: Path):
@@ -149,6 +181,14 @@ def test_is_written_whole_or_not_at_all(folder: Path):
         unwritable.write(folder)
     assert (folder / FILE_NAME).read_bytes() == before
     assert {p.name for p in folder.iterdir()} == {FILE_NAME, *(n.split("/")[0] for n in FILES)}
+
+
+def test_a_manifest_written_again_is_another_file(folder: Path, tmp_path: Path):
+    """A copy of a bundle shares its files with it."""
+    os.link(folder / FILE_NAME, tmp_path / "kept")
+    before = (tmp_path / "kept").read_bytes()
+    MANIFEST.write(folder)
+    assert (tmp_path / "kept").read_bytes() == before != (folder / FILE_NAME).read_bytes()
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -183,13 +223,24 @@ def test_graphs_and_engines_must_be_listed(folder: Path, name: str):
         open_bundle(folder)
 
 
+def test_pools_that_graphs_take_must_be_listed(folder: Path):
+    form = EventForm(pools="float32")
+    dataclasses.replace(MANIFEST.with_files(folder), form=form).write(folder)
+    with pytest.raises(BundleError, match=r"no hash of pools\.safetensors"):
+        open_bundle(folder)
+
+
 def test_other_files_in_the_folder_do_no_harm(folder: Path):
     (folder / "notes.txt").write_text("mine")
     assert "notes.txt" not in open_bundle(folder).files
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "null", "[]", "3", '"manifest"', "{}", '{"schema_version": 3}', "\ufeff{}"]
+    "text",
+    [
+        *("", "{", "null", "[]", "3", '"manifest"', "{}", '{"schema_version": 3}', "\ufeff{}"),
+        pytest.param("[" * 100_000, id="deep"),
+    ],
 )
 def test_what_is_no_manifest(folder: Path, text: str):
     (folder / FILE_NAME).write_text(text)
@@ -200,6 +251,15 @@ def test_what_is_no_manifest(folder: Path, text: str):
 def test_bytes_that_are_no_text(folder: Path):
     (folder / FILE_NAME).write_bytes(b"\xff\xfe\x00{")
     with pytest.raises(BundleError, match="no bundle manifest"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "a folder"])
+def test_a_folder_without_a_manifest(folder: Path, instead: str):
+    (folder / FILE_NAME).unlink()
+    if instead == "a folder":
+        (folder / FILE_NAME).mkdir()
+    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json"):
         read_manifest(folder)
 
 
@@ -268,6 +328,46 @@ def test_a_missing_field_is_named(folder: Path, name: str):
     del data[name]
     (folder / FILE_NAME).write_text(json.dumps(data))
     with pytest.raises(BundleError, match=name):
+        read_manifest(folder)
+
+
+PLUGIN = {
+    **dict.fromkeys(("kind", "sha256", "operator_version", "tensorrt"), "x"),
+    "targets": ["sm90"],
+    "carried": True,
+}
+ENGINE_TEXTS = ("graph", "file", "backend", "backend_version", "pool_step", "report", "onnx")
+PLAIN = [
+    *((name,) for name in NEEDED if name not in ("form", "item_table")),
+    *(("engines", 0, name) for name in (*ENGINE_TEXTS, "plugin", "settings", "profiles")),
+    *(("engines", 0, name) for name in ("targets", "profile")),
+    *(("engines", 0, "plugin", name) for name in PLUGIN),
+    ("parity", "seed"),
+]
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=lambda path: ".".join(map(str, path)))
+def test_a_value_of_another_kind_is_named(folder: Path, path: tuple[Any, ...]):
+    data = changed(data_of(folder), ("engines", 0, "plugin"), PLUGIN)
+    (folder / FILE_NAME).write_text(json.dumps(changed(data, path, 0.5)))
+    with pytest.raises(BundleError, match=f"is damaged: .*{path[-1]} must be a .*, got float"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../decode.onnx", "engines/../../x"])
+@pytest.mark.parametrize("where", ["files", "file", "report", "plugin"])
+def test_a_path_that_leaves_the_bundle(folder: Path, where: str, name: str):
+    data = data_of(folder)
+    engine = data["engines"][0]
+    match where:
+        case "files":
+            data["files"][name] = data["files"]["empty"]
+        case "plugin":
+            engine["plugin"] = PLUGIN | {"file": name}
+        case _:
+            engine[where] = name
+    (folder / FILE_NAME).write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=f"'{name}' is no path in the bundle"):
         read_manifest(folder)
 
 

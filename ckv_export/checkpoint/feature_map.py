@@ -53,7 +53,7 @@ def _listed(data: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
         for name, spec in entry.items():
             if name in features:
                 raise CheckpointError(f"{where} lists the feature {name!r} twice")
-            features[name] = dict(spec)
+            features[name] = spec
     return features
 
 
@@ -75,4 +75,4 @@ def _override(features: dict[str, dict[str, Any]], run: Facts) -> None:
             )
         names = change["name"] if isinstance(change["name"], list) else [change["name"]]
         for name in names:
-            _known(name, features).update({k: v for k, v in change.items() if k != "name"})
+            _known(name, features).update(change)

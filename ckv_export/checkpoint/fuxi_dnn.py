@@ -8,6 +8,7 @@ in the checkpoint are checked against what the YAML says stands between them.
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -36,7 +37,7 @@ def import_dnn(run: Facts, transfer: Transfer) -> DnnSpec:
     _check_gaps(linears, batch_norm, given, run)
     hidden = []
     for i, place in enumerate(linears):
-        weight = transfer.move(f"{MLP}{place}.weight", f"dnn.{i}.weight", ndim=2)
+        weight = transfer.move(f"{MLP}{place}.weight", f"dnn.{i}.weight")
         transfer.move(f"{MLP}{place}.bias", f"dnn.{i}.bias")
         hidden.append(weight.shape[0])
     names = [activation_name(one) for one in given]
@@ -56,10 +57,9 @@ def _sigmoid(run: Facts) -> bool:
 def _linears(transfer: Transfer) -> list[int]:
     """Return the indices of the Linear layers, the only ones whose weight has two axes."""
     found = [
-        int(part.removesuffix(".weight"))
+        int(number[1])
         for part in transfer.under(MLP)
-        if part.endswith(".weight")
-        and part.removesuffix(".weight").isdecimal()
+        if (number := re.fullmatch(r"(\d+)\.weight", part))
         and transfer.source[MLP + part].ndim == 2
     ]
     if not found or min(found) != 0:

@@ -49,11 +49,18 @@ def _projection(
     transfer: Transfer, prefix: str, needed: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """P as weight and bias; older FuxiCTR has a bias there."""
-    weight = bias = None
-    if needed or prefix + "proj.weight" in transfer:
-        weight = transfer.take(prefix + "proj.weight", ndim=2)
-    if prefix + "proj.bias" in transfer:
-        bias = transfer.take(prefix + "proj.bias", ndim=1)
+    names = prefix + "proj.weight", prefix + "proj.bias"
+    if not needed and not any(name in transfer for name in names):
+        return None, None
+    weight = transfer.take(names[0], ndim=2)
+    if names[1] not in transfer:
+        return weight, None
+    bias = transfer.take(names[1], ndim=1)
+    if len(bias) != len(weight):
+        raise CheckpointError(
+            f"tensor {names[1]!r} must be {shape_text((len(weight),))}, got "
+            f"{shape_text((len(bias),))}: it is added to what the projection returns"
+        )
     return weight, bias
 
 

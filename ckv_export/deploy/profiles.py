@@ -41,7 +41,7 @@ class NamedRanges:
         for word, value in ranges:
             axis = AXES.get(word, word)
             if axis in axes:
-                raise InputError(f"profile {name!r} has two ranges of {word}: give one")
+                raise InputError(f"profile {name!r} has two ranges of the axis {axis}: leave one")
             try:
                 axes[axis] = Range.parse(str(value).strip())
             except SpecError as error:
@@ -57,7 +57,7 @@ def read_profiles(path: Path) -> tuple[NamedRanges, ...]:
     try:
         # Everything is text: YAML would read 1:8:32 as a number to the base of 60.
         data = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
         raise InputError(f"the profiles {path} can't be read: {told}") from error
     named = isinstance(data, dict) and all(isinstance(each, dict) for each in data.values())

@@ -150,6 +150,16 @@ def _write(entry: Path, built: BuiltEngine) -> None:
         shutil.copyfile(built.path, made / _ENGINE)
         text = json.dumps(record)
         (made / _RECORD).write_text(f"{_hash(text)}\n{text}")
-        # A folder replaces an empty one only: what is there is damaged, or as good as ours.
-        shutil.rmtree(entry, ignore_errors=True)
+        _move(made, entry)
+
+
+def _move(made: Path, entry: Path) -> None:
+    """Put a new entry in its place; one that another build made meanwhile is as good and stays."""
+    if _read(entry) is not None:
+        return
+    shutil.rmtree(entry, ignore_errors=True)
+    try:
         made.rename(entry)
+    except OSError:
+        if _read(entry) is None:
+            raise

@@ -89,7 +89,6 @@ def _shapes_of(request: BuildRequest, profile: Profile) -> list[str]:
     return [
         f"{option}={','.join(_shape(name, ends[i]) for name, ends in shapes.items())}"
         for i, option in enumerate(SHAPE_OPTIONS)
-        if shapes
     ]
 
 

@@ -150,7 +150,7 @@ def onnx_nodes(metadata: str) -> tuple[str, ...]:
 def _network_layer(layer: Any) -> Layer:
     types = (layer.get_output(i).dtype.name for i in range(layer.num_outputs))
     # A constant's type says nothing of how the model computes.
-    counted = () if layer.type.name in ("CONSTANT", "SHAPE") else _known(types)
+    counted = () if layer.type.name == "CONSTANT" else _known(types)
     nodes = onnx_nodes(getattr(layer, "metadata", "") or "")
     return Layer(layer.name, layer.type.name, nodes, counted)
 

@@ -69,10 +69,9 @@ class BundleEngine:
         return shlex.join(words)
 
     def _require_file(self) -> None:
-        listed = self.manifest.files.get(self.entry.file)
         if not self.path.is_file():
             raise EngineError(f"the bundle {self.folder} lacks its engine {self.entry.file}")
-        if listed is None or FileEntry.of(self.path) != listed:
+        if FileEntry.of(self.path) != self.manifest.files.get(self.entry.file):
             raise EngineError(
                 f"{self.path} is not the engine that was built, its hash differs: restore the "
                 "file, or export the bundle again (ckv-export export --build --force)"

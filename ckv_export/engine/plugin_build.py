@@ -127,7 +127,8 @@ def _run(command: Sequence[str], listener: Listener) -> list[str]:
             process.terminate()
             raise
     if process.returncode != 0:
-        error = next((line for line in lines if re.search(r"\berror\b", line, re.I)), lines[-1])
+        told = lines or ["no message"]
+        error = next((line for line in told if re.search(r"\berror\b", line, re.I)), told[-1])
         raise EngineError(f"{command[0]} failed: {error.strip()}")
     return lines
 

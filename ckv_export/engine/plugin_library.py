@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +146,7 @@ def _check(library: PluginLibrary, recorded: str, backend: Backend, gpus: tuple[
             f"{library.path} was built for TensorRT {library.tensorrt} and {backend.label} can't "
             f"load it: {_REBUILD} --tensorrt-root a TensorRT {majors[1]}"
         )
-    missing = [g for g in gpus if re.fullmatch(r"sm\d+", g) and not runs_on(library.targets, g)]
+    missing = [g for g in gpus if not runs_on(library.targets, g)]
     if missing:
         raise EngineError(
             f"{library.path} has code for {', '.join(library.targets)}, not for "

@@ -106,6 +106,8 @@ def test_regression_has_no_sigmoid(make_run):
     run = make_run()
     run.params["task"] = "regression"
     assert load_checkpoint(run.write()).spec.dnn.sigmoid is False
+    del run.params["task"]
+    assert load_checkpoint(run.write()).spec.dnn.sigmoid is True
     run.params["task"] = "ranking"
     with pytest.raises(CheckpointError, match=r"task must be .*regression, got 'ranking'"):
         load_checkpoint(run.write())
@@ -149,6 +151,27 @@ def test_batch_norm_before_the_first_layer(make_run):
         load_checkpoint(run.write())
 
 
+def test_no_scoring_network_at_all(make_run):
+    run = make_run()
+    run.state = {name: t for name, t in run.state.items() if not name.startswith("dnn.mlp")}
+    with pytest.raises(CheckpointError, match=r"no tensor 'dnn.mlp.0.weight'"):
+        load_checkpoint(run.write())
+
+
+def test_a_matrix_that_is_no_layer(make_run):
+    run = make_run()
+    run.state["dnn.mlp.gate.weight"] = torch.zeros(3, 3)
+    with pytest.raises(CheckpointError, match=r"no place in this model: 'dnn.mlp.gate.weight'"):
+        load_checkpoint(run.write())
+
+
+def test_layers_in_any_order(make_run):
+    run = make_run()
+    spec = load_checkpoint(run.write()).spec
+    run.state = dict(reversed(run.state.items()))
+    assert load_checkpoint(run.write()).spec == spec
+
+
 @pytest.mark.parametrize(
     ("given", "name"),
     [
@@ -160,7 +183,9 @@ def test_batch_norm_before_the_first_layer(make_run):
         ("GELU", "gelu"),
         ("SiLU", "silu"),
         ("Identity", "identity"),
-        ("linear", "identity"),
+        ("Linear", "identity"),
+        ("None", "identity"),
+        ("", "identity"),
         (None, "identity"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -35,6 +37,7 @@ def _refused(run) -> str:
 def test_order_roles_and_what_is_skipped(make_run):
     run = make_run()
     run.features["click"] = {"type": "numeric"}
+    run.features["age"]["source"] = "user"
     checkpoint, features = _load(run)
     assert list(features) == ["item_id", "age", "cate_id"]
     assert [f.role for f in features.values()] == ["item", "user", "item"]
@@ -47,10 +50,10 @@ def test_every_type_of_user_feature(make_run, fuxi, resized):
     run.features |= {
         "tags": fuxi.sequence(11, 3),
         "words": fuxi.sequence(
-            12, 2, feature_encoder="layers.MaskedSumPooling()", embedding_dim=6, emb_output_dim=6
+            12, 2, feature_encoder=["layers.MaskedSumPooling( )"], embedding_dim=6
         ),
-        "price": {"type": "numeric", "source": ""},
-        "given": {"type": "embedding", "feature_encoder": "nn.Identity()", "embedding_dim": 3},
+        "price": {"type": "numeric", "source": "", "feature_encoder": "nn.Identity()"},
+        "given": {"type": "embedding", "feature_encoder": "nn.Identity()", "emb_output_dim": 3},
         "long": {"type": "embedding", "embedding_dim": 5, "pretrain_dim": 7},
     }
     run.state |= {
@@ -113,9 +116,17 @@ def test_use_features_chooses_and_orders(make_run, fuxi):
     run.features["unused"] = fuxi.categorical(3)
     _, features = _load(run)
     assert list(features) == ["cate_id", "age", "item_id"]
+    run.params["use_features"] = [["age"]]
+    assert "names a feature ['age'] that is not among" in _refused(run)
     run.params["use_features"] = ["cate_id", "item_id", "agee"]
     assert "names a feature 'agee'" in _refused(run)
     assert "did you mean 'age'" in _refused(run)
+
+
+def test_an_empty_choice_of_features_is_none(make_run):
+    run = make_run()
+    run.params["use_features"] = []
+    assert list(_load(run)[1]) == ["item_id", "age", "cate_id"]
 
 
 def test_a_feature_left_out_leaves_its_table_over(make_run):
@@ -133,8 +144,23 @@ def test_feature_specs_override(make_run, fuxi, resized):
     assert features["age"].width == 6
     run.params["feature_specs"] = [{"name": "agee", "embedding_dim": 6}]
     assert "did you mean 'age'" in _refused(run)
-    run.params["feature_specs"] = [{"embedding_dim": 6}]
-    assert "an entry of feature_specs needs a name" in _refused(run)
+    for entry in ({"embedding_dim": 6}, 3):
+        run.params["feature_specs"] = [entry]
+        assert "an entry of feature_specs needs a name" in _refused(run)
+
+
+def test_a_size_that_the_map_does_not_tell(make_run):
+    run = make_run()
+    del run.features["age"]["vocab_size"]
+    assert _load(run)[1]["age"].vocab_size == 7
+
+
+def test_a_map_without_labels(make_run):
+    folder = make_run().write()
+    data = json.loads((folder / "feature_map.json").read_text())
+    del data["labels"]
+    (folder / "feature_map.json").write_text(json.dumps(data))
+    assert len(load_checkpoint(folder).spec.features) == 3
 
 
 def test_no_item_feature(make_run):
@@ -158,6 +184,7 @@ def test_no_item_feature(make_run):
             "must be layers.MaskedAveragePooling.* or layers.MaskedSumPooling.*KMaxPooling",
         ),
         ({"type": "sequence", "max_len": 0}, "length must be a whole number of at least 1"),
+        ({"type": "numeric", "feature_encoder": "nn.Linear(1, 4)"}, "must be none .*'numeric'"),
         ({"type": "embedding", "feature_encoder": "nn.Tanh()"}, "must be nn.Identity"),
         ({"type": "embedding"}, "no tensor .*feature_encoders.age.weight"),
     ],
@@ -169,17 +196,34 @@ def test_a_feature_that_can_not_be_read(make_run, change, words):
         load_checkpoint(run.write())
 
 
-def test_a_numeric_width_is_checked(make_run, fuxi):
+@pytest.mark.parametrize(
+    ("spec", "folder", "shape", "words"),
+    [
+        ({"type": "numeric"}, "TABLES", (3, 1), "says width 4, but its weight .* has 3 rows"),
+        ({"type": "embedding"}, "ENCODERS", (3, 7), "says width 4, but its weight .* has 3 rows"),
+        ({"type": "embedding", "pretrain_dim": 8}, "ENCODERS", (4, 7), "pretrain_dim 8, but .* 7"),
+    ],
+)
+def test_the_size_of_a_weight_is_checked(make_run, fuxi, spec, folder, shape, words):
     run = make_run()
-    run.features["age"] = {"type": "numeric"}
-    run.state[f"{fuxi.TABLES}age.weight"] = torch.zeros(3, 1)
-    assert "says width 4, but its weight in the checkpoint has 3 rows" in _refused(run)
+    run.features["age"] = spec
+    run.state[f"{getattr(fuxi, folder)}age.weight"] = torch.zeros(shape)
+    with pytest.raises(CheckpointError, match=words):
+        load_checkpoint(run.write())
+
+
+def test_a_vector_whose_width_nobody_tells(make_run):
+    run = make_run()
+    run.features["age"] = {"type": "embedding", "feature_encoder": "nn.Identity()"}
+    run.params["embedding_dim"] = None
+    assert "lacks 'embedding_dim'" in _refused(run)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{", "feature_map.json is not JSON"),
+        pytest.param("[" * 100_000, "feature_map.json is not JSON", id="deep"),
         ("[]", "no FuxiCTR feature map"),
         ('{"features": {}}', "no FuxiCTR feature map"),
         ('{"features": [3]}', "a feature is written"),

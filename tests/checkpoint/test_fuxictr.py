@@ -56,9 +56,24 @@ def test_no_pool_at_all(make_run):
 def test_eta_without_scale(make_run):
     run = make_run("eta")
     run.params["use_scale"] = False
-    spec = load_checkpoint(run.write()).spec
+    checkpoint = load_checkpoint(run.write())
+    assert checkpoint.notes == ()
+    spec = checkpoint.spec
     assert spec.attention.use_scale is False
     assert spec.options["use_scale"] is False
+
+
+def test_a_model_class_of_another_name_and_a_switch_that_sim_has_not(make_run):
+    run = make_run()
+    run.params |= {"model": "SIM_with_pools", "use_scale": False}
+    assert load_checkpoint(run.write()).spec.attention.use_scale is True
+
+
+def test_half_precision_is_noted(make_run):
+    run = make_run()
+    run.state["W_a.weight"] = run.state["W_a.weight"].half()
+    checkpoint = load_checkpoint(run.write())
+    assert checkpoint.notes == ("weights stored as float16 were converted to float32",)
 
 
 def test_sdim_without_scale_is_noted(make_run):
@@ -189,7 +204,7 @@ def test_a_yaml_that_does_not_fit(make_run, kind, name, value, words):
 )
 def test_a_fact_that_the_yaml_lacks(make_run, kind, name):
     run = make_run(kind)
-    run.params[name] = None
+    run.params |= {name: None, 7: "a key that is no text"}
     assert f"experiment 'toy_run' of model_config.yaml lacks {name!r}" in _refused(run)
 
 
@@ -200,6 +215,8 @@ def test_rotations_and_powers_are_checked(make_run):
     run = make_run("eta")
     run.state["random_rotations"] = torch.zeros(2, 8, 4)
     assert "must start with an axis of 1" in _refused(run)
+    run.state["random_rotations"] = torch.zeros(1, 8, 3, 4)
+    assert "'random_rotations' must have 3 axes" in _refused(run)
 
 
 def test_twin_with_cross_features(make_run):

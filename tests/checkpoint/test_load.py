@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,10 @@ def test_a_weights_file_names_its_folder(make_run):
     assert checkpoint.name == "toy_run"
     with pytest.raises(CheckpointError, match="leave out --weights"):
         load_checkpoint(folder / "toy_run.model", weights="toy_run.model")
+    shutil.copy(folder / "toy_run.model", folder / "other.model")
+    assert load_checkpoint(folder / "other.model").files[0].name == "other.model"
+    with pytest.raises(CheckpointError, match="no experiment 'another'"):
+        load_checkpoint(folder / "toy_run.model", params="another")
 
 
 def test_native_forms_are_told_apart(make_run, tmp_path):
@@ -122,14 +127,19 @@ def test_native_forms_are_told_apart(make_run, tmp_path):
         save_native(path, run.spec, run.state)
         checkpoint = load_checkpoint(path)
         assert (checkpoint.source, checkpoint.name) == ("native", "small")
-        with pytest.raises(CheckpointError, match="for FuxiCTR run folders only"):
-            load_checkpoint(path, params="x")
+        for choice in ("weights", "params"):
+            with pytest.raises(CheckpointError, match="for FuxiCTR run folders only"):
+                load_checkpoint(path, **{choice: "x"})
+    (tmp_path / "small" / "feature_map.json").touch()
+    assert load_checkpoint(tmp_path / "small").source == "native"
 
 
 def test_a_folder_that_is_neither(tmp_path):
-    (tmp_path / "some.model").touch()
-    with pytest.raises(CheckpointError, match=r"no checkpoint: .*feature_map.json.*some.model"):
+    for name in ("some.model", "a.pt", "b.pt", "c.pt", "a.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=r"no checkpoint: .*feature_map.json") as caught:
         load_checkpoint(tmp_path)
+    assert str(caught.value).endswith("; it has a.pt, b.pt, c.pt")
 
 
 def test_a_name_that_no_file_can_have(tmp_path, make_run):
@@ -139,6 +149,7 @@ def test_a_name_that_no_file_can_have(tmp_path, make_run):
         load_checkpoint(make_run().write(), weights="x" * 5000)
 
 
-def test_a_path_that_is_not_there(tmp_path):
+@pytest.mark.parametrize("name", ["x.pt", "x.model"])
+def test_a_path_that_is_not_there(tmp_path, name):
     with pytest.raises(CheckpointError, match="there is no such file"):
-        load_checkpoint(tmp_path / "x.pt", weights="y")
+        load_checkpoint(tmp_path / name, weights="y")

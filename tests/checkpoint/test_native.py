@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.checkpoint.native import save_native
@@ -61,6 +62,22 @@ def test_saving_again_replaces_and_leaves_no_scratch(path, loaded, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_link_stays_and_what_it_points_to_is_replaced(path, loaded, tmp_path):
+    link = tmp_path / "links" / path.name
+    link.parent.mkdir()
+    save_native(path, loaded.spec, loaded.state)
+    link.symlink_to(path)
+    save_native(link, loaded.spec, loaded.state | {"dnn.2.bias": torch.tensor([7.0])})
+    assert link.is_symlink()
+    assert load_checkpoint(path).state["dnn.2.bias"].item() == 7
+
+
+def test_the_folder_one_stands_in_has_a_name(tmp_path, loaded, monkeypatch):
+    save_native(tmp_path / "model", loaded.spec, loaded.state)
+    monkeypatch.chdir(tmp_path / "model")
+    assert load_checkpoint(Path()).name == "model"
+
+
 def test_others_may_read_what_the_umask_lets_them(tmp_path, loaded):
     save_native(tmp_path / "model", loaded.spec, loaded.state)
     modes = {file.stat().st_mode for file in (tmp_path / "model").iterdir()}
@@ -70,18 +87,29 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path, loaded):
 def test_a_loaded_file_may_be_saved_over(path, loaded):
     save_native(path, loaded.spec, loaded.state)
     first = load_checkpoint(path)
-    save_native(path, first.spec, first.state)
+    before = first.state["dnn.2.bias"].clone()
+    save_native(path, first.spec, first.state | {"dnn.2.bias": before + 1})
+    assert torch.equal(first.state["dnn.2.bias"], before)
     for name, tensor in load_checkpoint(path).state.items():
-        assert torch.equal(tensor, first.state[name])
+        assert torch.equal(tensor, first.state[name] + (name == "dnn.2.bias"))
 
 
 def test_one_tensor_under_two_names_stays_one(path, loaded):
     state = dict(loaded.state)
-    state["long.v.weight"] = state["long.k.weight"] = torch.randn(8, 8).half()
+    state["long.v.weight"] = state["long.k.weight"] = torch.randn(16, 8).half()[8:]
     save_native(path, loaded.spec, state)
     after = load_checkpoint(path)
     assert after.state["long.k.weight"].data_ptr() == after.state["long.v.weight"].data_ptr()
     assert after.notes == ("weights stored as float16 were converted to float32",)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt", "dnn.2.bias": "dnn.1.bias"}])
+def test_tensors_that_another_program_wrote(tmp_path, loaded, metadata):
+    """Its metadata, if it writes any, names nothing that the file lacks."""
+    save_native(tmp_path / "model", loaded.spec, loaded.state)
+    save_file(loaded.state, tmp_path / "model" / "model.safetensors", metadata)
+    after = load_checkpoint(tmp_path / "model").state
+    assert all(torch.equal(after[name], tensor) for name, tensor in loaded.state.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -99,6 +127,14 @@ def test_a_slice_is_saved_without_its_base(tmp_path, loaded):
     state = loaded.state | {"dnn.2.bias": base[:1]}
     save_native(tmp_path / "model.pt", loaded.spec, state)
     assert (tmp_path / "model.pt").stat().st_size < 100_000
+
+
+def test_a_transposed_view_is_saved_as_it_reads(path, loaded):
+    weight = torch.randn(8, 8).T
+    save_native(path, loaded.spec, loaded.state | {"long.k.weight": weight})
+    after = load_checkpoint(path).state["long.k.weight"]
+    assert torch.equal(after, weight)
+    assert after.is_contiguous()
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="tells mapped files on Linux only")
@@ -158,6 +194,7 @@ def test_nan_and_infinity_are_named(path, loaded, bad):
         (lambda d: d.update(format="onnx"), "format must be 'ckv', got 'onnx'"),
         (lambda d: d.pop("format"), "format must be 'ckv', got None"),
         (lambda d: d.update(version=2), "version must be 1, got 2"),
+        (lambda d: d.pop("version"), "version must be 1, got None"),
         (lambda d: d.pop("config"), "must be a mapping, got NoneType"),
         (lambda d: d["config"].update(kind="din"), "unknown model kind 'din': known are .*hstu"),
         (lambda d: d["config"].update(kind="smi"), "did you mean 'sim'"),
@@ -179,6 +216,8 @@ def test_nan_and_infinity_are_named(path, loaded, bad):
             "did you mean .topk.",
         ),
         (lambda d: d["config"]["dnn"].update(batch_norm=1), "batch_norm 1, .* of type bool"),
+        (lambda d: d["config"]["attention"].update(use_silu=0), "use_silu 0, .* of type bool"),
+        (lambda d: d["config"]["features"][0].update(length=True), "length True, .* of type int"),
         (
             lambda d: d["config"]["dnn"].update(activations=["relu", "rellu"]),
             "did you mean .relu.",
@@ -243,9 +282,10 @@ def test_values_that_are_no_plain_tensors(tmp_path, loaded, value, message):
         load_checkpoint(path)
 
 
-def test_a_file_without_state_dict(tmp_path, loaded):
+@pytest.mark.parametrize("given", [{}, {"state_dict": [1]}])
+def test_a_file_without_state_dict(tmp_path, loaded, given):
     path = tmp_path / "model.pt"
-    torch.save({"format": "ckv", "version": 1, "config": loaded.spec.to_dict()}, path)
+    torch.save({"format": "ckv", "version": 1, "config": loaded.spec.to_dict()} | given, path)
     with pytest.raises(CheckpointError, match="has no 'state_dict'"):
         load_checkpoint(path)
 
@@ -268,9 +308,10 @@ def test_damaged_folders(tmp_path, loaded):
     with pytest.raises(CheckpointError, match=r"no model.safetensors"):
         load_checkpoint(path)
     weights.write_bytes(whole)
-    config.write_text("{")
-    with pytest.raises(CheckpointError, match=r"config.json can't be read"):
-        load_checkpoint(path)
+    for text in ("{", "[" * 100_000):
+        config.write_text(text)
+        with pytest.raises(CheckpointError, match=r"config.json can't be read"):
+            load_checkpoint(path)
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model"])

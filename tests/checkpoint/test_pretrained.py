@@ -9,7 +9,7 @@ from ckv_export.checkpoint import pretrained
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.errors import CheckpointError
 
-VOCAB, OOV = 9, 6
+VOCAB, OOV = 9, 4
 
 
 def _prefix(fuxi) -> str:
@@ -98,6 +98,9 @@ def test_what_the_map_must_tell(make_pretrained, name):
         ("concat", "proj.weight", (4, 7), r"must be \[4, 11\], got \[4, 7\]"),
         ("init", "pretrain_embedding.weight", (8, 7), r"vocab_size 9 .* is \[8, 4\]"),
         ("init", "pretrain_embedding.weight", (9,), r"must have 2 axes"),
+        ("sum", "proj.weight", (4,), r"must have 2 axes"),
+        ("sum", "proj.bias", (3,), r"must be \[4\], got \[3\]"),
+        ("sum", "proj.bias", (4, 1), r"must have 1 axes"),
     ],
 )
 def test_parts_that_do_not_fit(make_pretrained, fuxi, usage, key, shape, words):
@@ -105,6 +108,20 @@ def test_parts_that_do_not_fit(make_pretrained, fuxi, usage, key, shape, words):
     run.state[_prefix(fuxi) + key] = torch.zeros(shape)
     with pytest.raises(CheckpointError, match=words):
         load_checkpoint(run.write())
+
+
+def test_a_bias_of_no_projection(make_pretrained, fuxi):
+    run = make_pretrained("sum", fuxi.WIDTH, True)
+    run.state[_prefix(fuxi) + "proj.bias"] = torch.zeros(fuxi.WIDTH)
+    with pytest.raises(CheckpointError, match=r"no tensor .*proj.weight"):
+        load_checkpoint(run.write())
+
+
+def test_rows_are_taken_as_they_are_unless_told(make_pretrained, fuxi):
+    run = make_pretrained("init", fuxi.WIDTH, True)
+    del run.features["cate_id"]["pretrain_usage"]
+    table = load_checkpoint(run.write()).state["embedding.cate_id.table"]
+    assert torch.equal(table, run.state[_prefix(fuxi) + "pretrain_embedding.weight"])
 
 
 def test_missing_parts_and_an_unknown_usage(make_pretrained, fuxi):

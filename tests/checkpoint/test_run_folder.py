@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -24,10 +25,19 @@ def test_several_weights(make_run):
         load_checkpoint(folder, weights="oter.model")
 
 
+def test_a_file_of_the_folder_or_a_path_from_here(make_run, tmp_path, monkeypatch):
+    folder = make_run().write()
+    shutil.copy(folder / "toy_run.model", tmp_path / "toy_run.model")
+    shutil.copy(folder / "toy_run.model", tmp_path / "beside.model")
+    monkeypatch.chdir(tmp_path)
+    for weights, found in (("toy_run.model", folder / "toy_run.model"), ("beside.model",) * 2):
+        assert load_checkpoint(folder, weights=weights).files[0] == Path(found)
+
+
 def test_no_weights(make_run):
     folder = make_run().write()
     (folder / "toy_run.model").unlink()
-    with pytest.raises(CheckpointError, match=r"the folder has 0 \*.model files"):
+    with pytest.raises(CheckpointError, match=r"the folder has 0 \*.model files$"):
         load_checkpoint(folder)
 
 
@@ -35,7 +45,7 @@ def test_base_supplies_defaults(make_run):
     run = make_run()
     folder = run.write()
     base = {"num_heads": 4, "topk": 2, "model": "SIM"}
-    del run.params["num_heads"]
+    del run.params["num_heads"], run.params["model"]
     run.write_yaml({"Base": base, "toy_run": run.params})
     spec = load_checkpoint(folder).spec
     assert (spec.attention.num_heads, spec.options["topk"]) == (4, 3)
@@ -44,7 +54,8 @@ def test_base_supplies_defaults(make_run):
 def test_the_experiment_called_as_the_weights(make_run):
     run = make_run()
     folder = run.write()
-    run.write_yaml({"other": run.params | {"topk": 9}, "toy_run": run.params})
+    other = {name: value for name, value in run.params.items() if name != "model"}
+    run.write_yaml({"other": other | {"topk": 9}, "toy_run": run.params})
     assert load_checkpoint(folder).spec.options["topk"] == 3
     other = load_checkpoint(folder, params="other")
     assert (other.name, other.spec.options["topk"]) == ("other", 9)
@@ -53,7 +64,9 @@ def test_the_experiment_called_as_the_weights(make_run):
 def test_the_only_experiment_of_another_name(make_run):
     run = make_run()
     folder = run.write()
-    run.write_yaml({"Base": {}, "toy": {"data_root": "x"}, "named_otherwise": run.params})
+    run.write_yaml(
+        {"Base": {"model": "SIM"}, "toy": {"data_root": "x"}, "named_otherwise": run.params}
+    )
     assert load_checkpoint(folder).name == "named_otherwise"
 
 
@@ -65,6 +78,15 @@ def test_an_experiment_that_is_not_clear(make_run):
         load_checkpoint(folder)
     with pytest.raises(CheckpointError, match="no experiment 'run_1', only a, b"):
         load_checkpoint(folder, params="run_1")
+
+
+def test_an_experiment_called_by_a_number(make_run):
+    run = make_run()
+    folder = run.write()
+    run.write_yaml({2024: run.params, 7: run.params})
+    assert load_checkpoint(folder, params="2024").name == "2024"
+    with pytest.raises(CheckpointError, match="2 others: 7, 2024; choose one"):
+        load_checkpoint(folder)
 
 
 def test_another_yaml_file(make_run, tmp_path):
@@ -100,7 +122,9 @@ def test_a_weights_file_without_its_feature_map(make_run):
     ("text", "words"),
     [
         ("a: [1,", "not plain YAML"),
+        pytest.param("[" * 500, "not plain YAML", id="deep"),
         ("!!python/object/apply:os.system ['true']", "not plain YAML"),
+        ("a: 2024-13-45", "not plain YAML"),
         ("- 1", "must map experiment ids to parameters, got list"),
         ("", "must map experiment ids to parameters, got NoneType"),
         ("a: 1", "0 others: none"),

@@ -46,6 +46,25 @@ def test_plain_tensors_copies_no_float32():
     assert plain_tensors({"a": tensor})["a"].data_ptr() == tensor.data_ptr()
 
 
+@pytest.mark.parametrize("view", [lambda t: t.T, lambda t: t[:2], lambda t: t.view(torch.float16)])
+def test_views_of_one_memory_are_told_apart(view):
+    tensor = torch.arange(9, dtype=torch.bfloat16).reshape(3, 3)
+    state = plain_tensors({"a": tensor, "b": view(tensor)})
+    assert torch.equal(state["a"], tensor.float())
+    assert torch.equal(state["b"], view(tensor).float())
+    assert state["b"].is_contiguous()
+
+
+def test_a_parameter_is_a_plain_tensor():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    assert not plain_tensors({"a": parameter})["a"].requires_grad
+
+
+def test_a_name_that_is_no_text():
+    with pytest.raises(CheckpointError, match="maps names to tensors, got Tensor for 3"):
+        plain_tensors({3: torch.zeros(1)})
+
+
 def test_a_value_too_large_for_float32():
     with pytest.raises(CheckpointError, match="'a' holds NaN or infinity"):
         plain_tensors({"a": torch.tensor([1e300], dtype=torch.float64)})

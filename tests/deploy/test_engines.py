@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from ckv_testing.hstu import SPEC as HSTU
 
 from ckv_export.contract import (
     AttentionSpec,
@@ -22,13 +24,13 @@ from ckv_export.contract import (
 )
 from ckv_export.deploy import engines
 from ckv_export.deploy.built import read_report, rows
-from ckv_export.deploy.engines import EngineOptions, build_engines
+from ckv_export.deploy.engines import EngineOptions, build_engines, equivalent_commands
 from ckv_export.deploy.profiles import NamedRanges
 from ckv_export.engine import Backend, BuildRequest, BuiltEngine, PluginChoice, Settings
-from ckv_export.engine.layers import Layer, LayerReport
+from ckv_export.engine.layers import NETWORK, Layer, LayerReport
 from ckv_export.engine.plugins import PluginRecord
 from ckv_export.errors import BundleError, EngineError, InputError
-from ckv_export.manifest import Manifest, open_bundle
+from ckv_export.manifest import EngineEntry, Manifest, open_bundle
 from ckv_export.stages import Stages
 
 SPEC = ModelSpec(
@@ -79,7 +81,8 @@ def _plugin(request: BuildRequest) -> PluginRecord | None:
     if library is None:
         return None
     digest = hashlib.sha256(library.read_bytes()).hexdigest()
-    return PluginRecord("library", digest, "1", "11.0", ("sm90",), False, library)
+    carried = request.settings.version_compatible
+    return PluginRecord("library", digest, "1", "11.0", ("sm90",), carried, library)
 
 
 @pytest.fixture
@@ -150,6 +153,7 @@ def test_library_targets_and_graph_tell_engines_apart(bundle: Path, asked: list[
     files = [entry.file for entry in open_bundle(bundle).engines]
     assert len(set(files)) == len(files) == 2 * len(chosen)
     assert {Path(file).parent.as_posix() for file in files} == {"engines"}
+    assert files[0] == "engines/prefill.tensorrt_rtx.portable.engine"
     assert [request.targets for request in asked[::2]] == [
         ("portable",),
         ("sm86",),
@@ -158,14 +162,30 @@ def test_library_targets_and_graph_tell_engines_apart(bundle: Path, asked: list[
     ]
 
 
-def test_the_same_engine_is_replaced(bundle: Path, asked: list[BuildRequest]):
+def test_the_same_engine_is_replaced(
+    bundle: Path, asked: list[BuildRequest], monkeypatch: pytest.MonkeyPatch
+):
+    """Its report too, and not in the file that a copy of the bundle may share."""
     options = EngineOptions(RTX, ("sm86",))
     first = build(bundle, options)
+    report = bundle / first.engines[0].report
+    os.link(report, bundle / "shared")
+    before = report.read_text()
+    monkeypatch.setitem(globals(), "REPORT", LayerReport("another", REPORT.layers))
     profile = Profile.default(SPEC).replaced(SPEC, {"B": Range(1, 2, 3)})
     second = build(bundle, dataclasses.replace(options, profile=profile))
     assert [e.file for e in second.engines] == [e.file for e in first.engines]
     assert second.files[second.engines[0].file] != first.files[first.engines[0].file]
     assert second.engines[0].profile["B"] == "1:2:3"
+    assert (bundle / "shared").read_text() == before != report.read_text()
+
+
+def test_the_librarys_own_tool_writes_the_same_files(bundle: Path):
+    options = EngineOptions(FULL, ("sm90",))
+    commands = equivalent_commands(bundle, open_bundle(bundle), options)
+    for command, graph in zip(commands, ("prefill", "decode"), strict=True):
+        assert f"--onnx={bundle}/{graph}.onnx" in command
+        assert f"--saveEngine={bundle}/engines/{graph}.tensorrt.sm90.engine" in command
 
 
 def test_several_profiles_are_one_engine(bundle: Path, asked: list[BuildRequest]):
@@ -203,6 +223,47 @@ def test_settings_and_reports_are_recorded(bundle: Path, asked: list[BuildReques
     (bundle / manifest.engines[0].report).write_text("{")
     with pytest.raises(BundleError, match="can't be read"):
         rows(bundle, manifest.engines)
+    (bundle / manifest.engines[0].report).unlink()
+    with pytest.raises(BundleError, match="can't be read"):
+        rows(bundle, manifest.engines)
+
+
+@pytest.mark.parametrize(
+    ("precisions", "expected"),
+    [
+        ({"a": {"fp32": 2}, "b": {"fp32": 1}}, [("all", "fp32 (3)")]),
+        ({"a": {"fp32": 2, "fp16": 1}, "b": {}}, [("a", "fp16 (1), fp32 (2)"), ("b", "none")]),
+        ({}, [("all", "none")]),
+    ],
+)
+def test_parts_are_told_apart_where_precisions_are(
+    tmp_path: Path, precisions: dict[str, dict[str, int]], expected: list[tuple[str, str]]
+):
+    (tmp_path / "report.json").write_text(json.dumps({"precisions": precisions, "source": "s"}))
+    entry = EngineEntry(
+        "decode", "e", "tensorrt", "11", (), {}, 1, 0.0, "plugin", report="report.json"
+    )
+    assert rows(tmp_path, [entry]) == [("e", *row, "plugin", "s") for row in expected]
+
+
+def test_settings_that_the_library_lacks(bundle: Path, asked: list[BuildRequest]):
+    with pytest.raises(EngineError, match="has no --version-compatible"):
+        build(bundle, EngineOptions(RTX, settings=Settings(version_compatible=True)))
+    assert asked == []
+
+
+def test_engines_from_the_cache_say_so(
+    bundle: Path, asked: list[BuildRequest], monkeypatch: pytest.MonkeyPatch
+):
+    def cached(*given) -> BuiltEngine:
+        assert given[-1] == Path("kept")
+        return dataclasses.replace(engines.build_engine(*given[:-1]), cached=True)
+
+    monkeypatch.setattr(engines, "cached_build", cached)
+    stages, options = Stages(), EngineOptions(RTX, ("sm86",), cache=Path("kept"))
+    build_engines(bundle, open_bundle(bundle), options, stages, contextlib.nullcontext)
+    remarks = {stage.remark for stage in stages.finished}
+    assert remarks == {"7 layers for sm86, from the engine cache"}
 
 
 @pytest.mark.parametrize("pool", ["constant", "refit", "input"])
@@ -241,6 +302,11 @@ def test_a_library_comes_into_the_bundle_and_goes_with_its_engines(
         assert [p.suffix for p in (bundle / "engines").iterdir()].count(".so") == 1
         names = {entry.file for entry in manifest.engines}
         assert names == {f"engines/{g}.tensorrt.sm90.library.engine" for g in ("prefill", "decode")}
+    # One that carries its library needs none beside it.
+    options = dataclasses.replace(options, settings=Settings(choice, version_compatible=True))
+    manifest = build(bundle, options)
+    assert [e.plugin["file"] for e in manifest.engines if e.plugin] == [None, None]
+    assert not list((bundle / "engines").glob("*.so"))
     # Native engines lie beside them.
     assert len(build(bundle, EngineOptions(FULL, ("sm90",))).engines) == 4
 
@@ -281,6 +347,24 @@ def test_an_engine_in_another_precision_is_refused(bundle: Path, asked: list[Bui
     with pytest.raises(EngineError, match=r"was to compute in bf16 and fp32.* fp16 in router"):
         build(bundle, EngineOptions(RTX, ("sm86",)))
     assert open_bundle(bundle).engines == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "refused"), [(SPEC, "decode"), (HSTU, "prefill")], ids=["one layer", "more"]
+)
+def test_only_a_prefill_of_one_layer_has_nothing_to_reduce(
+    bundle: Path,
+    asked: list[BuildRequest],
+    monkeypatch: pytest.MonkeyPatch,
+    model: ModelSpec,
+    refused: str,
+):
+    monkeypatch.setitem(globals(), "REPORT", LayerReport(NETWORK, REPORT.layers[:1]))
+    profile = Profile.default(model)
+    dataclasses.replace(open_bundle(bundle), model=model, profile=profile).write(bundle)
+    with pytest.raises(EngineError, match=rf"engines/{refused}\..* and all its layers are fp32"):
+        build(bundle, EngineOptions(RTX, ("sm86",)))
+    assert asked[-1].onnx.name == f"{refused}.onnx"
 
 
 def test_a_refusal_passes_through(bundle: Path, asked: list[BuildRequest]):

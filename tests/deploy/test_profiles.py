@@ -41,7 +41,8 @@ def test_ranges_replace_those_of_the_bundle(manifest: Manifest):
 
 
 def test_text_comes_back(manifest: Manifest):
-    wish = NamedRanges.parse("history=0:1:3,batch=8")
+    wish = NamedRanges.parse("history = 0:1:3, batch=8")
+    assert wish.axes == (("S", Range(0, 1, 3)), ("B", Range(8, 8, 8)))
     again = NamedRanges.parse(str(wish))
     assert again.axes == wish.axes
 
@@ -64,33 +65,53 @@ def test_yaml_files(tmp_path: Path, manifest: Manifest):
         ("{}", "must hold profiles by name"),
         ("short: 3", "must hold profiles by name"),
         ("short: {history: a}", "profile 'short', history: a range is written"),
+        ("short: {history: [1, 2]}", "profile 'short', history: a range is written"),
+        ("short: {history: 1, S: 2}", "profile 'short' has two ranges of the axis S"),
         ("short: {history: 5:1}", "profile 'short', history: a range must satisfy"),
         ("short: [}", "can't be read"),
+        pytest.param("[" * 500, "can't be read", id="deep"),
+        pytest.param("\x01", "can't be read", id="control"),
         ("a: !!python/object/apply:os.system ['true']", "must hold profiles by name"),
     ],
 )
 def test_odd_yaml_files(tmp_path: Path, text: str, says: str):
     path = tmp_path / "profiles.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=says) as caught:
         read_profiles(path)
-    with pytest.raises(InputError, match="can't be read"):
-        read_profiles(tmp_path / "no.yaml")
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["history", "history=1,", "=", "history=2:1"])
-def test_odd_texts(text: str, manifest: Manifest):
-    with pytest.raises(InputError, match=r"AXIS=MIN:OPT:MAX|a range"):
-        resolve([NamedRanges.parse(text)], manifest.profile, manifest)
+def test_files_that_are_no_text(tmp_path: Path):
+    (tmp_path / "odd.yaml").write_bytes(b"\xff\xfe\x00{")
+    for name in ("odd.yaml", "no.yaml"):
+        with pytest.raises(InputError, match=f"{name} can't be read"):
+            read_profiles(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("history=3,S=4", r"profile 'history=3,S=4' has two ranges of S: give one"),
+        ("history", "a profile is written AXIS=MIN:OPT:MAX,..., got 'history'"),
+        ("history=1,", "a profile is written"),
+        ("=", "profile '=', : a range is written"),
+        ("batch=8,history=1,B=9", "has two ranges of the axis B: leave one"),
+        ("batch=8,batch=8", "has two ranges of the axis B: leave one"),
+        ("history=2:1", "profile 'history=2:1', history: a range must satisfy"),
+    ],
+)
+def test_odd_texts(text: str, says: str):
+    with pytest.raises(InputError, match=says):
+        NamedRanges.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
         ("histroy=1:2", r"no axis 'histroy'; did you mean 'history'.*S of 'event_item_id'"),
         ("I=1:2", r"no axis 'I'.*; the axes are B of"),
         ("history_mask=1:2", r"'history_mask' is an input; give ranges to its axes B, S instead"),
+        ("cache_k_user=1:2", r"'cache_k_user' is an input; give ranges to its axes B, K instead"),
         ("candidates=0", r"input 'candidate_item_id' and \d+ more would never hold candidates"),
         ("batch=0:0", r"would never hold users: the range of B is 0:0:0"),
         ("K=5:6", r"no history fits input 'cache_k_index' and .* 0 to 20 events .* 0 to 4 cached"),
@@ -100,6 +121,12 @@ def test_odd_texts(text: str, manifest: Manifest):
 def test_profiles_that_nobody_fits_name_the_input(manifest: Manifest, text: str, says: str):
     with pytest.raises(InputError, match=says):
         resolve([NamedRanges.parse(text)], manifest.profile, manifest)
+
+
+def test_the_profile_of_the_bundle_itself(manifest: Manifest):
+    nobody = manifest.profile.replaced(manifest.model, {"C": Range(0, 0, 0)})
+    with pytest.raises(InputError, match=r"the profile: input .* would never hold candidates"):
+        resolve((), nobody, manifest)
 
 
 def test_ranges_that_some_history_fits(manifest: Manifest):
@@ -112,6 +139,7 @@ def test_the_item_table_has_as_many_rows_as_it_has(manifest: Manifest):
         manifest, item_table=ItemTable(50, 8, "float32"), form=EventForm(item_key="item_id"),
         profile=manifest.profile.with_items(50),
     )  # fmt: skip
-    resolve([NamedRanges.parse("I=1:60")], table.profile, table)
+    for text in ("I=1:60", "I=50:60", "I=1:50"):
+        resolve([NamedRanges.parse(text)], table.profile, table)
     with pytest.raises(InputError, match="the item table has 50 rows, which the range 1:2:2 of I"):
         resolve([NamedRanges.parse("I=1:2")], table.profile, table)

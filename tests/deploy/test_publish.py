@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ckv_testing.publishing import HANDLERS, Stop, either_exchange, fill, listing
+from ckv_testing.publishing import HANDLERS, Stop, either_exchange, fill, listing, stop
 
 from ckv_export.deploy import publish
 from ckv_export.deploy.publish import amended, check_target, staged
@@ -104,7 +104,7 @@ class Interrupts:
     """While it is armed, a signal comes right after each call of some functions, as it can."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monkeypatch, self.armed = monkeypatch, False
+        self.monkeypatch, self.armed, self.number = monkeypatch, False, signal.SIGINT
         self.came: set[str] = set()
 
     def after(self, owner: object, name: str) -> None:
@@ -114,7 +114,7 @@ class Interrupts:
             result = real(*args, **options)
             if self.armed:
                 self.came.add(name)
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.number)
             return result
 
         self.monkeypatch.setattr(owner, name, call)
@@ -128,8 +128,13 @@ def interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Interrupts]:
 
 
 @either_exchange
-def test_an_interrupt_in_the_midst_of_the_move(old: Path, interrupts: Interrupts, request):
+@pytest.mark.parametrize("number", HANDLERS)
+def test_an_interrupt_in_the_midst_of_the_move(
+    old: Path, interrupts: Interrupts, request, number: signal.Signals
+):
     """Too late: the new bundle is there whole, and the old one is not lost on the way."""
+    signal.signal(number, stop)
+    interrupts.number = number
     for owner, name in ((os, "rename"), (os, "mkdir"), (os, "unlink"), (os, "rmdir")):
         interrupts.after(owner, name)
     before = {n for n in listing(old.parent) if not n.startswith("name")}
@@ -141,7 +146,16 @@ def test_an_interrupt_in_the_midst_of_the_move(old: Path, interrupts: Interrupts
     assert ("rename" in interrupts.came) == ("three steps" in request.node.name)
     assert (old / "graph").read_text() == "new"
     assert {n for n in listing(old.parent) if not n.startswith("name")} == before
-    assert {n: signal.getsignal(n) for n in HANDLERS} == HANDLERS
+    assert {n: signal.getsignal(n) for n in HANDLERS} == HANDLERS | {number: stop}
+
+
+def test_a_handler_that_could_not_be_put_back_stays(old: Path, monkeypatch):
+    """One that C code installed reads as None."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *given: pytest.fail(f"replaced {given}"))
+    with staged(old) as folder:
+        fill(folder, "new")
+    assert (old / "graph").read_text() == "new"
 
 
 def test_an_interrupt_in_the_midst_of_the_cleaning(old: Path, tmp_path: Path, interrupts):
@@ -188,6 +202,7 @@ def test_amended_starts_from_what_is_there(old: Path):
     before = listing(old)
     with amended(old) as folder:
         assert listing(folder) == before
+        assert (folder / "graph").stat().st_ino == (old / "graph").stat().st_ino
         (folder / "engines" / "two").write_text("another")
         assert listing(old) == before
     assert listing(old) == before | {"engines/two": listing(old)["engines/two"]}
@@ -199,8 +214,10 @@ def test_amended_copies_where_links_are_not_known(old: Path, monkeypatch):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
+    (old / "graph").chmod(0o640)
     before = listing(old)
     with pytest.raises(Stop), amended(old) as folder:  # noqa: PT012
+        assert listing(folder) == before
         (folder / "graph").write_text("changed in place")
         raise Stop
     assert listing(old) == before
@@ -219,6 +236,11 @@ def test_amended_that_fails_leaves_the_bundle(old: Path):
 def test_names_of_targets(tmp_path: Path, name: str):
     with pytest.raises(BundleError, match="plain folder name"):
         check_target(tmp_path, name, force=True)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path):
+    with pytest.raises(BundleError, match=r"must be UTF-8 text.*choose another --out or --name"):
+        check_target(tmp_path, "a\udcff", force=True)
 
 
 @pytest.mark.parametrize("name", ["a", "a b", "a.b", "ü", "-x", "a\\b", "~"])

@@ -26,7 +26,10 @@ from ckv_export.model.registry import build_model
 ELEMENT_TYPES = {
     "bool": TensorProto.BOOL,
     "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
     "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
 }
 
 

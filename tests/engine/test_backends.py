@@ -31,8 +31,24 @@ def test_available_loads_no_library() -> None:
 
 def test_a_folder_of_that_name_is_no_package(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt_folder").mkdir()
+    (tmp_path / "tensorrt_file.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     assert backends.installed_version("tensorrt_folder") is None
+    assert backends.installed_version("tensorrt_file") == "unknown"
+    monkeypatch.setitem(sys.modules, "tensorrt_made", ModuleType("made by hand, with no file"))
+    assert backends.installed_version("tensorrt_made") is None
+
+
+@pytest.mark.parametrize("content", ["raise OSError('libnvinfer.so.10')", "import nonsense_", ""])
+def test_a_module_that_does_not_load(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(EngineError, match=r"'tensorrt' is installed but can't be loaded: .*[a-z]"):
+        load("tensorrt")
+    sys.modules.pop("tensorrt", None)
 
 
 def test_tensorrt_is_preferred(installed) -> None:
@@ -66,9 +82,10 @@ def test_unknown_backend_gets_a_hint() -> None:
         load("tensort")
 
 
-def test_old_tensorrt_is_refused(installed) -> None:
-    installed(tensorrt="8.6.1")
-    with pytest.raises(EngineError, match=r"TensorRT 8.6.1 is too old: install TensorRT 10"):
+@pytest.mark.parametrize("version", ["8.6.1", "9.3.0"])
+def test_old_tensorrt_is_refused(installed, version: str) -> None:
+    installed(tensorrt=version)
+    with pytest.raises(EngineError, match=rf"TensorRT {version} is too old: install TensorRT 10"):
         load("tensorrt")
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from ckv_testing import fake_config
+from ckv_testing.fake_builder import FakeTensorRt
+from ckv_testing.fake_config import Config
 from onnx import TensorProto, helper
 
 from ckv_export.contract import GraphSpec, Profile, Range, TensorSpec
@@ -30,7 +35,7 @@ def test_engine_is_written_and_read_back(rtx: Backend, projection, tmp_path: Pat
     assert [str(t) for t in built.inputs] == ["float32 [?, ?, 8]", "bool [?, ?]"]
     assert [(t.name, str(t)) for t in built.outputs] == [("y", "float32 [?, ?, 4]")]
     assert built.layers >= 1
-    assert built.seconds > 0
+    assert 0 < built.seconds < 600
     assert json.loads(json.dumps(built.to_dict()))["path"] == str(out)
 
 
@@ -38,6 +43,16 @@ def test_unused_input_stays_an_input(rtx: Backend, projection, tmp_path: Path) -
     built = build_engine(projection.request(), rtx, tmp_path / "e")
     assert "event_mask" in [t.name for t in built.inputs]
     assert any("event_mask" in w for w in built.warnings)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "int64", "float32", "float16", "bfloat16"])
+def test_every_dtype_is_read_by_its_name(
+    rtx: Backend, save_graph, tmp_path: Path, dtype: str
+) -> None:
+    x, y = TensorSpec("x", dtype, ("B", 8)), TensorSpec("y", dtype, ("B", 8))
+    graph = save_graph([node("Identity", ["x"], ["y"])], [x], [y])
+    built = build_engine(graph.request(optimization_level=0), rtx, tmp_path / "e")
+    assert [t.dtype for t in (*built.inputs, *built.outputs)] == [dtype, dtype]
 
 
 def test_external_weights_are_found(rtx: Backend, save_graph, tmp_path: Path) -> None:
@@ -144,6 +159,29 @@ def test_options_reach_the_builder(rtx: Backend, projection, tmp_path: Path) -> 
     assert build_engine(request, rtx, tmp_path / "e").targets == ("sm89",)
 
 
+def test_the_configuration_is_what_was_asked_for(
+    full: FakeTensorRt, projection, tmp_path: Path
+) -> None:
+    long = Profile({"B": Range(1, 1, 2), "S": Range(41, 50, 90)})
+    request = projection.request(
+        targets=("current",), workspace_mib=64, optimization_level=4, more_profiles=(long,)
+    )
+    built = build_engine(request, full.backend, tmp_path / "e")
+    (config,), module = full.configs, full.module
+    # Router products must stay fp32.
+    assert module.BuilderFlag.TF32 not in config.flags
+    assert config.limits == {module.MemoryPoolType.WORKSPACE: 64 * 2**20}
+    assert config.builder_optimization_level == 4
+    assert config.profiling_verbosity == module.ProfilingVerbosity.DETAILED
+    assert config.progress_monitor is None
+    assert [profile.shapes["x"] for profile in config.profiles] == [
+        ((1, 0, 8), (1, 6, 8), (4, 40, 8)),
+        ((1, 41, 8), (1, 50, 8), (2, 90, 8)),
+    ]
+    assert built.profile == {"B": "1:1:4", "S": "0:6:40"}
+    assert built.profiles == (built.profile, {"B": "1:1:2", "S": "41:50:90"})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -165,6 +203,52 @@ def refuse(request: BuildRequest, rtx: Backend, out: Path) -> str:
     sentence = str(failure.value)
     assert "\n" not in sentence
     return sentence
+
+
+def test_shapes_that_the_library_refuses(
+    full: FakeTensorRt, projection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = projection.request(targets=("current",))
+    monkeypatch.setattr(Config, "add_optimization_profile", lambda self, profile: -1)
+    sentence = refuse(request, full.backend, tmp_path / "e")
+    assert "the shape ranges don't fit together: x (1, 0, 8) (1, 6, 8) (4, 40, 8), " in sentence
+
+    def refused(self: fake_config.Profile, name: str, *shapes: object) -> None:
+        raise ValueError("odd shapes")
+
+    monkeypatch.setattr(fake_config.Profile, "set_shape", refused)
+    sentence = refuse(request, full.backend, tmp_path / "e")
+    assert sentence == "input 'x' can't have these shapes: odd shapes"
+
+
+@pytest.mark.parametrize("kind", [TypeError, RuntimeError])
+def test_no_builder(full: FakeTensorRt, projection, tmp_path: Path, kind: type[Exception]) -> None:
+    """As the full TensorRT answers without a GPU, in its own words or the binding's."""
+
+    def none(logger: Any, said: str | None = None) -> None:
+        if said is not None:
+            logger.log(full.module.ILogger.Severity.INTERNAL_ERROR, said)
+        raise kind("factory function returned nullptr")
+
+    request = projection.request(targets=("current",))
+    full.module.Builder = none
+    sentence = refuse(request, full.backend, tmp_path / "e")
+    assert sentence == "TensorRT 11.4.0 can't start a build here: factory function returned nullptr"
+    full.module.Builder = functools.partial(none, said="there is no driver")
+    assert refuse(request, full.backend, tmp_path / "e").endswith(": there is no driver")
+
+
+def test_what_is_said_twice_is_told_once(full: FakeTensorRt, projection, tmp_path: Path) -> None:
+    real, severity = full.module.Builder, full.module.ILogger.Severity
+
+    def builder(logger: Any) -> Any:
+        for level, text in (("WARNING", "b"), ("WARNING", "a"), ("INFO", "c"), ("WARNING", "b")):
+            logger.log(severity[level], text)
+        return real(logger)
+
+    full.module.Builder = builder
+    built = build_engine(projection.request(targets=("current",)), full.backend, tmp_path / "e")
+    assert built.warnings == ("b", "a")
 
 
 def unary(op: str, **attributes: object) -> tuple[list, list, list]:
@@ -202,7 +286,7 @@ def test_shape_error_carries_the_layers_own_words(rtx: Backend, save_graph, tmp_
     graph = save_graph([node("MatMul", ["x", "W"], ["y"], name="here")], [x], [y], weights)
     sentence = refuse(graph.request(), rtx, tmp_path / "e")
     assert "'here' (MatMul)" in sentence
-    assert "7" in sentence
+    assert "last dimension of input0 = 7" in sentence
     assert "/_src" not in sentence
 
 
@@ -225,6 +309,7 @@ def test_missing_axis_names_the_input(rtx: Backend, projection, tmp_path: Path) 
         (TensorSpec("x", "float32", ("B", "S")), "must be float32 [B, S]"),
         (TensorSpec("x", "float32", ("B", "S", 9)), "must be float32 [B, S, 9]"),
         (TensorSpec("x", "float32", ("B", 40, 8)), "must be float32 [B, 40, 8]"),
+        (TensorSpec("x", "float32", ("B", "S", "C")), "must be float32 [B, S, C]"),
         (TensorSpec("xx", "float32", ("B", "S", 8)), "input 'xx' is missing"),
     ],
 )

@@ -101,6 +101,35 @@ def test_settings_reach_the_command(tmp_path: Path) -> None:
         assert word in words
 
 
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [
+        ({"version_compatible": True}, "--versionCompatible"),
+        ({"hardware_compatible": True}, "--hardwareCompatibilityLevel=ampere+"),
+        ({"timing_cache": Path("t")}, "--timingCacheFile=t"),
+        ({"refit": True}, "--refit"),
+        ({"plugin": "library"}, "--dynamicPlugins={library}"),
+    ],
+)
+def test_each_setting_is_a_word_of_its_own(tmp_path: Path, setting: dict, word: str) -> None:
+    library = write_library(tmp_path, ["PooledAttention"])
+    if "plugin" in setting:
+        setting = {"plugin": PluginChoice("library", library)}
+    requests = (
+        BuildRequest(Path("decode.onnx"), SPEC, PROFILE, settings=settings)
+        for settings in (Settings(), Settings(**setting))
+    )
+    plain, more = (shlex.split(trtexec_command(r, TENSORRT_11)) for r in requests)
+    assert set(more) - set(plain) == {word.format(library=library)}
+
+
+def test_names_at_which_the_tools_split_are_quoted() -> None:
+    names = ("a,b", "a:b", "a-b")
+    spec = GraphSpec("decode", tuple(TensorSpec(n, "int32", ("B",)) for n in names), ())
+    words = shlex.split(trtexec_command(BuildRequest(Path("x.onnx"), spec, PROFILE), TENSORRT_11))
+    assert "--maxShapes='a,b':64,'a:b':64,a-b:64" in words
+
+
 def test_no_tool_embeds_kernels() -> None:
     settings = Settings(PluginChoice("embedded"))
     request = BuildRequest(Path("decode.onnx"), SPEC, PROFILE, settings=settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from ckv_export.engine.layers import (
     Layer,
     LayerReport,
     inspected_layers,
+    network_layers,
     onnx_nodes,
     part_of,
 )
@@ -74,9 +76,47 @@ def test_inspected_layers_of_several_vocabularies():
     assert LayerReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 
 
+def test_types_and_parts_are_counted():
+    layers = (
+        Layer("a", "gemm", ("m/a", "m/0/b"), ("fp16",)),
+        Layer("b", "kgen", ("m/c", "n/c"), ("fp16", "fp32")),
+        Layer("c", "kgen", ("whole/numbers",), ()),
+    )
+    report = LayerReport("engine", layers)
+    assert list(report.types.items()) == [("kgen", 2), ("gemm", 1)]
+    assert report.parts == {"m": {"fp16": 2, "fp32": 1}, "n": {"fp16": 1, "fp32": 1}}
+
+
+@pytest.mark.parametrize("name", ["FP8", "FP4"])
+def test_a_precision_that_nobody_asks_for_is_seen(name: str):
+    ((layer,), _) = inspected_layers(json.dumps({"Layers": [entry("a", "gemm", name)]}))
+    assert layer.precisions == (name.lower(),)
+
+
+def test_a_constant_says_nothing_of_how_the_model_computes():
+    def layer(kind: str) -> SimpleNamespace:
+        output = SimpleNamespace(dtype=SimpleNamespace(name="FLOAT"))
+        return SimpleNamespace(
+            name=kind,
+            type=SimpleNamespace(name=kind),
+            num_outputs=1,
+            get_output=lambda i: output,
+            metadata=f"[ONNX Layer: m/{kind}]",
+        )
+
+    made = [layer("CONSTANT"), layer("SOFTMAX")]
+    network = SimpleNamespace(num_layers=len(made), get_layer=made.__getitem__)
+    assert network_layers(network) == (
+        Layer("CONSTANT", "CONSTANT", ("m/CONSTANT",), ()),
+        Layer("SOFTMAX", "SOFTMAX", ("m/SOFTMAX",), ("fp32",)),
+    )
+
+
 def test_layer_names_alone_tell_no_types():
     layers, _ = inspected_layers(json.dumps({"Layers": ["a + b"]}))
     assert layers == (Layer("a + b", "unknown"),)
+    layers, _ = inspected_layers(json.dumps({"Layers": [{"Name": "a", "Outputs": ["y"]}]}))
+    assert layers == (Layer("a", "unknown"),)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": 3}'])

@@ -68,6 +68,7 @@ def refuse(engine: BundleEngine, backend: Backend) -> str:
 
 def test_a_fitting_engine(write: Write, full: FakeTensorRt):
     write().prepare(full.backend)
+    write(onnx="").prepare(full.backend)  # of a version that did not record it
     assert full.loaded == []
 
 
@@ -126,6 +127,7 @@ def test_another_library(write: Write, full: FakeTensorRt):
         ("sm90", {}, True),
         ("sm80", {}, False),
         ("sm120", {}, False),
+        ("sm80", {"hardware_compatible": True}, True),
         ("sm120", {"hardware_compatible": True}, True),
         ("sm75", {"hardware_compatible": True}, False),
     ],
@@ -145,6 +147,7 @@ def test_gpus(
         return
     sentence = refuse(engine, full.backend)
     assert f"was built for sm90, the GPU here is {gpu}: run ckv-export build" in sentence
+    assert sentence.count("--target") == 1
 
 
 def test_rtx_is_told_the_target(write: Write, monkeypatch: pytest.MonkeyPatch):
@@ -170,6 +173,8 @@ def test_a_plugin_inside_the_engine_needs_no_library(write: Write, full: FakeTen
     carried = dict(engine.entry.plugin) | {"carried": True, "file": None}
     write(plugin=carried, settings={"version_compatible": True}).prepare(full.backend)
     assert full.loaded == []
+    embedded = write(plugin=carried | {"kind": "embedded"}, backend_version="11.3.0")
+    assert refuse(embedded, full.backend).endswith("--target=current --plugin=embedded")
 
 
 def test_another_plugin_library(write: Write, full: FakeTensorRt):

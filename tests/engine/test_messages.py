@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import enum
+from types import SimpleNamespace
+
 import pytest
 
-from ckv_export.engine.messages import Messages, readable
+from ckv_export.engine import Backend, messages
+from ckv_export.engine.messages import Messages, listen, readable
+
+Severity = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
 
 NO_DRIVER = (
     "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at "
@@ -38,5 +44,23 @@ def test_readable(text: str, clause: str) -> None:
 
 def test_first_error_skips_what_explains_nothing() -> None:
     assert Messages(errors=[NO_DRIVER, "x is odd"]).first_error() == "x is odd"
+    other = "The logger passed into createInferBuilder differs from one registered before"
+    assert Messages(errors=[other, "", "x is odd"]).first_error() == "x is odd"
     assert Messages(errors=[NO_DRIVER]).first_error() is None
     assert Messages().first_error() is None
+
+
+def test_who_listens_hears_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all who listen at the same time hear the one logger of the process."""
+    monkeypatch.setattr(messages, "_loggers", {})
+    base = type("ILogger", (), {"Severity": Severity, "__init__": lambda self: None})
+    backend = Backend("tensorrt", SimpleNamespace(ILogger=base), "11")  # type: ignore[arg-type]
+    with listen(backend) as (logger, outer):
+        with listen(backend) as (same, inner):
+            assert same is logger
+            for level in Severity:
+                logger.log(level, level.name)
+        logger.log(Severity.ERROR, "later")
+    logger.log(Severity.ERROR, "when nobody listens")
+    assert (inner.errors, inner.warnings) == (["INTERNAL_ERROR", "ERROR"], ["WARNING"])
+    assert (outer.errors, outer.warnings) == ([*inner.errors, "later"], ["WARNING"])

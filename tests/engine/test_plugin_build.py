@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ project(stand_in LANGUAGES C)
 set(CKV_CUDA_TARGETS "75-real;120" CACHE STRING "")
 message(STATUS "plugins for TensorRT 11.7")
 add_library(ckv_plugins MODULE plugin.c)
+add_library(helper MODULE plugin.c)
 set_target_properties(ckv_plugins PROPERTIES OUTPUT_NAME ckv_plugins_trt11)
 """
 
@@ -51,6 +53,7 @@ def test_libraries_and_record_arrive(source: Path, tmp_path: Path):
     built = build_plugins(PluginBuild(source, ("sm120", "sm86")), out, lines.append)
     library = out / "libckv_plugins_trt11.so"
     assert sorted(p.name for p in out.iterdir()) == sorted([library.name, RECORD])
+    assert library.stat().st_mode & 0o777 == 0o755
     record = json.loads((out / RECORD).read_text())
     assert record["files"] == {library.name: hashlib.sha256(library.read_bytes()).hexdigest()}
     assert record["tensorrt"] == built.tensorrt == "11.7"
@@ -88,6 +91,42 @@ def test_missing_tools_and_sources(source: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EngineError, match="needs cmake"):
         build_plugins(PluginBuild(source), tmp_path / "out", lambda line: None)
+    tool(tmp_path / "cmake", "exit 1")
+    with pytest.raises(EngineError, match="needs nvcc"):
+        build_plugins(PluginBuild(source), tmp_path / "out", lambda line: None)
+
+
+def tool(path: Path, does: str) -> None:
+    path.write_text(f"#!/bin/sh\n{does}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        ("exit 3", "cmake failed: no message"),
+        ("echo one; echo two; exit 3", "cmake failed: two"),
+        ("echo one; echo Error: two >&2; echo three; exit 3", "cmake failed: Error: two"),
+    ],
+)
+def test_what_a_failing_tool_said(source: Path, tmp_path: Path, does: str, says: str):
+    tool(tmp_path / "tools" / "cmake", does)
+    with pytest.raises(EngineError, match=f"{says}$"):
+        build_plugins(PluginBuild(source), tmp_path / "out", lambda line: None)
+
+
+def test_a_listener_that_fails_stops_the_tool(source: Path, tmp_path: Path):
+    tool(tmp_path / "tools" / "cmake", "echo started; exec sleep 60")
+    started = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        build_plugins(PluginBuild(source), tmp_path / "out", lambda line: 1 // 0)
+    assert time.monotonic() - started < 30
+
+
+def test_the_folder_of_tensorrt_reaches_cmake():
+    command = PluginBuild(Path("s"), tensorrt_root=Path("/trt")).configure_command(Path("b"))
+    assert "-DTensorRT_ROOT=/trt" in command
+    assert not any("ROOT" in word for word in PluginBuild(Path("s")).configure_command(Path("b")))
 
 
 def test_command_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from onnx import helper
 from ckv_export.contract import Profile, Range, TensorSpec
 from ckv_export.engine import Backend, PluginChoice, Settings, aot_plugin, build_engine
 from ckv_export.engine.plugin_library import read, runs_on
+from ckv_export.engine.plugins import PluginRecord, found_again
 from ckv_export.errors import EngineError
 
 PROFILE = Profile({"B": Range(1, 1, 4), "S": Range(0, 6, 40)})
@@ -103,11 +105,15 @@ def test_a_library_is_loaded_before_parsing_and_recorded(pools, full: FakeTensor
     assert full.loaded == [str(file)]
 
 
-def test_a_version_compatible_engine_carries_the_library(pools, full: FakeTensorRt, tmp_path: Path):
+def test_a_version_compatible_engine_carries_the_library(
+    pools, full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     file = write_library(tmp_path / "lib", [GATHER])
-    asked = request(pools, "library", file, version_compatible=True)
+    monkeypatch.chdir(tmp_path)
+    asked = request(pools, "library", Path("lib"), version_compatible=True)
     built = build_engine(asked, full.backend, tmp_path / "e")
-    assert full.configs[0].plugins_to_serialize == [str(file)]
+    # By its whole path: the library looks a bare name up in places of its own.
+    assert full.configs[0].plugins_to_serialize == full.loaded == [str(file)]
     assert full.module.BuilderFlag.VERSION_COMPATIBLE in full.configs[0].flags
     assert built.plugin is not None
     assert built.plugin.carried
@@ -129,6 +135,24 @@ def test_a_plugin_that_is_not_in_the_engine(pools, full: FakeTensorRt, tmp_path:
     full.faults.engine = True
     sentence = refuse(pools, full, tmp_path, "library", file)
     assert "0 plugin layers of 2; no engine was written" in sentence
+
+
+def test_a_library_for_another_minor_version(pools, full: FakeTensorRt, tmp_path: Path):
+    file = write_library(tmp_path / "lib", [GATHER], tensorrt="11.0.1")
+    assert build_engine(request(pools, "library", file), full.backend, tmp_path / "e").plugin
+
+
+def test_plugins_of_others_are_no_concern(pools, full: FakeTensorRt, tmp_path: Path):
+    registry = full.module.get_plugin_registry()
+    for given in ({"plugin_namespace": "theirs"}, {}):  # older creators have no namespace
+        creator = SimpleNamespace(name="Theirs", plugin_version="1", **given)
+        registry.register_creator(creator, str(given))
+    assert build_engine(request(pools), full.backend, tmp_path / "e").pool_step == "native"
+
+
+def test_kernels_inside_an_engine_are_looked_for_nowhere(full: FakeTensorRt):
+    record = PluginRecord("embedded", "ab", "1", "11.4.0", ("sm90",), carried=True)
+    assert found_again(record, PluginChoice("embedded"), full.backend) is record
 
 
 def test_a_library_without_our_operator(pools, full: FakeTensorRt, tmp_path: Path):
@@ -162,10 +186,25 @@ def test_two_libraries_in_one_process(pools, full: FakeTensorRt, tmp_path: Path)
     assert "use a process of its own" in sentence
 
 
+def test_a_tactic_that_fails_beside_one_that_is_taken(
+    pools, full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(aot_plugin, "_failures", [])
+    real = fake_builder.Builder.build_serialized_network
+
+    def build(self, network, config) -> bytes:
+        aot_plugin._failures.append(EngineError("one tactic needs too much memory"))
+        return real(self, network, config)
+
+    monkeypatch.setattr(fake_builder.Builder, "build_serialized_network", build)
+    assert build_engine(request(pools), full.backend, tmp_path / "e").bytes > 0
+
+
 @pytest.mark.parametrize(
     ("record", "says"),
     [
         ({"files": {}}, "does not list libckv_plugins_trt11.so"),
+        ({"files": ["libckv_plugins_trt11.so"]}, "no record that this ckv-export reads"),
         ({"files": {"libckv_plugins_trt11.so": "00"}}, "is not the library that plugins.json"),
         ({"operator_version": "2"}, "has version 2 of the operators"),
         ({"tensorrt": "10.9.0"}, "was built for TensorRT 10.9.0 and TensorRT 11.4.0 can't"),
@@ -191,8 +230,9 @@ def test_libraries_without_a_record_or_of_the_wrong_flavour(
     twin = file.with_name("libckv_plugins_registering_trt11.so")
     shutil.copy(file, twin)
     assert "is for Triton and LD_PRELOAD" in refuse(pools, full, tmp_path, "library", twin)
-    (file.parent / "plugins.json").write_text("{")
-    assert "no record of plugins" in refuse(pools, full, tmp_path, "library", file)
+    for text in ("{", "{}", "[]"):
+        (file.parent / "plugins.json").write_text(text)
+        assert "no record of plugins" in refuse(pools, full, tmp_path, "library", file)
     (file.parent / "plugins.json").unlink()
     assert "no plugins.json beside it" in refuse(pools, full, tmp_path, "library", file)
     assert "there is no plugin library" in refuse(pools, full, tmp_path, "library", tmp_path)

@@ -103,14 +103,19 @@ def test_a_handler_that_returns_still_ends_the_build(
     assert heard == [signal.SIGTERM]
 
 
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
 def test_a_listener_that_fails_stops_the_build(
-    rtx: Backend, projection, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    rtx: Backend,
+    projection,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    kind: type[BaseException],
 ) -> None:
     def fail() -> None:
-        raise ZeroDivisionError("the listener's own")
+        raise kind("the listener's own")
 
     listener = At(fail)
-    with pytest.raises(ZeroDivisionError, match="the listener's own"):
+    with pytest.raises(kind, match="the listener's own"):
         build_engine(projection.request(), rtx, tmp_path / "e", listener)
     assert listener.steps == 1
     assert "ERROR" not in capfd.readouterr().err
@@ -134,6 +139,14 @@ def test_ignored_signals_stay_ignored() -> None:
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def test_a_handler_that_could_not_be_put_back_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that C code installed reads as None."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *given: pytest.fail(f"replaced {given}"))
+    with deferred_signals(Cancellation()):
+        pass
 
 
 def test_plain_lines_without_a_terminal(rtx: Backend, projection, tmp_path: Path) -> None:

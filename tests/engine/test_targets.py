@@ -6,6 +6,7 @@ import enum
 from types import ModuleType
 
 import pytest
+import torch
 
 from ckv_export.engine import Backend, default_targets, known_targets, parse_targets, targets
 from ckv_export.engine.targets import set_targets
@@ -43,7 +44,7 @@ def test_real_module_names_generations(rtx: Backend) -> None:
     [
         (("portable",), ("sm80", "sm86", "sm89", "sm120", "sm121")),
         (("sm86",), ("sm86",)),
-        (("8.6", "SM_86", "86"), ("sm86",)),
+        (("8.6", "SM_86", " 86 "), ("sm86",)),
         (("12.0",), ("sm120",)),
         (("ada", "ampere"), ("sm89", "sm80", "sm86")),
         (("Blackwell",), ("sm120", "sm121")),
@@ -92,6 +93,20 @@ def test_full_tensorrt_builds_for_the_gpu_present(gpu) -> None:
     gpu(None)
     with pytest.raises(EngineError, match="no GPU here to build for: use the backend"):
         parse_targets(("current",), FULL)
+
+
+def test_a_family_is_any_of_its_generations(gpu) -> None:
+    gpu("sm86")
+    assert parse_targets(("ampere",), FULL) == ("sm86",)
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_the_gpu_present_is_torchs_word(monkeypatch: pytest.MonkeyPatch, present: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA RTX")
+    found = targets.present_gpu(), targets.present_gpu_name()
+    assert found == (("sm120", "NVIDIA RTX") if present else (None, None))
 
 
 def test_defaults() -> None:

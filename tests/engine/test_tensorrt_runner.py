@@ -139,8 +139,9 @@ def test_rtx_says_why_an_engine_is_invalid(engine: Path) -> None:
 @pytest.mark.usefixtures("rtx_loggers")
 def test_runtime_cache_is_read_and_written(engine: Path, tmp_path: Path) -> None:
     file = tmp_path / "kernels.cache"
+    runner = FakeRunner(engine, IO, RTX, runtime_cache=file)
     for stored in (b"kernels: none, one more", b"kernels: none, one more, one more"):
-        with FakeRunner(engine, IO, RTX, runtime_cache=file) as runner:
+        with runner:
             for events in (1, 2):
                 runner.infer(feeds(1, events))
             caches = [context.runtime_config.cache for context in runner._engine.contexts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,21 +33,26 @@ def test_timings_are_kept_and_added_to(projection, full: FakeTensorRt, tmp_path:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(("theirs", "kept"), [(HEADER + b"theirs\n", [b"theirs"]), (b"hello", [])])
 def test_what_another_build_wrote_meanwhile_stays(
-    projection, full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    projection,
+    full: FakeTensorRt,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    theirs: bytes,
+    kept: list[bytes],
 ):
+    """Unless it is no cache."""
     cache = tmp_path / "timings"
     real = fake_builder.Builder.build_serialized_network
 
     def build_slowly(self, network, config: Config) -> bytes:
-        cache.write_bytes(HEADER + b"theirs\n")
+        cache.write_bytes(theirs)
         return real(self, network, config)
 
     monkeypatch.setattr(fake_builder.Builder, "build_serialized_network", build_slowly)
     build(projection, full, cache, tmp_path / "e")
-    assert sorted(cache.read_bytes().splitlines()) == sorted(
-        [HEADER.strip(), b"one more", b"theirs"]
-    )
+    assert sorted(cache.read_bytes().splitlines()) == sorted([HEADER.strip(), b"one more", *kept])
 
 
 @pytest.mark.parametrize(
@@ -61,6 +67,40 @@ def test_a_stale_or_damaged_cache_is_refused_and_left(
         build(projection, full, cache, tmp_path / "e")
     assert cache.read_bytes() == stale
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError])
+def test_bindings_that_raise_for_a_damaged_cache(
+    projection,
+    full: FakeTensorRt,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception],
+):
+    def refuse(self: Config, data: bytes) -> None:
+        raise kind("nullptr")
+
+    (tmp_path / "timings").write_bytes(b"hello")
+    monkeypatch.setattr(Config, "create_timing_cache", refuse)
+    with pytest.raises(EngineError, match="no timing cache that"):
+        build(projection, full, tmp_path / "timings", tmp_path / "e")
+
+
+def test_a_disk_that_is_full_at_last_leaves_the_old_timings(
+    projection, full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path / "timings"
+    build(projection, full, cache, tmp_path / "e")
+    before = cache.read_bytes()
+
+    def refuse(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(EngineError, match=r"can't write the timing cache .*No space left"):
+        build(projection, full, cache, tmp_path / "e")
+    assert cache.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_places_that_are_no_file(projection, full: FakeTensorRt, tmp_path: Path):

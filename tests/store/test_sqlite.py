@@ -55,7 +55,7 @@ def test_a_full_disk_is_an_error_and_harms_nothing(tmp_path: Path):
     store.write([Change("u", Entry(b"x"))])
     pages = store._connection.execute("PRAGMA page_count").fetchone()[0]  # type: ignore[attr-defined]
     store._connection.execute(f"PRAGMA max_page_count = {pages}")  # type: ignore[attr-defined]
-    with pytest.raises(StoreError, match="full"):
+    with pytest.raises(StoreError, match="database or disk is full"):
         store.write([Change("v", Entry(b"y" * 100_000))])
     assert store.read(["u", "v"])[1] is None
     store.close()

@@ -126,11 +126,13 @@ def test_nothing_else_is_ever_replaced_and_nothing_half_written(
     command = ["triton", str(shop.folder), f"--out={out}", f"--store={STORE}"]
     out.write_text("a file")
     assert main(command) == 2
+    assert f"the output folder {out} is a file" in " ".join(capsys.readouterr().err.split())
     out.unlink()
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     assert main(command) == 2
     assert main([*command, "--force"]) == 2
+    assert capsys.readouterr().err.count("is no repository that ckv-export wrote") == 2
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
     (out / "mine.txt").unlink()
     assert main([*command, "--platform=tensorrt"]) == 2
