@@ -15,6 +15,7 @@ from ckv_testing.filling import filled, records
 from ckv_testing.histories import write_npz
 from ckv_testing.hstu import SPEC as HSTU
 from ckv_testing.serving import Shop, check_record
+from onnx import numpy_helper
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -35,6 +36,7 @@ from ckv_export.parity.expected import record
 from ckv_export.parity.inputs import generate
 from ckv_export.stages import Stages
 from ckv_export.training import initial_state
+from ckv_export.triton.repository import RepositoryOptions, write_repository
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -151,6 +153,24 @@ def test_bulk_prefill_binds_the_pools(
     record = records(shop, store, users)["u"]
     assert record is not None
     check_record(shop, users["u"], RecordLayout.of(manifest, "float32"), record)
+
+
+def test_a_served_graph_has_its_pools_as_constants(hstu: tuple[Path, dict], tmp_path: Path):
+    """An input of Triton's has a batch axis."""
+    pytest.importorskip("tritonclient.grpc", reason="the package tritonclient is not installed")
+    folder, _ = hstu
+    manifest = open_bundle(folder)
+    for name in write_repository(folder, manifest, RepositoryOptions("sqlite:///u.db"), tmp_path):
+        if name != manifest.name:
+            model = onnx.load(tmp_path / name / "1" / "model.onnx")
+            graph = name.removeprefix(f"{manifest.name}_")
+            pools = {t.name for t in manifest.graph(graph).inputs if t.name.startswith("pool_")}
+            given = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+            for pool, values in load_pools(folder, manifest).items():
+                if pool in pools:
+                    np.testing.assert_array_equal(given[pool], values)
+            assert pools
+            assert pools.isdisjoint(i.name for i in model.graph.input)
 
 
 def test_half_precision_pools_are_half_precision_inputs(tmp_path: Path):
