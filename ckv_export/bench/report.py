@@ -133,7 +133,9 @@ def _break_even(result: Result) -> list[Table]:
         ways = {w["name"]: w for w in place["ways"]}
         held, fetched = (ways.get(f"ONNX Runtime, full KV {n}") for n in ("held", "fetched"))
         compact = ways.get("ONNX Runtime, compact cache")
-        if held is None or fetched is None or compact is None or "decode" not in held["phases"]:
+        if held is None or fetched is None or compact is None:
+            continue
+        if any("decode" not in way["phases"] for way in (held, compact)):
             continue
         full = {"fetched_bytes": fetched["fetched_bytes"], "phases": held["phases"]}
         even = break_even(compact, full)

@@ -19,7 +19,7 @@ _ROUNDED_TO = 32
 class Encoder:
     """Records of a layout. `prefill` is not called where a record is ids alone.
 
-    `max_batch`: users of one call, of at most 65536 events with their padding.
+    `max_batch`: users of one call, of at most 65536 events with their padding, or one alone.
     """
 
     def __init__(
@@ -45,7 +45,8 @@ class Encoder:
         batch: list[int] = []
         for position in sorted(range(len(lengths)), key=lambda p: lengths[p]):
             users = len(batch) + 1
-            if users > self.max_batch or users * self._padded(lengths[position]) > _EVENTS_AT_ONCE:
+            events = users * self._padded(lengths[position])
+            if batch and (users > self.max_batch or events > _EVENTS_AT_ONCE):
                 yield batch
                 batch = []
             batch.append(position)
@@ -68,10 +69,8 @@ class Encoder:
             entries = (
                 user_events(self.layout, tensors, u, graph="prefill") for u in range(len(rows))
             )
-            rows = [
-                {n: a for n, a in made.items() if n.startswith("cache_")} | row
-                for made, row in zip(entries, rows, strict=True)
-            ]
+            # What stands in a row already is of all events, not of those that prefill has seen.
+            rows = [made | row for made, row in zip(entries, rows, strict=True)]
         return [encode(self.layout, row) for row in rows]
 
     def _feeds(self, histories: Sequence[Arrays], size: int) -> Arrays:

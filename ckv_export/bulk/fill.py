@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ckv_export.bulk.encode import Encoder
 from ckv_export.bulk.histories import HistoryFile, Piece, open_histories
 from ckv_export.cache.pool_file import load_pools
-from ckv_export.cache.record import RecordLayout, count, kept_events
+from ckv_export.cache.record import RecordLayout, decode, kept_events
 from ckv_export.errors import RecordError
 from ckv_export.manifest import open_bundle
 from ckv_export.runtimes.bound import BoundRunner
@@ -65,6 +65,8 @@ class Tally:
 
 
 Progress = Callable[[Tally], None]
+Found = Entry | RecordError | None
+"""What a store holds of a user; the error where it is no entry, as a server would raise it."""
 
 
 class Filler:
@@ -126,13 +128,13 @@ class Filler:
         chosen = [
             position
             for position, user in enumerate(piece.users)
-            if piece.lengths[position] and (before[user] is None or self._replaces(before[user]))
+            if piece.lengths[position] and self._replaces(before[user])
         ]
         histories = [piece.history(position, self.max_events) for position in chosen]
         changes = []
         for position, record in zip(chosen, self.encoder.encode(histories), strict=True):
             user, events = piece.users[position], int(piece.lengths[position])
-            changes.append(Change(user, Entry(record, events), before[user]))
+            changes.append(_change(user, Entry(record, events), before[user]))
             tally.events += events
         happened = self.store.write(changes)
         tally.written = sum(happened)
@@ -142,19 +144,32 @@ class Filler:
         )
         return tally
 
-    def _before(self, users: Iterable[str]) -> dict[str, Entry | None]:
-        names = list(users)
-        return dict(zip(names, self.store.read(names), strict=True))
+    def _before(self, users: Sequence[str]) -> dict[str, Found]:
+        """What the store holds of each, in one call unless some of it is no entry."""
+        try:
+            return dict(zip(users, self.store.read(users), strict=True))
+        except RecordError as error:
+            if len(users) == 1:
+                return {users[0]: error}
+            half = len(users) // 2
+            return self._before(users[:half]) | self._before(users[half:])
 
-    def _replaces(self, entry: Entry | None) -> bool:
-        """Whether a record there is written anew: one that the server would refuse always is."""
-        if self.options.replace or entry is None:
+    def _replaces(self, found: Found) -> bool:
+        """Whether a record is written: over one that the server would refuse always."""
+        if self.options.replace or not isinstance(found, Entry):
             return True
         try:
-            count(self.layout, entry.record)
+            decode(self.layout, found.record)
         except RecordError:
             return True
         return False
+
+
+def _change(user: str, entry: Entry, found: Found) -> Change:
+    """Only if nobody wrote since; nobody appends to what can't be read."""
+    if isinstance(found, RecordError):
+        return Change(user, entry, force=True)
+    return Change(user, entry, found)
 
 
 def fill_store(options: FillOptions, progress: Callable[[Tally, int], None]) -> Tally:

@@ -92,10 +92,6 @@ class HistoryFile(abc.ABC):
         """The ids of all users, some at a time."""
 
     @abc.abstractmethod
-    def size(self, group: int) -> int:
-        """Users of a group."""
-
-    @abc.abstractmethod
     def read(self, group: int) -> Iterator[Piece]:
         """A group's users; raises `EventsError` for what doesn't fit the model."""
 
@@ -143,9 +139,6 @@ class _Parquet(HistoryFile):
             if names.count(name) > 1:
                 raise EventsError(f"{path} has {names.count(name)} columns called {name!r}")
         self._columns = [*needed, *(n for n in names if n == _MASK.name)]
-
-    def size(self, group: int) -> int:
-        return int(self._file.metadata.row_group(group).num_rows)
 
     def read(self, group: int) -> Iterator[Piece]:
         expected = {t.name: t for t in (*self.tensors, _MASK)}
@@ -195,9 +188,6 @@ class _Npz(HistoryFile):
 
     def names(self) -> Iterator[Sequence[str]]:
         yield self._names
-
-    def size(self, group: int) -> int:
-        return len(self._names[group * PIECE : (group + 1) * PIECE])
 
     def read(self, group: int) -> Iterator[Piece]:
         part = slice(group * PIECE, (group + 1) * PIECE)

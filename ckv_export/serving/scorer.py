@@ -208,6 +208,8 @@ class Scorer:
             happened = self.store.write(changes)
         except CkvError as error:
             _fail(works, error)
+            for change in changes:  # which may have happened
+                known.pop(change.user, None)
             return
         for work, change, done in zip(works, changes, happened, strict=True):
             if done:

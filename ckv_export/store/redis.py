@@ -52,14 +52,17 @@ class RedisStore(Store):
         super().__init__(where)
         self.prefix, self.ttl = prefix, ttl
         self._redis = _module()
+        # A write sent again would find its own first sending, and pass for one that came too late.
+        once = self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 0)
+        self._evicted_before = 0
         try:
             self._client: Any = self._redis.Redis.from_url(
-                url, socket_timeout=timeout, socket_connect_timeout=timeout
+                url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=once
             )
-        except ValueError as error:
+            # Of an option that it doesn't know, redis-py says so when it first connects.
+            self._evicted_before = self.evictions()
+        except (ValueError, TypeError, AttributeError) as error:
             raise StoreError(f"{where} is no address of a Redis server: {error}") from error
-        self._evicted_before = 0
-        self._evicted_before = self.evictions()
 
     def close(self) -> None:
         """Close the connections."""
@@ -106,7 +109,7 @@ class RedisStore(Store):
 def _pieces(write: KeyedWrite) -> tuple[bytes | int, ...]:
     """The last four arguments of `_WRITE`."""
     kept, value = write.kept, write.value
-    if kept is None or kept.length <= 0:
+    if kept is None:
         return value, b"", b"", b""
     last = kept.old + kept.length - 1
     return value[: kept.new], kept.old, last, value[kept.new + kept.length :]

@@ -30,7 +30,7 @@ def open_store(url: str) -> Store:
     """
     check_address(url)
     parts = urlsplit(url)
-    given = dict(parse_qsl(parts.query))
+    given = _given(parts)
     prefix = given.get("prefix", "ckv")
     ttl, timeout = (_seconds(given, name) for name in ("ttl", "timeout"))
     if parts.scheme == "sqlite":
@@ -52,7 +52,7 @@ def check_address(url: str) -> None:
         raise InputError(
             f"a store's address must be {FORMS}, got {_shown(url)!r}: {error}"
         ) from error
-    given = dict(parse_qsl(parts.query))
+    given = _given(parts)
     if parts.scheme == "sqlite":
         _check_file(url, parts, given)
     elif parts.scheme in _REDIS:
@@ -63,12 +63,19 @@ def check_address(url: str) -> None:
         _seconds(given, name)
 
 
+def _given(parts: SplitResult) -> dict[str, str]:
+    """The options of an address; one without a value has "", which no check takes for absent."""
+    return dict(parse_qsl(parts.query, keep_blank_values=True))
+
+
 def _check_file(url: str, parts: SplitResult, given: dict[str, str]) -> None:
     if parts.netloc or not parts.path[1:]:
         raise InputError(
             f"a store in a file must be sqlite:///FILE (sqlite:////FILE for an absolute path), "
             f"got {url!r}"
         )
+    if "#" in url:
+        raise InputError(f"a store's file must have no # in its path, got {url!r}")
     allowed = (*_OPTIONS, "synchronous")
     for name in given:
         if name not in allowed:

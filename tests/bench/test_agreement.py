@@ -53,6 +53,22 @@ def test_one_score_in_a_hundred_may_be_a_near_tie():
         check(Served("a", 0), Served("b", many))
 
 
+def test_a_score_that_is_none_is_no_near_tie():
+    one = np.zeros((2, 100))
+    one[0, 0] = np.nan
+    with pytest.raises(ParityFailure, match=r"^b: 0\.5% of the scores .* by nan"):
+        check(Served("a", 0), Served("b", one))
+
+
+def test_the_first_call_is_timed_alone(monkeypatch: pytest.MonkeyPatch):
+    served = Served("a", 0, 0, 0)
+    left = len(served.answers)
+    clock = SimpleNamespace(perf_counter=lambda: float(left - len(served.answers)))
+    monkeypatch.setattr("ckv_export.bench.agreement.time", clock)
+    check(served)
+    assert served.way.first_call_seconds == 1
+
+
 @pytest.mark.parametrize("error", [EngineError("no such shape"), EngineError("no capture")])
 def test_a_way_that_cannot_run_is_left_out(error: EngineError):
     served = [Served("a", 0), Served("b", 0, error), Served("c", 0)]

@@ -21,7 +21,10 @@ def pair(rng: np.random.Generator, factor: float) -> tuple[dict, dict]:
     )
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(1.2, "slower"), (1.0, "same"), (0.8, "faster")])
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [(1.2, "slower"), (1.03, "same"), (1.0, "same"), (0.97, "same"), (0.8, "faster")],
+)
 def test_each_phase_is_judged(factor: float, verdict: str, rng: np.random.Generator):
     found = compare(*pair(rng, factor), 0.05)
     assert {r.phase: r.verdict for r in found.rows} == {"decode": verdict, "request": "same"}
@@ -29,13 +32,17 @@ def test_each_phase_is_judged(factor: float, verdict: str, rng: np.random.Genera
     (decode,) = (r for r in found.rows if r.phase == "decode")
     assert decode.interval.low <= decode.interval.ratio <= decode.interval.high
     assert decode.interval.ratio == pytest.approx(factor, rel=0.02)
+    assert (decode.old_ms, decode.new_ms) == pytest.approx((10, 10 * factor), rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("place", "says"),
     [
         (("bundle", "fingerprint"), "fingerprint"),
+        (("bundle", "precision"), "precision: fp32 and other"),
         (("settings", "threads"), "threads: 1 and other"),
+        (("settings", "stored"), "stored: fp32 and other"),
+        (("settings", "source"), "source: memory and other"),
         (("settings", "sizes"), "sizes"),
     ],
 )
@@ -54,6 +61,10 @@ def test_another_machine_is_refused_unless_asked_for(rng: np.random.Generator):
     with pytest.raises(InputError, match="cpu: c and other"):
         compare(old, new, 0.05)
     assert compare(old, new, 0.05, any_machine=True).notes == ("cpu: c and other",)
+    new = copy.deepcopy(old)
+    new["environment"]["machine"]["cores"] = 4
+    with pytest.raises(InputError, match="cores: 2 and 4"):
+        compare(old, new, 0.05)
     new = copy.deepcopy(old)
     new["environment"]["gpus"] = [{"name": "a GPU"}]
     with pytest.raises(InputError, match=r"GPUs: \[\] and \['a GPU'\]"):
@@ -87,6 +98,11 @@ def test_other_files_are_refused(text: str, tmp_path: Path):
         load(file)
     with pytest.raises(InputError, match="can't read the result"):
         load(tmp_path / "absent.json")
+    file.write_text(json.dumps(result() | {"schema_version": 2}))
+    with pytest.raises(
+        InputError, match="is a result of schema version 2, this ckv-export reads 1"
+    ):
+        load(file)
     file.write_text(json.dumps(result()))
     assert load(file)["settings"] == result()["settings"]
 

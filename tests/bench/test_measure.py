@@ -96,6 +96,14 @@ def test_a_call_that_is_not_stable_keeps_all_of_them_going():
     assert all(t.stable for t in timings.values())
 
 
+@pytest.mark.parametrize(("tolerance", "windows"), [(0.25, 3), (0.15, 4), (0.05, 5)])
+def test_how_near_is_near_is_what_the_settings_say(tolerance: float, windows: int):
+    simulated = Simulated()
+    calls = {"a": simulated.call("a", 1.0, 1.1, 1.2)}
+    settings = Settings(warmup=0, window=1, tolerance=tolerance, seconds=1e6)
+    assert len(in_turn(calls, settings, simulated.clock)["a"].windows) == windows
+
+
 def test_a_timing_in_numbers(rng: np.random.Generator):
     windows = rng.uniform(0.001, 0.1, (13, 8)).tolist()
     told = Timing(windows, stable=True).to_dict(each=5)

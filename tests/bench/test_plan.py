@@ -116,18 +116,18 @@ def test_every_layer_is_counted_and_every_pool():
     spec = ModelSpec(
         kind="hstu",
         features=PLAIN,
-        attention=AttentionSpec(256, 8, 1, 3, 100, 70_000),
+        attention=AttentionSpec(256, 8, 2, 3, 100, 70_000),
         dnn=DNN,
         max_len=40,
         num_layers=3,
     )
     compact, fp16, _ = plans(spec, Demand(7, 2000, 5, user_dtype="int8", memory=10**9))
-    each = 3 * ((2 + 4) + (1 + 2) + (3 + 2))
+    each = 3 * ((2 + 4) + (2 + 2) + (3 + 2))
     assert compact.lines[1].how.startswith("3 layers x (2 K index uint16 + ")
     assert compact.value("bytes per event") == each
     assert compact.value("cached events per user") == 2000  # no window
     assert compact.value("fetched per second") == 5 * 2000 * each
-    pools = 3 * 4 * (100 * 255 + 70_000 * 253)
+    pools = 3 * 4 * (100 * 254 + 70_000 * 253)
     assert compact.value("users per server") == (10**9 - pools) // (2000 * each)
     assert fp16.value("bytes per event") == 3 * 2 * 256 * 2
     assert fp16.value("users per server") == 10**9 // (2000 * 3 * 2 * 256 * 2)
@@ -153,6 +153,10 @@ def test_other_texts_are_refused(text: str):
         ({"users": 0}, "users must lie in 1 to 1,000,000,000, got 0"),
         ({"users": 10**9 + 1}, "users must lie"),
         ({"history": -1}, "history must lie"),
+        ({"requests": 0}, "requests must lie"),
+        ({"memory": 0}, "memory must lie"),
+        ({"link": 0}, "link must lie"),
+        ({"utilisation": 0}, "utilisation must lie"),
         ({"utilisation": 101}, "utilisation must lie in 1 to 100"),
     ],
 )
@@ -172,7 +176,10 @@ def test_a_result_for_other_histories_says_nothing():
     with pytest.raises(InputError, match="measure with --history 1000"):
         measured_ways(result, 1000)
     way = {"name": "a", "device": "cpu", "cache": "compact"}
-    result["ways"] = [way | {"phases": {"request": {"mean_ms": 3.0}}}, way | {"phases": {}}]
+    result["ways"] = [
+        way | {"phases": {"request": {"mean_ms": 3.0}}},
+        way | {"phases": {"decode": {"mean_ms": 1.0}}},
+    ]
     assert measured_ways(result, 100) == [Measured("a", "cpu", "compact", 1_500_000, 4, "fp16")]
 
 
@@ -182,5 +189,8 @@ def test_requests_of_large_batches_cost_less_than_a_microsecond_each_and_not_not
     settings = {"sizes": {"history": 1000, "batch": 4096}, "threads": 1, "stored": "fp32"}
     (measured,) = measured_ways({"settings": settings, "ways": [way]}, 1000)
     assert measured.nanoseconds == 244
+    way["phases"] = {"request": {"mean_ms": 1e-4}}
+    (least,) = measured_ways({"settings": settings, "ways": [way]}, 1000)
+    assert least.nanoseconds == 1
     compact, *_ = plans(SPEC, Demand(1, 1000, 10**7, utilisation=100), [measured])
     assert compact.value("GPUs: a") == 3  # 10 million x 244 ns are 2.44 busy seconds a second

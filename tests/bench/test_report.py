@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import math
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from ckv_testing.draw import make_spec
 from ckv_testing.results import result, timing, way
 
+from ckv_export.bench.report import _sizes_series as sizes_series
 from ckv_export.bench.report import break_even, markdown, page, plots, tables
 from ckv_export.bench.svg import Series, line_plot
 
@@ -49,6 +52,41 @@ def test_ratios_are_to_the_first_way(rng: np.random.Generator):
     assert [float(row[4]) for row in request] == pytest.approx([1.0, 10 / 14, 20 / 14], rel=0.03)
 
 
+def test_every_phase_of_any_way_has_a_table_that_says_what_is_not_stable(
+    rng: np.random.Generator,
+):
+    made = measured(rng)
+    made["ways"][1]["phases"]["decode"]["stable"] = False
+    found = {title.split(" (")[0]: rows for title, _, rows in tables(made)}
+    assert [[row[0][-4:], row[-1]] for row in found["decode"]] == [
+        ["ache", ""],
+        ["held", "not stable"],
+    ]
+    assert len(found["request"]) == 3
+
+
+def test_costs_stand_under_their_heads(rng: np.random.Generator):
+    made = measured(rng)
+    made["ways"][0] |= {"host_to_device_bytes": 3_000, "host_bytes": 2_000_000}
+    made["ways"][1] |= {"gpu_bytes": 4_000_000, "worst_score_error": 1.5e-7}
+    first, second, _ = next(rows for title, _, rows in tables(made) if title.startswith("What a"))
+    assert first[1:] == ["12.0 kB", "3.00 kB", "0.100", "0.100", "2.00 MB", "-", "0.0e+00"]
+    assert second[5:] == ["-", "4.00 MB", "1.5e-07"]
+
+
+def test_each_axis_of_a_sweep_has_its_own_tables(rng: np.random.Generator):
+    made = measured(rng)
+    alone = way("a", request=timing(rng, 1))
+    made["sweep"].append({"axis": "batch", "value": 4, "ways": [alone]})
+    found = {title: rows for title, _, rows in tables(made)}
+    swept = {title: [row[0] for row in found[title]] for title in found if "p50 ms by" in title}
+    assert swept == {
+        "decode, p50 ms by history": ["10", "100"],
+        "request, p50 ms by history": ["10", "100"],
+        "request, p50 ms by batch": ["4"],
+    }
+
+
 def test_a_rate_that_is_not_known_is_not_shown_as_one(rng: np.random.Generator):
     made = measured(rng)
     made["ways"][1]["rate"] = {"bound_ms": 50.0, "requests_per_second": None, "trials": []}
@@ -87,15 +125,41 @@ def test_break_even_is_where_both_cost_the_same(rng: np.random.Generator):
     assert break_even(faster, held)["bytes_per_second"] is None
 
 
+def test_break_even_is_told_of_every_place_that_has_all_it_needs(rng: np.random.Generator):
+    made = measured(rng)
+    rows = next(rows for title, _, rows in tables(made) if title.startswith("Break-even"))
+    assert [row[0] for row in rows] == ["as measured", "history 10", "history 100"]
+    assert [row[1] for row in rows] == ["2.00 MB"] * 3
+    for point, lacking in zip(made["sweep"], (0, 1), strict=True):
+        kept = point["ways"][lacking]
+        point["ways"][lacking] = kept | {"phases": {"request": kept["phases"]["request"]}}
+    del made["ways"][2]
+    assert not [title for title, *_ in tables(made) if title.startswith("Break-even")]
+
+
+def test_sizes_of_what_is_cached_are_those_of_their_names():
+    series = {s.name: dict(s.points) for s in sizes_series(make_spec("sim"))}
+    compact, half, full = series.values()
+    assert list(series) == ["compact, fp16 user parts", "full KV, fp16", "full KV, fp32"]
+    assert all(compact[n] < half[n] and full[n] == 2 * half[n] for n in full)
+
+
 def test_pages_hold_everything_and_nothing_unescaped(rng: np.random.Generator):
     made = measured(rng)
+    made["environment"]["command"] = "bench x<z>"
+    made["environment"]["versions"]["absent"] = None
+    made["left_out"] = [{"name": "w<1>", "reason": "no <GPU>"}]
+    made["ways"][0]["name"] += "<2>"
     text = page(made)
-    assert "x&lt;y&gt;" in text
-    assert "x<y>" not in text
+    for shown in ("x<y>", "x<z>", "w<1>", "no <GPU>", "cache<2>"):
+        assert shown not in text
+        assert html.escape(shown) in text
+    assert "absent" not in text
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
     assert text.count("<svg") == len(plots(made)) == 3
     shown = markdown(made)
     assert "a\\|b" in shown
+    assert not [title for title, *_ in tables(made | {"traffic": None}) if "Traffic" in title]
     for title, _, rows in tables(made):
         assert title in shown
         assert len(rows) > 0

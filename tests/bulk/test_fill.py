@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +19,15 @@ from ckv_testing.histories import some_users, write_npz, write_parquet
 from ckv_testing.servers import free_port
 from ckv_testing.serving import Shop, User, check_record
 
-from ckv_export.bulk import fill
-from ckv_export.bulk.fill import Tally
+from ckv_export.bulk import encode, fill, histories
+from ckv_export.bulk.fill import Filler, FillOptions, Tally, fill_store
 from ckv_export.cache.item_table import load_item_table
 from ckv_export.cache.record import RecordLayout, count, decode
 from ckv_export.cli.main import main
 from ckv_export.parity.tolerances import TOLERANCES
 from ckv_export.serving import Answer, Request, Scorer, ScorerOptions, in_process
 from ckv_export.store import Change, Entry, open_store
+from ckv_export.store.base import KeyedWrite
 
 pytest.importorskip("pyarrow", reason="the package pyarrow is not installed")
 
@@ -79,11 +82,22 @@ def serves(shop: Shop, store: str, users: dict[str, User], rng: np.random.Genera
         assert answer.events == events
 
 
+@pytest.mark.parametrize(
+    ("form", "most", "wanted"),
+    [
+        ("hstu", 65536, [(64, 32), (64, 64)]),
+        ("hstu", 2048, [(64, 32), (32, 64), (32, 64)]),
+        ("hstu", 20, [(1, 32)] * 64 + [(1, 64)] * 64),  # one user is a call, however long
+        ("sim", 65536, [(64, 4), (64, 4)]),  # a window's events alone
+        ("items", 65536, []),  # a record is ids alone
+    ],
+)
 def test_calls_are_full_and_of_users_alike(
     shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, form: str, most: int, wanted: list[tuple[int, int]],
 ):  # fmt: skip
-    shop = shops("hstu")
+    monkeypatch.setattr(encode, "_EVENTS_AT_ONCE", most)
+    shop = shops(form)
     users = some_users(shop, 130, rng, longest=64)
     write_parquet(tmp_path / "h.parquet", shop, users, rows=1000)
     calls: list[tuple[int, int]] = []
@@ -95,7 +109,7 @@ def test_calls_are_full_and_of_users_alike(
 
     monkeypatch.setattr(fill.OnnxRuntimeRunner, "infer", counted)
     filled(shop, tmp_path / "h.parquet", f"sqlite:///{tmp_path / 'u.db'}")
-    assert calls == [(64, 32), (64, 64)]
+    assert calls == wanted
 
 
 def test_bad_input_is_one_sentence(
@@ -126,17 +140,18 @@ def test_bad_input_is_one_sentence(
         assert not (tmp_path / "u.db").exists(), "a store before it was needed"
 
 
-def test_max_events_keeps_the_newest(
-    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
+@pytest.mark.parametrize(("most", "kept"), [(5, 5), (100, 9)])
+def test_max_events_keeps_the_newest_but_no_more_than_are_scored(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator, most: int, kept: int
 ):
     shop, store = shops("sim"), f"sqlite:///{tmp_path / 'users.db'}"
-    users = {"u": shop.user(8, rng)}
+    users = {"u": shop.user(12, rng)}
     write_parquet(tmp_path / "h.parquet", shop, users, rows=10)
-    filled(shop, tmp_path / "h.parquet", store, max_events=5)
+    filled(shop, tmp_path / "h.parquet", store, max_events=most)
     record = records(shop, store, users)["u"]
     assert record is not None
     stored = decode(RecordLayout.of(shop.manifest, "float32"), record)
-    np.testing.assert_array_equal(stored["history_item_id"], users["u"].events["item_id"][-5:])
+    np.testing.assert_array_equal(stored["history_item_id"], users["u"].events["item_id"][-kept:])
 
 
 # -- again, and after a crash
@@ -154,18 +169,19 @@ def test_what_is_done_is_not_done_again(
     assert filled(shop, events, store) == Tally(users=30, skipped=30)
     again = filled(shop, events, store, restart=True)
     assert (again.written, again.kept) == (0, first.written)
-    # A server has appended to one and another model's server has left one of its own.
+    # A server has appended to one; three others it would refuse.
     names = [user for user, record in before.items() if record]
     with open_store(store) as opened:
-        old = opened.read(names[:2])
-        opened.write(
-            [
-                Change(names[0], Entry(old[0].record, 99), old[0]),  # type: ignore[union-attr]
-                Change(names[1], Entry(b"of another model", 1), old[1]),
-            ]
-        )
+        appended, damaged = (before[name] or b"" for name in names[:2])
+        for name, entry in [
+            (names[0], Entry(appended, 99)),
+            (names[1], Entry(damaged[:-1] + bytes([damaged[-1] ^ 1]), 1)),
+            (names[2], Entry(b"of another model", 1)),
+        ]:
+            opened.write([Change(name, entry, force=True)])
+        opened._put([KeyedWrite(f"user:{names[3]}", None, b"no entry")], expire=True)
     again = filled(shop, events, store, restart=True)
-    assert (again.written, again.kept) == (1, first.written - 1)
+    assert (again.written, again.kept) == (3, first.written - 3)
     assert records(shop, store, users) == before
     with open_store(store) as opened:
         assert opened.read(names[:1])[0].events == 99  # type: ignore[union-attr]
@@ -175,6 +191,72 @@ def test_what_is_done_is_not_done_again(
     grown = users | {"new": shop.user(3, rng)}
     write_parquet(events, shop, grown, rows=10)
     assert filled(shop, events, store).written == 1
+
+
+def test_a_job_is_named_by_all_that_decides_what_is_written(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
+):
+    shop, events = shops("sim"), tmp_path / "h.npz"
+    write_npz(events, shop, some_users(shop, 3, rng))
+    arrays = dict(np.load(events))
+    np.savez(events, **arrays, name=arrays["user_id"])
+    other = shutil.copytree(shop.folder, tmp_path / "other")
+    dataclasses.replace(shop.manifest, fingerprint="0" * 64).write(other)
+
+    def job(**changes: object) -> str:
+        options = FillOptions(shop.folder, events, f"sqlite:///{tmp_path / 'users.db'}")
+        filler = Filler(dataclasses.replace(options, **changes))  # type: ignore[arg-type]
+        filler.close()
+        return filler.job
+
+    jobs = [job(), job(max_events=3), job(user_dtype="int8"), job(column="name")]
+    jobs += [job(replace=True), job(bundle=other)]
+    assert len(set(jobs)) == len(jobs)
+    assert job(threads=1, restart=True, store=f"sqlite:///{tmp_path / 'b.db'}") == job()
+
+
+def test_a_group_that_was_not_finished_is_begun_again(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr(histories, "PIECE", 4)
+    shop, events = shops("items"), tmp_path / "h.parquet"
+    users, store = {f"u{i}": shop.user(2, rng) for i in range(10)}, f"sqlite:///{tmp_path / 'u.db'}"
+    write_parquet(events, shop, users, rows=10)
+    options = FillOptions(shop.folder, events, store, user_dtype="float32", threads=1)
+
+    def stopped(total: Tally, of: int) -> None:
+        assert of == 10
+        if total.users > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_store(options, stopped)
+    rest = filled(shop, events, store)
+    assert (rest.written, rest.kept, rest.skipped) == (2, 8, 0)
+    assert None not in records(shop, store, users).values()
+
+
+def test_what_a_server_appends_meanwhile_is_not_lost(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    shop, events = shops("items"), tmp_path / "h.parquet"
+    users, store = {name: shop.user(2, rng) for name in "abc"}, f"sqlite:///{tmp_path / 'u.db'}"
+    write_parquet(events, shop, users, rows=10)
+    made = fill.Encoder.encode
+
+    def encoded(self: fill.Encoder, histories: list) -> list[bytes]:
+        with open_store(store) as opened:
+            opened.write([Change("b", Entry(b"of a server", 3))])
+        return made(self, histories)
+
+    monkeypatch.setattr(fill.Encoder, "encode", encoded)
+    tally = filled(shop, events, store)
+    found = records(shop, store, users)
+    assert found["b"] == b"of a server"
+    assert (tally.written, tally.kept) == (2, 1)
+    assert tally.bytes == len(found["a"] or b"") + len(found["c"] or b"")
 
 
 def test_a_file_changed_in_place_is_another_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ckv_testing.serving import Shop, User
 
 from ckv_export.bulk import histories
 from ckv_export.bulk.histories import open_histories
-from ckv_export.errors import EventsError
+from ckv_export.errors import EventsError, MissingDependency
 
 pa = pytest.importorskip("pyarrow", reason="the package pyarrow is not installed")
 from pyarrow import parquet  # noqa: E402
@@ -30,7 +31,6 @@ def test_a_file_is_never_in_memory_whole(
     users = some_users(shop, 30, rng)
     write_parquet(path, shop, users, rows=20)
     file = open_histories(path, shop.manifest)
-    assert [file.size(g) for g in range(file.groups)] == [20, 10]
     sizes = [[len(piece.users) for piece in file.read(g)] for g in range(file.groups)]
     assert sizes == [[7, 7, 6], [7, 3]]
 
@@ -69,6 +69,14 @@ BAD = {
         "missing or empty",
         lambda t: t.set_column(0, "user_id", pa.array(["a", None, "c"])),
     ),
+    "nobody by name": (
+        "missing or empty",
+        lambda t: t.set_column(0, "user_id", pa.array(["a", "", "c"])),
+    ),
+    "no id but a bool": (
+        "a text or a whole number, got True",
+        lambda t: t.set_column(0, "user_id", pa.array([True, False, None])),
+    ),
     "no text": (
         "must be text in UTF-8",
         lambda t: t.set_column(0, "user_id", pa.array([b"a", b"\xff", b"c"])),
@@ -94,7 +102,7 @@ BAD = {
 
 def good_table() -> object:
     """Of a shop whose events are ids."""
-    ids, mask = [[1], [1, 2], [1, 2, 3]], [[1], [1, 0], [1, 1, 1]]
+    ids, mask = [[1], [1, 2], [1, 2, 3]], [[1], [1, 0], [0, 0, 0]]
     return pa.table({"user_id": ["a", "b", "c"], "event_item_id": ids, "event_mask": mask})
 
 
@@ -109,7 +117,7 @@ def test_a_file_that_does_not_fit_is_refused(
     with pytest.raises(EventsError, match=says):
         filled(shop, path, store)
     parquet.write_table(good_table(), path)
-    assert filled(shop, path, store).events == 5
+    assert filled(shop, path, store).events == 2
 
 
 def test_a_damaged_page_is_refused_where_it_is_read(shops: Callable[[str], Shop], tmp_path: Path):
@@ -158,6 +166,62 @@ def test_a_user_twice_is_refused_wherever_the_rows_stand_and_nothing_is_written(
     assert filled(shop, path, store).users == 15
 
 
+def with_lists(table: object, vector: str, change: Callable[[object], object]) -> object:
+    """The table with `change` made to its column of vectors."""
+    place = table.column_names.index(vector)
+    return table.set_column(place, vector, change(table[vector].combine_chunks()))
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        (pa.large_list, lambda kind, width: pa.large_list(kind)),
+        (pa.list_, lambda kind, width: pa.large_list(kind)),
+        (pa.list_, pa.list_),
+    ],
+    ids=["large of large", "of large", "of fixed"],
+)
+def test_lists_of_every_kind_are_read_alike(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator, outer: Callable,
+    inner: Callable,
+):  # fmt: skip
+    shop, path = shops("sim"), tmp_path / "h.parquet"
+    write_parquet(path, shop, some_users(shop, 9, rng), rows=9)
+    (plain,) = open_histories(path, shop.manifest).read(0)
+    table = parquet.read_table(path)
+    for tensor in open_histories(path, shop.manifest).tensors:
+        kind = table[tensor.name].type.value_type
+        kind = inner(kind.value_type, tensor.axes[1]) if len(tensor.axes) > 1 else kind
+        table = with_lists(table, tensor.name, lambda c, kind=kind: c.cast(outer(kind)))
+    parquet.write_table(table, path)
+    (read,) = open_histories(path, shop.manifest).read(0)
+    assert read.lengths.tolist() == plain.lengths.tolist()
+    for name, values in plain.values.items():
+        np.testing.assert_array_equal(read.values[name], values)
+
+
+@pytest.mark.parametrize("spoil", ["shorter and longer", "a null within"])
+def test_vectors_that_are_none_are_refused(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator, spoil: str
+):
+    shop, path = shops("sim"), tmp_path / "h.parquet"
+    write_parquet(path, shop, {"u": shop.user(3, rng)}, rows=1)
+    vector = next(t for t in open_histories(path, shop.manifest).tensors if len(t.axes) > 1)
+
+    def spoiled(column: object) -> object:
+        ((first, second, third),) = column.to_pylist()
+        if spoil == "a null within":
+            first[0] = None
+        else:
+            second.append(first.pop())
+        return pa.array([[first, second, third]], column.type)
+
+    table = with_lists(parquet.read_table(path), vector.name, spoiled)
+    parquet.write_table(table, path)
+    with pytest.raises(EventsError, match=f"the vectors in {vector.name!r} differ in length or"):
+        list(open_histories(path, shop.manifest).read(0))
+
+
 @pytest.mark.parametrize("typed", [True, False])
 def test_vectors_of_users_without_events(typed: bool, shops: Callable[[str], Shop], tmp_path: Path):
     """Nothing then tells how long a vector is, nor even that it is one."""
@@ -174,6 +238,14 @@ def test_vectors_of_users_without_events(typed: bool, shops: Callable[[str], Sho
         if tensor.name != "event_mask":
             assert piece.values[tensor.name].shape == (0, *tensor.axes[2:])
             assert piece.values[tensor.name].dtype == tensor.dtype
+
+
+def test_a_parquet_needs_pyarrow(
+    shops: Callable[[str], Shop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependency, match="pyarrow"):
+        open_histories(tmp_path / "h.parquet", shops("sim").manifest)
 
 
 def test_what_is_no_file_of_histories_is_refused(

@@ -11,11 +11,16 @@ import numpy as np
 import onnx
 import pytest
 from ckv_testing.draw import draw_state, make_spec
+from ckv_testing.filling import filled, records
+from ckv_testing.histories import write_npz
 from ckv_testing.hstu import SPEC as HSTU
+from ckv_testing.serving import Shop, check_record
+from onnx import numpy_helper
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ckv_export.cache.pool_file import load_pools
+from ckv_export.cache.record import RecordLayout
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.checkpoint.native import save_native
 from ckv_export.contract import EventForm, ModelSpec
@@ -31,6 +36,7 @@ from ckv_export.parity.expected import record
 from ckv_export.parity.inputs import generate
 from ckv_export.stages import Stages
 from ckv_export.training import initial_state
+from ckv_export.triton.repository import RepositoryOptions, write_repository
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,6 +63,14 @@ def sim(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("pools")
     state = draw_state(SIM, np.random.default_rng(0))
     return export(folder, saved(folder / "sim.pt", SIM, state), True, pool="input"), state
+
+
+@pytest.fixture(scope="module")
+def hstu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """Another, whose prefill takes pools too."""
+    folder = tmp_path_factory.mktemp("hstu")
+    state = initial_state(HSTU, 0)
+    return export(folder, saved(folder / "hstu.pt", HSTU, state), pool="input"), state
 
 
 def with_pools(state: dict, change: Callable[[str], float]) -> dict:
@@ -115,9 +129,8 @@ def test_swapped_pools_give_what_an_export_with_them_gives(sim: tuple[Path, dict
     assert metadata["entries"] == manifest.fingerprints["entries"]
 
 
-def test_caches_of_layers_above_a_new_pool_are_not_valid(tmp_path: Path):
-    state = initial_state(HSTU, 0)
-    folder = export(tmp_path, saved(tmp_path / "hstu.pt", HSTU, state), pool="input")
+def test_caches_of_layers_above_a_new_pool_are_not_valid(hstu: tuple[Path, dict], tmp_path: Path):
+    folder, state = hstu
     manifest = open_bundle(folder)
     top = f"attention.{HSTU.num_layers - 1}"
     for name, moved, valid in (("top", top, True), ("below", "attention.0", False)):
@@ -126,6 +139,38 @@ def test_caches_of_layers_above_a_new_pool_are_not_valid(tmp_path: Path):
         assert write_pools(folder, model, tmp_path / f"{name}.safetensors").caches_valid == valid
     taken = [t.name for t in manifest.graph("prefill").inputs if t.name.startswith("pool")]
     assert taken == ["pool_k_0", "pool_v_0"], "an entry of the last layer needs none of its own"
+
+
+def test_bulk_prefill_binds_the_pools(
+    hstu: tuple[Path, dict], tmp_path: Path, rng: np.random.Generator
+):
+    folder, state = hstu
+    manifest = open_bundle(folder)
+    shop = Shop("hstu", HSTU, state, folder, manifest, build_reference(HSTU, state))
+    users, store = {"u": shop.user(3, rng)}, f"sqlite:///{tmp_path / 'users.db'}"
+    write_npz(tmp_path / "h.npz", shop, users)
+    assert filled(shop, tmp_path / "h.npz", store).written == 1
+    record = records(shop, store, users)["u"]
+    assert record is not None
+    check_record(shop, users["u"], RecordLayout.of(manifest, "float32"), record)
+
+
+def test_a_served_graph_has_its_pools_as_constants(hstu: tuple[Path, dict], tmp_path: Path):
+    """An input of Triton's has a batch axis."""
+    pytest.importorskip("tritonclient.grpc", reason="the package tritonclient is not installed")
+    folder, _ = hstu
+    manifest = open_bundle(folder)
+    for name in write_repository(folder, manifest, RepositoryOptions("sqlite:///u.db"), tmp_path):
+        if name != manifest.name:
+            model = onnx.load(tmp_path / name / "1" / "model.onnx")
+            graph = name.removeprefix(f"{manifest.name}_")
+            pools = {t.name for t in manifest.graph(graph).inputs if t.name.startswith("pool_")}
+            given = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+            for pool, values in load_pools(folder, manifest).items():
+                if pool in pools:
+                    np.testing.assert_array_equal(given[pool], values)
+            assert pools
+            assert pools.isdisjoint(i.name for i in model.graph.input)
 
 
 def test_half_precision_pools_are_half_precision_inputs(tmp_path: Path):

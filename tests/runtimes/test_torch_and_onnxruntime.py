@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,16 @@ def test_a_runner_may_be_used_again(made: Export, rng: np.random.Generator):
             np.testing.assert_array_equal(results[1][name], array)
 
 
+def test_inputs_are_told_apart_by_their_names(made: Export, rng: np.random.Generator):
+    for runner in (*made.torch_runners(), *made.runners()):
+        feeds = drawn(runner, rng)
+        with runner:
+            wanted = runner.infer(feeds)
+            got = runner.infer(dict(reversed(feeds.items())))
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(got[name], array)
+
+
 def test_inference_leaves_the_feeds_alone(made: Export, rng: np.random.Generator):
     for runner in (*made.torch_runners(), *made.runners()):
         feeds = drawn(runner, rng)
@@ -83,11 +94,25 @@ def test_inference_leaves_the_feeds_alone(made: Export, rng: np.random.Generator
         assert all(np.array_equal(feeds[name], a) for name, a in before.items())
 
 
-def test_torch_runner_puts_its_module_into_inference_mode(made: Export):
+def test_torch_runner_puts_its_module_into_inference_mode(
+    made: Export, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+):
     module = torch.nn.Sequential(torch.nn.Dropout())
     runner = TorchRunner(module, made.graphs()[0].io)
     with runner:
         assert not module.training
+    seen: list[bool] = []
+
+    def forward(*tensors: Any) -> list[Any]:
+        seen.append(torch.is_inference_mode_enabled())
+        return [torch.ones(1)]
+
+    monkeypatch.setattr(module, "forward", forward)
+    first = made.graphs()[0].io
+    runner = TorchRunner(module, dataclasses.replace(first, outputs=first.outputs[:1]))
+    with runner:
+        runner.infer(drawn(runner, rng))
+    assert seen == [True]
 
 
 def test_on_the_cpu_inputs_lie_where_they_are_wanted(made: Export, rng: np.random.Generator):
@@ -138,16 +163,19 @@ def test_a_tensor_of_the_runtime_in_place_of_an_array(made: Export, rng: np.rand
                 runner.infer({**feeds, **wrong})
 
 
-class Full:
-    """A device that has no memory left."""
-
-    def to(self, *_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd so on")
+SAID = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])
 def test_torch_says_what_a_device_has_no_memory_for(
-    made: Export, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    made: Export, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, kind: type
 ):
+    class Full:
+        """A device that has no memory left."""
+
+        def to(self, *_: Any, **__: Any) -> Any:
+            raise kind(f"{SAID}\nAnd so on")
+
     module = made.torch_runners()[1].module
     runner = TorchRunner(module, made.graphs()[1].io, "cuda")
     feeds = drawn(runner, rng)
@@ -160,9 +188,7 @@ def test_torch_says_what_a_device_has_no_memory_for(
         ):
             with pytest.raises(ExportError) as error:
                 call(feeds)
-            assert str(error.value) == (
-                f"PyTorch can't {what}: CUDA out of memory. Tried to allocate 2.00 GiB."
-            )
+            assert str(error.value) == f"PyTorch can't {what}: {SAID}"
 
 
 def test_onnxruntime_says_what_can_not_be_sent_to_a_device(
@@ -183,6 +209,11 @@ def test_onnxruntime_says_what_can_not_be_sent_to_a_device(
         for call in (runner.place, runner.upload):
             with pytest.raises(ExportError, match=says):
                 call(feeds)
+        # What is there already, or has no elements, is not sent.
+        there = {n: Placed(a.shape, a.dtype, None) for n, a in feeds.items()}
+        runner.upload(there)
+        empty = np.zeros((3, 0), np.int32)
+        assert runner.place({"append_item_id": empty})["append_item_id"] is empty
 
 
 @pytest.mark.gpu
@@ -197,6 +228,49 @@ def test_torch_on_cuda_computes_what_it_does_on_the_cpu(made: Export, rng: np.ra
                 got = on_cuda.infer(given)
                 for name, array in wanted.items():
                     np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-5)
+
+
+class Options(SimpleNamespace):
+    """What a session is given besides its file."""
+
+    def add_session_config_entry(self, name: str, value: str) -> None:
+        setattr(self, name.rpartition(".")[2], value)
+
+
+CUDA, TENSORRT = ("CUDAExecutionProvider", {"use_tf32": "0"}), "TensorrtExecutionProvider"
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize(
+    ("provider", "given"),
+    [
+        ("CPUExecutionProvider", ["CPUExecutionProvider"]),
+        ("CUDAExecutionProvider", [CUDA]),
+        (TENSORRT, [TENSORRT, CUDA]),
+    ],
+)
+def test_a_session_is_asked_for_what_a_runner_needs_and_never_falls_back(
+    made: Export, monkeypatch: pytest.MonkeyPatch, provider: str, given: list[Any], there: bool
+):
+    """No TF32, which flips router rows, no threads that spin, no warnings on the console."""
+    seen: dict[str, Any] = {}
+
+    def session(path: str, options: Options, providers: list[Any]) -> Any:
+        seen.update(vars(options), providers=providers)
+        return SimpleNamespace(get_providers=lambda: [provider] if there else ["Another"])
+
+    fake = SimpleNamespace(SessionOptions=Options, InferenceSession=session)
+    monkeypatch.setattr("ckv_export.runtimes.onnxruntime.load_module", lambda: fake)
+    runner = OnnxRuntimeRunner(Path("x.onnx"), made.graphs()[0].io, provider, threads=3)
+    if there:
+        runner.activate()
+        runner.deactivate()
+        assert runner.session is None
+    else:
+        with pytest.raises(ExportError, match=f"no working {provider} here and fell back to Ano"):
+            runner.activate()
+    told = {"allow_spinning": "0", "intra_op_num_threads": 3, "log_severity_level": 3}
+    assert seen == told | {"providers": given}
 
 
 def test_file_that_does_not_exist(made: Export, tmp_path: Path):

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from ckv_testing.scoring import SCORE, ask, check, scorer
+from ckv_testing.scoring import SCORE, ask, check, scorer, with_profile
 from ckv_testing.serving import Shop
 
 from ckv_export.cache.record import count
+from ckv_export.contract import Range
 from ckv_export.errors import StoreError
 from ckv_export.runtimes.base import Arrays
 from ckv_export.serving import Answer, Decode, Request, Scorer, ScorerOptions
@@ -72,8 +73,56 @@ def test_one_call_serves_a_user_s_requests_in_their_order(
     answers = served.score([request for request, _ in asked])
     for answer, (_, scores), events in zip(answers, asked, counts, strict=True):
         check(answer, scores, events)
-    assert sum(calls) == 7
-    assert len(calls) < 7
+    # Rounds: both append; all up to the next append of each; the last. A call of a model with a
+    # window has as many new events of each user.
+    together = [2, 4, 1] if served.layout.pad_to is None else [2, 2, 1, 1, 1]
+    assert calls == together
+    assert (store.counters().misses, store.counters().hits) == (2, 0), "each is read once"
+
+
+def test_a_call_has_no_more_users_than_the_graph_takes(
+    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
+):
+    shop, calls = with_profile(shops("sim"), B=Range(1, 1, 2)), []
+    served = scorer(shop, store)
+    decode = served.decode
+
+    def counted(feeds: Arrays) -> Arrays:
+        calls.append(len(feeds["append_mask"]))
+        return decode(feeds)
+
+    served.decode = counted
+    asked = [ask(shop, shop.user(0, rng), rng, f"u{i}", 1) for i in range(7)]
+    for answer, (_, scores) in zip(served.score([r for r, _ in asked]), asked, strict=True):
+        check(answer, scores, 1)
+    assert calls == [2, 2, 2, 1]
+
+
+def test_a_request_without_events_may_leave_their_inputs_out(
+    shop: Shop, store: Store, rng: np.random.Generator
+):
+    served, user = scorer(shop, store), shop.user(0, rng)
+    served.score([ask(shop, user, rng, appended=2)[0]])
+    request, scores = ask(shop, user, rng)
+    inputs = {n: a for n, a in request.inputs.items() if not n.startswith("append_")}
+    request = Request("u", inputs)
+    assert request.appended == 0
+    check(served.score([request])[0], scores, 2)
+
+
+def test_inputs_of_another_width_are_taken_as_what_they_hold(
+    shop: Shop, store: Store, rng: np.random.Generator
+):
+    served, user = scorer(shop, store), shop.user(0, rng)
+    wide = {"i": np.int64, "f": np.float64}
+    request, scores = ask(shop, user, rng, appended=2)
+    inputs = {n: a.astype(wide[a.dtype.kind]) for n, a in request.inputs.items()}
+    check(served.score([Request("u", inputs)])[0], scores, 2)
+    for name in (n for n, t in served.check.tensors.items() if t.dtype == "float32"):
+        whole = np.ones(request.inputs[name].shape, np.int8)
+        taken = served.check(Request("u", {**request.inputs, name: whole})).inputs[name]
+        assert taken.dtype == np.float32
+        assert (taken == 1).all()
 
 
 def test_scores_do_not_depend_on_who_else_is_in_the_call(
@@ -111,11 +160,13 @@ def test_an_append_of_the_same_name_is_made_once(
     assert count(served.layout, entry.record) == min(4, served.max_events)
 
 
+@pytest.mark.parametrize("most", [None, 100])
 def test_max_events_caps_what_is_stored_and_nothing_that_is_scored(
-    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
+    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator, most: int | None
 ):
     shop = shops("sim")
-    served, user = scorer(shop, store), shop.user(0, rng)
+    served = scorer(shop, store, ScorerOptions("float32", max_events=most))
+    user = shop.user(0, rng)
     for _ in range(11):
         request, scores = ask(shop, user, rng, appended=3)
         check(served.score([request])[0], scores, user.count)
@@ -130,11 +181,32 @@ def test_max_events_caps_what_is_stored_and_nothing_that_is_scored(
     assert count(small.layout, entry.record) == 4
 
 
-def test_what_a_store_elsewhere_is_not_sent_again_stands_there(
-    shop: Shop, store: Store, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+def test_no_history_is_longer_than_a_record(
+    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
 ):
+    """Though lengths are rounded up: an engine may be built for no more."""
+    shop, shapes = shops("hstu"), []
+    served, user = scorer(shop, store, ScorerOptions("float32", max_events=5)), shop.user(0, rng)
+    decode = served.decode
+
+    def seen(feeds: Arrays) -> Arrays:
+        shapes.append(feeds["history_mask"].shape)
+        return decode(feeds)
+
+    served.decode = seen
+    for _ in range(3):
+        served.score([ask(shop, user, rng, appended=4)[0]])
+    assert shapes == [(1, 0), (1, 5), (1, 5)]
+
+
+@pytest.mark.parametrize(("most", "held"), [(7, (2, 4, 5, 5, 5)), (1, (0,) * 5)])
+def test_what_a_store_elsewhere_is_not_sent_again_stands_there(
+    shop: Shop, store: Store, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch,
+    most: int, held: tuple[int, ...],
+):  # fmt: skip
     """All old events that a record still holds, from the value before to the one after."""
-    served, user = scorer(shop, store, ScorerOptions("float32", max_events=7)), shop.user(0, rng)
+    served, user = scorer(shop, store, ScorerOptions("float32", max_events=most)), shop.user(0, rng)
+    new = min(2, most) * served.layout.events.row_bytes
     write, kept = store._put, []
 
     def checked(writes: Sequence[KeyedWrite], expire: bool) -> list[bool]:
@@ -142,9 +214,9 @@ def test_what_a_store_elsewhere_is_not_sent_again_stands_there(
             (old,) = store._get([each.key])
             if each.kept is not None:
                 before, after, length = each.kept.old, each.kept.new, each.kept.length
-                held = b"" if old is None else old[before : before + length]
-                assert each.value[after : after + length] == held
-                assert len(each.value) - after - length == 2 * served.layout.events.row_bytes
+                there = b"" if old is None else old[before : before + length]
+                assert each.value[after : after + length] == there
+                assert len(each.value) - after - length == new
             kept.append(0 if each.kept is None else each.kept.length)
         return write(writes, expire)
 
@@ -152,11 +224,14 @@ def test_what_a_store_elsewhere_is_not_sent_again_stands_there(
     for _ in range(6):
         served.score([ask(shop, user, rng, appended=2)[0]])
     row = served.layout.events.row_bytes
-    assert kept == [0, *(row * events for events in (2, 4, 5, 5, 5))]
+    assert kept == [0, *(row * events for events in held)]
 
 
-def test_warm_up_leaves_no_trace(shop: Shop, store: Store):
-    served, calls = scorer(shop, store), []
+@pytest.mark.parametrize(("events", "shapes"), [(9, [(1, 0), (1, 1)]), (0, [(1, 0), (1, 0)])])
+def test_warm_up_leaves_no_trace(
+    shop: Shop, store: Store, events: int, shapes: list[tuple[int, int]]
+):
+    served, calls = scorer(with_profile(shop, T=Range(0, 0, events)), store), []
     decode = served.decode
 
     def counted(feeds: Arrays) -> Arrays:
@@ -165,7 +240,7 @@ def test_warm_up_leaves_no_trace(shop: Shop, store: Store):
 
     served.decode = counted
     served.warm_up()
-    assert calls == [(1, 0), (1, 1)]
+    assert calls == shapes
     assert store.counters().bytes_written == 0
 
 
@@ -234,7 +309,10 @@ def test_a_write_that_happened_and_was_not_heard_of_is_not_repeated(
         raise StoreError("the connection is gone")
 
     monkeypatch.setattr(store, "_put", unheard)
-    assert [str(error) for error in served.score([named])] == ["the connection is gone"]
+    # What comes after it in the same call reads the record anew.
+    failed, answer = served.score([named, named.without_events()])
+    assert str(failed) == "the connection is gone"
+    check(answer, scores, 2)
     monkeypatch.undo()
     check(served.score([named])[0], scores, 2)
 

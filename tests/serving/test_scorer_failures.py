@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ckv_testing.scoring import ask, check, scorer
+from ckv_testing.scoring import ask, check, scorer, with_profile
 from ckv_testing.serving import Shop
 
 from ckv_export.contract import Range
@@ -21,6 +20,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 USERS = {"nobody": "", "bytes": b"v", "half a character": "v\ud800"}
+DTYPES = ("float32", "bool")
+PRICES = {"not a number": np.nan, "too large": 1e39}
 TOKENS = {"short token": b"click 7", "text token": "click 78"}
 
 
@@ -31,8 +32,14 @@ def spoiled(case: str, request: Request) -> Request:
         ids[0] = 10**6
     elif case == "negative":
         ids[0] = -1
-    elif case == "dtype":
-        ids = ids.astype(np.float32)
+    elif case in DTYPES:
+        ids = ids.astype(case)
+    elif case in PRICES:
+        prices = np.array([1, 2, PRICES[case]])
+        return Request(request.user, inputs | {"candidate_price": prices})
+    elif case == "lacks an event's":
+        del inputs["append_price"]
+        return Request(request.user, inputs)
     elif case == "shape":
         ids = ids[None]
     elif case == "lacks":
@@ -53,7 +60,11 @@ def spoiled(case: str, request: Request) -> Request:
 BAD = {
     "id": "'candidate_item_id' must lie in [0, 23), got 1000000",
     "negative": "got -1",
-    "dtype": "'candidate_item_id' must be int32, got float32",
+    "float32": "'candidate_item_id' must be int32, got float32",
+    "bool": "'candidate_item_id' must be int32, got bool",
+    "not a number": "'candidate_price' holds NaN or numbers too large for float32",
+    "too large": "'candidate_price' holds NaN or numbers too large for float32",
+    "lacks an event's": "'append_price' is missing",
     "shape": "'candidate_item_id' must have the shape",
     "lacks": "'candidate_item_id' is missing",
     "unknown": "no input 'candidate_itemid'; did you mean 'candidate_item_id'?",
@@ -81,17 +92,35 @@ def test_a_bad_request_harms_no_other(
     assert store.read(["v"]) == [None]
 
 
-def test_no_more_is_appended_than_a_scored_history_holds(
-    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
+def test_every_id_must_lie_in_its_table(shop: Shop, store: Store, rng: np.random.Generator):
+    """What a graph reads for another is not defined, and other users are in the same call."""
+    served, rows = scorer(shop, store), {f.name: f.vocab_size for f in shop.spec.features}
+    request = ask(shop, shop.user(0, rng), rng, appended=1)[0]
+    tables = [n for n, t in served.check.tensors.items() if t.dtype == "int32"]
+    for name in tables:
+        size = rows[name.split("_", 1)[1]]
+        low, end = (0, size) if size else (-(2**31), 2**31)
+        for wrong in (low - 1, end):
+            values = np.full_like(request.inputs[name], 1, dtype=np.int64)
+            values.flat[-1] = wrong
+            (error,) = served.score([Request("u", {**request.inputs, name: values})])
+            says = f"the input {name!r} must lie in [{low}, {end}), got {wrong}"
+            assert (type(error), str(error)) == (InputError, says)
+            values.flat[-1] = end - 1 if wrong == end else low
+            served.check(Request("u", {**request.inputs, name: values}))
+    assert {"append_item_id", "candidate_item_id"} <= set(tables)
+
+
+@pytest.mark.parametrize(
+    "profile", [{"S": Range(0, 9, 40), "T": Range(0, 1, 40)}, {"T": Range(0, 1, 4)}]
+)
+def test_no_more_is_appended_than_a_scored_history_and_the_graph_hold(
+    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator, profile: dict[str, Range]
 ):
     """The profile may be wider than the history that the model was trained with."""
     shop = shops("sim")
-    length = shop.spec.max_len
-    profile = shop.manifest.profile.replaced(
-        shop.spec, {"S": Range(0, 9, 40), "T": Range(0, 1, 40)}
-    )
-    wide = dataclasses.replace(shop, manifest=dataclasses.replace(shop.manifest, profile=profile))
-    served = scorer(wide, store)
+    length = min(shop.spec.max_len, profile["T"].max)
+    served = scorer(with_profile(shop, **profile), store)
     user = shop.user(0, rng)
     request, scores = ask(shop, user, rng, appended=length)
     check(served.score([request])[0], scores, length)
@@ -122,9 +151,9 @@ def test_a_bad_record_harms_no_other(
     if damage == "no entry":
         connection = store._connection  # type: ignore[attr-defined]
         connection.execute("UPDATE entries SET value = ? WHERE key LIKE '%bad'", (b"junk",))
-    before = [ask(shop, user, rng, "good"), ask(shop, bad, rng, "bad", 1)]
+    before = [ask(shop, user, rng, "good", 1), ask(shop, bad, rng, "bad", 1)]
     answers = served.score([request for request, _ in before])
-    check(answers[0], before[0][1], 4)
+    check(answers[0], before[0][1], 5)
     assert isinstance(answers[1], RecordError)
     assert "user 'bad'" in str(answers[1])
 
@@ -186,15 +215,17 @@ def test_a_runtime_that_fails_is_every_request_s_error_and_appends_nothing(
     shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
 ):
     shop = shops("sim")
-    served, user = scorer(shop, store), shop.user(0, rng)
+    served, calls = scorer(shop, store), []
     decode = served.decode
 
     def failing(feeds: Arrays) -> Arrays:
+        calls.append(feeds)
         raise ExportError("out of memory")
 
     served.decode = failing
-    request = ask(shop, user, rng, appended=1)[0]
-    assert [str(e) for e in served.score([request])] == ["out of memory"]
-    assert store.read(["u"]) == [None]
+    requests = [ask(shop, shop.user(0, rng), rng, name, appended=1)[0] for name in "uv"]
+    assert [str(e) for e in served.score(requests)] == ["out of memory"] * 2
+    assert len(calls) == 1, "it is not tried with each of them again"
+    assert store.read(["u", "v"]) == [None, None]
     served.decode = decode
-    assert isinstance(served.score([request])[0], Answer)
+    assert isinstance(served.score(requests)[0], Answer)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from ckv_testing.servers import RedisServer, free_port
 
-from ckv_export.errors import StoreError
+from ckv_export.errors import MissingDependency, StoreError
 from ckv_export.store import Change, Entry, Kept, open_store
+from ckv_export.store import redis as redis_store
 
 
 def test_killed_and_restarted_it_has_every_acknowledged_write(tmp_path: Path):
@@ -30,9 +31,10 @@ def test_killed_and_restarted_it_has_every_acknowledged_write(tmp_path: Path):
         assert store.write([Change("u", Entry(b"after"), entry)]) == [True]
 
 
-def test_nobody_there_is_an_error_without_the_password():
+@pytest.mark.parametrize("kind", ["redis", "rediss"])
+def test_nobody_there_is_an_error_without_the_password(kind: str):
     with pytest.raises(StoreError) as caught:
-        open_store(f"redis://me:secret@127.0.0.1:{free_port()}/0")
+        open_store(f"{kind}://me:secret@127.0.0.1:{free_port()}/0")
     assert "secret" not in str(caught.value)
     assert "refused" in str(caught.value)
 
@@ -50,13 +52,87 @@ def test_a_socket_of_this_machine_is_an_address(tmp_path: Path):
             assert client.keys() == [b"p:user:u"]
 
 
+def test_a_closed_store_holds_no_connection(redis_server: RedisServer):
+    def connected() -> bool:
+        return any(c["name"] == "holder" for c in redis_server.client().client_list())
+
+    store = open_store(f"{redis_server.url}?client_name=holder")
+    assert connected()
+    store.close()
+    assert not connected()
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        ("redis", MissingDependency, r"pip install .*redis"),
+        ("ssl", StoreError, "the package redis can't be loaded: no ssl"),
+    ],
+)
+def test_a_client_that_is_missing_is_told_from_one_that_is_broken(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: type, says: str
+):
+    def failing(module: str) -> None:
+        assert module == "redis"
+        raise ImportError(f"no {name}", name=name)
+
+    monkeypatch.setattr(redis_store.importlib, "import_module", failing)
+    with pytest.raises(error, match=says):
+        open_store("redis://127.0.0.1:1/0")
+
+
+@pytest.mark.parametrize(("option", "seconds"), [("", 2), ("?timeout=0.5", 0.5)])
+def test_a_call_takes_as_long_as_the_address_says(
+    redis_server: RedisServer, option: str, seconds: float
+):
+    with open_store(f"{redis_server.url}{option}") as store:
+        assert store._client.get_connection_kwargs()["socket_timeout"] == seconds  # type: ignore[attr-defined]
+
+
 def test_a_server_that_hangs_is_an_error_in_time(redis_server: RedisServer):
     with open_store(f"{redis_server.url}?timeout=0.2") as store:
-        redis_server.client().client_pause(1500)
+        redis_server.hang()
         start = time.monotonic()
         with pytest.raises(StoreError, match="Timeout"):
             store.read(["u"])
         assert time.monotonic() - start < 1.2
+        redis_server.go_on()
+
+
+def test_a_write_is_sent_once_whatever_the_address_says(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    """Sent again by the client it would find itself, and be reported as somebody else's."""
+    import redis
+
+    disconnect = redis.Connection.disconnect
+
+    def and_the_server_goes_on(connection: redis.Connection, *args: object) -> None:
+        redis_server.go_on()
+        disconnect(connection, *args)
+
+    with open_store(f"{redis_server.url}?timeout=0.2&retry_on_timeout=true") as store:
+        store.delete(["once"])
+        monkeypatch.setattr(redis.Connection, "disconnect", and_the_server_goes_on)
+        redis_server.hang()
+        with pytest.raises(StoreError, match="may or may not have happened"):
+            store.write([Change("once", Entry(b"x"))])
+        assert store.read(["once"]) != [None]
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("tll=3", "unexpected keyword argument 'tll'"),
+        ("db=x", "Invalid value for 'db'"),
+        ("socket_keepalive_options=1", "no attribute"),
+    ],
+)
+def test_an_option_that_redis_does_not_know_is_one_sentence(
+    redis_server: RedisServer, option: str, says: str
+):
+    with pytest.raises(StoreError, match=f"{redis_server.url} is no address .*{says}"):
+        open_store(f"{redis_server.url}?{option}")
 
 
 def test_a_full_server_is_an_error(redis_server: RedisServer):
@@ -65,9 +141,24 @@ def test_a_full_server_is_an_error(redis_server: RedisServer):
         client.config_set("maxmemory", 1)
         try:
             with pytest.raises(StoreError, match="maxmemory"):
-                store.write([Change("u", Entry(b"x"))])
+                store.write([Change("u", Entry(b"x"), force=True)])
         finally:
             client.config_set("maxmemory", 0)
+
+
+def test_what_a_server_drops_for_memory_is_counted(redis_server: RedisServer):
+    client = redis_server.client()
+    with open_store(redis_server.url) as store:
+        store.write([Change("u", Entry(b"x"), force=True)])
+        kept = client.dbsize()
+        client.config_set("maxmemory-policy", "allkeys-random")
+        client.config_set("maxmemory", 1)
+        try:
+            assert store.read(["u"]) == [None]
+            assert store.evictions() == kept
+        finally:
+            client.config_set("maxmemory", 0)
+            client.config_set("maxmemory-policy", "noeviction")
 
 
 def test_a_long_record_is_not_sent_again_nor_stored_twice_as_large(redis_server: RedisServer):

@@ -76,13 +76,27 @@ def test_readers_never_wait_and_writers_only_so_long(tmp_path: Path):
     assert [each.name for each in tmp_path.iterdir()] == ["users.db"]  # all of it in one file
 
 
-@pytest.mark.parametrize(("option", "mode"), [("", 1), ("?synchronous=full", 2)])
-def test_how_much_a_power_cut_may_cost_is_what_the_address_says(
-    option: str, mode: int, tmp_path: Path
+@pytest.mark.parametrize(
+    ("option", "pragma", "value"),
+    [
+        ("", "synchronous", 1),
+        ("?synchronous=full", "synchronous", 2),
+        ("", "busy_timeout", 10_000),
+        ("?timeout=0.25", "busy_timeout", 250),
+    ],
+)
+def test_what_a_power_cut_may_cost_and_a_write_may_wait_is_what_the_address_says(
+    option: str, pragma: str, value: int, tmp_path: Path
 ):
     with open_store(f"sqlite:///{tmp_path / 'users.db'}{option}") as store:
         connection = store._connection  # type: ignore[attr-defined]
-        assert connection.execute("PRAGMA synchronous").fetchone() == (mode,)
+        assert connection.execute(f"PRAGMA {pragma}").fetchone() == (value,)
+
+
+def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with open_store("sqlite:///users.db"):
+        assert (tmp_path / "users.db").is_file()
 
 
 def test_a_write_that_fails_halfway_leaves_nothing_and_blocks_nobody(tmp_path: Path):

@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from ckv_export.errors import InputError, RecordError
-from ckv_export.store import TOKENS_KEPT, Change, Entry, Kept, Store, open_store, token_of
+from ckv_export.store import (
+    TOKENS_KEPT,
+    Change,
+    Counters,
+    Entry,
+    Kept,
+    Store,
+    check_address,
+    open_store,
+    token_of,
+)
+from ckv_export.store.base import KeyedWrite
 
 Open = Callable[[str], Store]
 USERS = ("a", "b", "ü:1", "")
@@ -121,6 +132,7 @@ def test_many_users_in_one_call(url: str, opened: Open):
 
 def test_counters_count(url: str, opened: Open):
     store = opened(url)
+    at_first = store.counters()
     entry = Entry(b"12345")
     store.write([Change("u", entry), Change("u", Entry(b""))])
     store.read(["u", "v"])
@@ -137,6 +149,16 @@ def test_counters_count(url: str, opened: Open):
         "bytes_written": size,
     }
     assert store.evictions() == 0
+    assert at_first == Counters()
+
+
+def test_a_forced_change_takes_nothing_over_from_what_is_there(url: str, opened: Open):
+    """Which is another record than the one that the change was made from."""
+    store = opened(url)
+    before, forced = Entry(b"0123456789"), Entry(b"0123456789ab")
+    store.write([Change("u", Entry(b"another record"))])
+    assert store.write([Change("u", forced, before, True, Kept(0, 0, 10))]) == [True]
+    assert store.read(["u"]) == [forced]
 
 
 def test_records_expire_notes_do_not(url: str, opened: Open):
@@ -219,21 +241,41 @@ def test_one_store_is_shared_by_threads_and_crosses_a_fork(url: str, opened: Ope
         ("users.db", "must be sqlite:///FILE or redis://HOST:PORT/DB, got 'users.db'"),
         ("mysql://h/d", "must be sqlite:///FILE"),
         ("sqlite://users.db", "sqlite:////FILE for an absolute path"),
+        ("sqlite://host/users.db", "sqlite:////FILE for an absolute path"),
         ("sqlite:///", "got 'sqlite:///'"),
+        ("sqlite:///a#1/users.db", "must have no # in its path, got 'sqlite:///a#1/users.db'"),
+        ("sqlite:///a.db#", "must have no #"),
+        ("sqlite:///what?.db", "got '.db'"),
         ("sqlite:///a.db?tll=3", "got 'tll'; did you mean 'ttl'?"),
         ("sqlite:///a.db?ttl=soon", "ttl must be a number of seconds of at least 0.001"),
         ("sqlite:///a.db?ttl=-1", "got '-1'"),
         ("sqlite:///a.db?ttl=nan", "got 'nan'"),
+        ("sqlite:///a.db?ttl=inf", "got 'inf'"),
+        ("sqlite:///a.db?ttl=", "ttl must be a number of seconds of at least 0.001, got ''"),
         ("redis://h:1/0?ttl=0", "got '0'"),
+        ("redis://h:1/0?timeout=", "timeout must be a number of seconds"),
         ("redis://[h", "must be sqlite:///FILE or redis://HOST:PORT/DB"),
         ("sqlite:///a.db?synchronous=off", "must be one of normal, full, got 'off'"),
         ("redis://h:1/users", "database must be a whole number"),
     ],
 )
 def test_an_address_that_is_none_is_refused(url: str, says: str):
-    with pytest.raises(InputError) as caught:
-        open_store(url)
-    assert says in str(caught.value)
+    for refusing in (open_store, check_address):
+        with pytest.raises(InputError) as caught:
+            refusing(url)
+        assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///a.db?ttl=0.001&timeout=9999999999&prefix=&synchronous=full",
+        "redis://me:secret@h:1/?client_name=a@b",
+        "unix:///run/redis@host/socket?db=1",
+    ],
+)
+def test_an_address_that_is_one_is_none_to_refuse(url: str):
+    check_address(url)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +284,8 @@ def test_an_address_that_is_none_is_refused(url: str, says: str):
         *(f"{kind}://me:sec{c}ret@h:1/0" for kind in ("redis", "rediss") for c in "/?#"),
         "rediz://me:sec-ret@h:1/0",
         "redis://me:sec-ret@[h",
+        "rediz://me:sec@ret@h:1/0",
+        "rediz://me:sec\nret@h:1/0",
     ],
 )
 def test_a_refused_address_is_shown_without_its_password(url: str):
@@ -249,22 +293,35 @@ def test_a_refused_address_is_shown_without_its_password(url: str):
         open_store(url)
     assert "sec" not in str(caught.value)
     assert "ret" not in str(caught.value)
-    assert url.partition("@")[2] in str(caught.value)
+    assert url.rpartition("@")[2] in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["shorter", "magic", "version", "count"])
-def test_what_is_no_entry_is_refused(damage: str):
-    data = bytearray(Entry(b"record", 3, (token_of("x"),)).pack())
-    if damage == "shorter":
-        data = data[:20]
-    elif damage == "magic":
-        data[0] ^= 1
-    elif damage == "version":
-        data[4] = 9
-    else:
-        data[6:8] = b"\xff\xff"
-    with pytest.raises(RecordError, match="of user 'u'"):
-        Entry.unpack(bytes(data), "user 'u'")
+def test_an_entry_is_stored_as_its_layout_says():
+    entry = Entry(b"record", 3, (b"older...", b"newer..."), b"revision")
+    data = b"CKVS\1\0\2\0revision\3\0\0\0\0\0\0\0older...newer...record"
+    assert entry.pack() == data
+    assert Entry.unpack(data, "user 'u'") == entry
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (slice(20, None), b""),
+        (slice(28, None), b""),
+        (slice(0, 1), b"c"),
+        (slice(4, 5), b"\2"),
+        (slice(6, 8), b"\xff\xff"),
+        (slice(6, 8), bytes([TOKENS_KEPT + 1, 0])),
+    ],
+    ids=["shorter than a head", "shorter than its tokens", "magic", "version", "count", "tokens"],
+)
+def test_what_is_no_entry_is_refused(place: slice, value: bytes, url: str, opened: Open):
+    data = bytearray(Entry(bytes(8 * TOKENS_KEPT), 3, (token_of("x"),)).pack())
+    data[place] = value
+    store = opened(url)
+    store._put([KeyedWrite("user:u", None, bytes(data))], expire=True)
+    with pytest.raises(RecordError, match="of user 'u' is "):
+        store.read(["u"])
 
 
 def test_tokens_tell_parts_apart_and_only_the_last_are_kept():

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from ckv_testing.records import MANIFESTS
 from ckv_testing.serving import Shop
 
 from ckv_export.cache.item_table import load_item_table
-from ckv_export.errors import BundleError
+from ckv_export.errors import BundleError, MissingDependency
 from ckv_export.manifest import Manifest
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.serving import request_tensors
@@ -26,7 +27,13 @@ from ckv_export.triton.settings import Settings
 
 pytest.importorskip("tritonclient.grpc", reason="the package tritonclient is not installed")
 
-TYPES = {"int32": 8, "float32": 11, "bool": 1}  # DataType of model_config.proto
+TYPES = {
+    "int32": 8,
+    "int64": 9,
+    "float32": 11,
+    "bool": 1,
+    "string": 13,
+}  # DataType of model_config.proto
 
 
 def model(manifest: Manifest, graph: str, platform: str = "onnx") -> GraphModel:
@@ -49,9 +56,16 @@ def test_every_tensor_stands_there_without_its_batch_axis(name: str, graph: str)
         assert message.HasField("reshape") == (not dims)
     assert (config.backend, config.default_model_filename) == ("onnxruntime", "model.onnx")
     assert config.max_batch_size == 64
+    assert list(config.dynamic_batching.preferred_batch_size) == [64]
     for warmup in config.model_warmup:
         assert set(warmup.inputs) == {t.name for t in io.inputs}
-        assert all(len(warmup.inputs[t.name].dims) == max(len(t.axes) - 1, 1) for t in io.inputs)
+        for tensor in io.inputs:
+            made = warmup.inputs[tensor.name]
+            usual = [
+                manifest.profile.axes[a].opt if isinstance(a, str) else a for a in tensor.axes[1:]
+            ]
+            assert list(made.dims) == (usual or [1])
+            assert (made.data_type, made.zero_data) == (TYPES[tensor.dtype], True)
     assert [w.batch_size for w in config.model_warmup] == [1, 64]
 
 
@@ -84,8 +98,23 @@ def test_orchestrating_model_takes_requests_of_any_size_together(name: str):
         assert message.optional == tensor.name.startswith("append_")
         assert not message.HasField("reshape")
         assert len(message.dims) == max(len(tensor.axes), 1)
+    others = {
+        n: (m.data_type, list(m.dims), m.optional, m.allow_ragged_batch)
+        for n, m in inputs.items()
+        if n in ("user_id", "append_id", "append_mask")
+    }
+    assert others == {
+        "user_id": (TYPES["string"], [1], False, False),
+        "append_id": (TYPES["string"], [1], True, False),
+        "append_mask": (TYPES["bool"], [-1], True, True),
+    }
+    outputs = [(m.name, m.data_type, list(m.dims)) for m in config.output]
+    assert outputs == [("score", TYPES["float32"], [-1]), ("events", TYPES["int64"], [1])]
+    assert config.max_batch_size == 64
+    assert list(config.dynamic_batching.preferred_batch_size) == [64]
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
-    assert config.instance_group[0].count == 3
+    [group] = config.instance_group
+    assert (group.kind, group.count) == (group.KIND_CPU, 3)
     parameters = {n: p.string_value for n, p in config.parameters.items()}
     assert Settings.of(parameters) == settings
 
@@ -101,6 +130,12 @@ def test_orchestrating_model_takes_requests_of_any_size_together(name: str):
 def test_schema_refuses_what_it_does_not_know(text: str, says: str):
     with pytest.raises(BundleError, match=says):
         parse_config(text)
+
+
+def test_a_missing_schema_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc.model_config_pb2", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'ckv-export\[triton\]'"):
+        graph_config(model(MANIFESTS["HSTU"], "decode"))
 
 
 def test_settings_without_limits_say_none():
@@ -152,15 +187,21 @@ def test_a_baked_table_scores_as_a_given_one(
 ):
     shop = shops("items")
     table, io = load_item_table(shop.folder), shop.manifest.graph("decode_items")
-    bake(shop.folder / "decode_items.onnx", table, tmp_path / "model.onnx")
-    baked = OnnxRuntimeRunner(tmp_path / "model.onnx", without_constants(io), threads=1)
+    other = {"another graph's": np.ones(3, np.float32)}
+    bake(shop.folder / "decode_items.onnx", other | table, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    assert {i.name for i in graph.input} == {t.name for t in io.inputs} - set(table)
+    baked = {i.name: {e.key: e.value for e in i.external_data} for i in graph.initializer}
+    assert other.keys().isdisjoint(baked)
+    assert all(int(baked[name]["offset"]) % 64 == 0 for name in table), "to be mapped, not copied"
+    served = OnnxRuntimeRunner(tmp_path / "model.onnx", without_constants(io), threads=1)
     plain = OnnxRuntimeRunner(shop.folder / "decode_items.onnx", io, threads=1)
     sizes = {"B": 3, "S": 7, "T": 2, "C": 4}
     feeds = {}
-    for tensor in baked.io.inputs:
+    for tensor in served.io.inputs:
         most = 2 if tensor.dtype == "bool" else 5
         feeds[tensor.name] = rng.integers(0, most, tensor.shape(sizes)).astype(tensor.dtype)
-    with baked, plain:
-        got, wanted = baked.infer(feeds)["score"], plain.infer(feeds | table)["score"]
+    with served, plain:
+        got, wanted = served.infer(feeds)["score"], plain.infer(feeds | table)["score"]
     np.testing.assert_array_equal(got, wanted)
     assert np.ptp(wanted) > 1e-4

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from ckv_testing.serving import Shop
 
@@ -17,6 +18,7 @@ from ckv_export.errors import BundleError, InputError
 from ckv_export.manifest import EngineEntry, Manifest, open_bundle
 from ckv_export.triton.config import FILE_NAME, parse_config
 from ckv_export.triton.repository import RepositoryOptions, capability, write_repository
+from ckv_export.triton.settings import Settings
 
 pytest.importorskip("tritonclient.grpc", reason="the package tritonclient is not installed")
 
@@ -31,9 +33,10 @@ def with_engines(shop: Shop, folder: Path, *targets: str) -> Manifest:
     entries = []
     for graph in ("prefill", "decode"):
         for target in targets:
-            file = f"engines/{graph}.tensorrt.{target}.engine"
+            file = f"engines/{graph}.tensorrt.{target.replace(' ', '_')}.engine"
             (folder / file).write_text(f"{graph} {target}")
-            entries.append(EngineEntry(graph, file, "tensorrt", "10.9", (target,), {}, 1, 1.0))
+            sms = tuple(target.split())
+            entries.append(EngineEntry(graph, file, "tensorrt", "10.9", sms, {}, 1, 1.0))
         entries.append(
             EngineEntry(graph, "engines/rtx", "tensorrt_rtx", "1.7", ("sm89",), {}, 1, 1.0)
         )
@@ -63,6 +66,38 @@ def test_onnx_models_of_a_bundle(shops: Callable[[str], Shop], tmp_path: Path):
     assert os.access(out / "launch.sh", os.X_OK)
 
 
+@pytest.mark.parametrize("form", ["sim", "items"])
+@pytest.mark.parametrize("platform", ["onnx", "in-process"])
+def test_the_orchestrating_model_is_told_what_was_chosen(
+    shops: Callable[[str], Shop], tmp_path: Path, form: str, platform: str
+):
+    shop, out = shops(form), tmp_path / "repo"
+    chosen = ["--user-dtype=fp32", "--max-events=5", "--instances=2", "--queue-delay=7"]
+    command = ["triton", str(shop.folder), f"--out={out}", f"--store={STORE}", *chosen]
+    assert main([*command, f"--platform={platform}", "--threads=3"]) == 0
+    name, graph = shop.manifest.name, shop.manifest.graph_names[-1]
+    config = parse_config((out / name / FILE_NAME).read_text())
+    told = Settings.of({n: p.string_value for n, p in config.parameters.items()})
+    own = platform == "in-process"
+    assert told == Settings(STORE, graph, None if own else f"{name}_decode", "fp32", 5, 3)
+    assert config.instance_group[0].count == 2
+    assert config.dynamic_batching.max_queue_delay_microseconds == 7
+    models = {p.parent.name for p in out.glob(f"*/{FILE_NAME}")}
+    assert models == ({name} if own else {name, f"{name}_prefill", f"{name}_decode"})
+    most = shop.manifest.profile.axes["B"].max
+    for model in models:
+        assert parse_config((out / model / FILE_NAME).read_text()).max_batch_size == most
+    assert (out / name / "1" / "bundle" / f"{graph}.onnx").is_file() == own
+    if not own:
+        decode = parse_config((out / f"{name}_decode" / FILE_NAME).read_text())
+        taken = {i.name for i in decode.input}
+        assert taken == {t.name for t in shop.manifest.graph(graph).inputs if t.axes[0] == "B"}
+        model = onnx.load(out / f"{name}_decode" / "1" / "model.onnx", load_external_data=False)
+        assert {i.name for i in model.graph.input} == taken
+        candidates = decode.model_warmup[0].inputs["candidate_item_id"]
+        assert list(candidates.dims) == [shop.manifest.profile.axes["C"].opt]
+
+
 def test_weights_beside_a_graph_go_with_it(shops: Callable[[str], Shop], tmp_path: Path):
     folder = tmp_path / "bundle"
     shutil.copytree(shops("sim").folder, folder)
@@ -75,7 +110,7 @@ def test_weights_beside_a_graph_go_with_it(shops: Callable[[str], Shop], tmp_pat
 
 
 def test_plans_and_plugin(shops: Callable[[str], Shop], tmp_path: Path):
-    manifest = with_engines(shops("sim"), tmp_path / "bundle", "sm86", "sm120")
+    manifest = with_engines(shops("sim"), tmp_path / "bundle", "sm86", "sm120 sm121")
     plugin = tmp_path / "libckv_static.so"
     plugin.write_bytes(b"plugin")
     out = tmp_path / "repo"
@@ -85,7 +120,8 @@ def test_plans_and_plugin(shops: Callable[[str], Shop], tmp_path: Path):
         model = out / f"{manifest.name}_{graph}"
         config = parse_config((model / FILE_NAME).read_text())
         plans = {cc: (model / "1" / f).read_text() for cc, f in config.cc_model_filenames.items()}
-        assert plans == {"8.6": f"{graph} sm86", "12.0": f"{graph} sm120"}
+        both = f"{graph} sm120 sm121"
+        assert plans == {"8.6": f"{graph} sm86", "12.0": both, "12.1": both}
         assert (model / "1" / config.default_model_filename).is_file()
     launcher = (out / "launch.sh").read_text()
     folder = f"{manifest.name}_decode"
@@ -115,8 +151,9 @@ def test_what_a_bundle_can_not_give_is_refused(shops: Callable[[str], Shop], tmp
         wrong = RepositoryOptions(store, max_events=10)
         with pytest.raises(InputError, match=says):
             write_repository(sim.folder, sim.manifest, wrong, tmp_path / "g")
-    with pytest.raises(BundleError, match="'sm8'"):
-        capability("sm8")
+    for target in ("sm8", "86", "sm8x"):
+        with pytest.raises(BundleError, match=f"'{target}' names no compute capability"):
+            capability(target)
 
 
 def test_nothing_else_is_ever_replaced_and_nothing_half_written(

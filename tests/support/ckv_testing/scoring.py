@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from ckv_export.cache.item_table import load_item_table
+from ckv_export.contract import Range
 from ckv_export.parity.tolerances import TOLERANCES
 from ckv_export.serving import Answer, Decode, Request, Scorer, ScorerOptions, in_process
 from ckv_export.store import Store
@@ -28,6 +30,13 @@ def decoder(shop: Shop) -> Decode:
 
 def scorer(shop: Shop, store: Store, options: ScorerOptions = EXACT) -> Scorer:
     return Scorer(shop.manifest, store, decoder(shop), options)
+
+
+def with_profile(shop: Shop, **axes: Range) -> Shop:
+    """The shop with a bundle exported for other sizes."""
+    profile = shop.manifest.profile.replaced(shop.spec, axes)
+    manifest = dataclasses.replace(shop.manifest, profile=profile)
+    return dataclasses.replace(shop, manifest=manifest)
 
 
 def ask(

@@ -78,6 +78,16 @@ class RedisServer:
                 time.sleep(0.02)
         raise AssertionError((self.folder / "redis.log").read_text())
 
+    def hang(self) -> None:
+        """Let it take connections and answer nothing until `go_on`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it answer again."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """End it as a crash would."""
         if self.process is not None:
