@@ -24,8 +24,9 @@ class BenchRequest:
     `floats`: how floating-point parts are stored; `source`: one of `SOURCES`; `bound`: seconds
     that p99 may take in a search for the highest rate, None for no search; `traffic`: how many
     requests of drawn lengths, 0 for none; `sweep`: sizes of one axis at a time; `only`: ways whose
-    name holds this text, and always the first; `beside`: other bundles of the same model, whose
-    ways join. Raises `InputError` for a size of the sweep that no request can have.
+    name holds this text, of which there must be one, and always the first; `beside`: other bundles
+    of the same model, whose ways join. Raises `InputError` for a size of the sweep that no request
+    can have.
     """
 
     bundle: Path
