@@ -34,12 +34,14 @@ def decode_inputs(
     requests: Sequence[Request],
     records: Sequence[bytes],
     events: int,
+    counted: int,
 ) -> Arrays:
     """All inputs of a call; raises `RecordError` for a bad record.
 
-    `tensors`: inputs of one request (`request_tensors`). `events`: S. Appended events stand at the
-    end of their axis, in front of them padding that ``append_mask`` leaves out; of candidates the
-    padding follows, with scores that mean nothing.
+    `tensors`: inputs of one request (`request_tensors`). `events`: S. `counted`: events of a user
+    that HSTU counts at most; the oldest give way to the appended ones here as they will in the
+    record. Appended events stand at the end of their axis, in front of them padding that
+    ``append_mask`` leaves out; of candidates the padding follows, with scores that mean nothing.
     """
     feeds = batch(layout, records, events)
     for tensor in tensors:
@@ -48,6 +50,9 @@ def decode_inputs(
     lengths = np.array([request.appended for request in requests])
     most = int(lengths.max(initial=0))
     feeds["append_mask"] = np.arange(most) >= most - lengths[:, None]
+    if layout.pad_to is None:
+        kept = np.arange(events) >= events - counted + lengths[:, None]
+        feeds["history_mask"] = np.logical_and(feeds["history_mask"], kept)
     return feeds
 
 

@@ -174,7 +174,7 @@ class Scorer:
         appended = max(request.appended for request in requests)
         size = history_events(self.layout, events, appended, self.max_events)
         tensors = list(self.check.tensors.values())
-        feeds = decode_inputs(self.layout, tensors, requests, records, size)
+        feeds = decode_inputs(self.layout, tensors, requests, records, size, self.max_events)
         return feeds | self.decode(feeds)
 
     def _record(self, work: _Work) -> bytes:

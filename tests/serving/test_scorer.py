@@ -37,6 +37,23 @@ def test_users_grow_from_nothing_to_far_beyond_the_window(
     assert max(user.count for user in users.values()) > 9
 
 
+@pytest.mark.parametrize("appended", [1, 3])
+def test_an_event_counts_alike_with_its_request_and_after_it(
+    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator, appended: int
+):
+    """In HSTU's full record an old event gives way to each new one, of that user alone."""
+    shop = shops("hstu")
+    served = scorer(shop, store, ScorerOptions("float32", max_events=4))
+    user, other = shop.user(0, rng), shop.user(0, rng)
+    served.score([ask(shop, u, rng, n, 4)[0] for n, u in (("u", user), ("v", other))])
+    request, _ = ask(shop, user, rng, "u", appended)
+    beside, scores = ask(shop, other, rng, "v")
+    now, still = served.score([request, beside])
+    check(still, scores, 4)
+    assert isinstance(now, Answer)
+    check(served.score([request.without_events()])[0], now.scores, 4 + appended)
+
+
 @pytest.mark.parametrize("events", [0, 1])
 def test_who_has_nothing_in_the_window_attends_to_padding(
     shops: Callable[[str], Shop], store: Store, rng: np.random.Generator, events: int
