@@ -68,5 +68,5 @@ def test_real_events_of_ids(bundle: Path, model: Path, tmp_path: Path, rng: np.r
         check(bundle, checkpoint=model, events=events)
     with pytest.raises(InputError, match="--seed is for graphs"):
         check(bundle, checkpoint=model, seed=1)
-    with pytest.raises(InputError, match="the bundle's own cases have theirs"):
+    with pytest.raises(InputError, match="only recorded ones have answers"):
         check(bundle, seed=1)
