@@ -32,12 +32,13 @@ class ScorerOptions:
 
     `user_dtype`: how user parts are stored. `max_events`: size cap of a record, at most and by
     default the longest history that the model was exported for. `attempts`: how often a request
-    whose record others keep changing is tried.
+    whose record others keep changing is tried; each that fails is an append of somebody else, so it
+    takes many where several servers have long queues of one user's.
     """
 
     user_dtype: str = "float16"
     max_events: int | None = None
-    attempts: int = 30
+    attempts: int = 100
 
 
 @dataclass(frozen=True)

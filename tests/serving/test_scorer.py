@@ -334,6 +334,20 @@ def test_a_write_that_happened_and_was_not_heard_of_is_not_repeated(
     check(served.score([named])[0], scores, 2)
 
 
+def test_a_long_queue_of_others_is_waited_for(
+    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    shop = shops("items")
+    other, user = scorer(shop, store), shop.user(0, rng)
+    meddled = [ask(shop, user, rng, appended=1)[0] for _ in range(60)]
+    served = scorer(shop, store)
+    served.decode = Meddling(served.decode, other, meddled)
+    request, scores = ask(shop, user, rng, appended=1)
+    check(served.score([request])[0], scores, 61)
+
+
 def test_others_who_never_stop_are_an_error(
     shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
 ):
