@@ -32,9 +32,17 @@ from ckv_export.bench.rate import highest_rate
 from ckv_export.bench.request import BenchRequest
 from ckv_export.bench.stored import FileStore, Store
 from ckv_export.bench.traffic import bucket_of, buckets, history_lengths, padding_waste
-from ckv_export.bench.ways import LeftOut, Prepared, Way, last_entries, open_all
+from ckv_export.bench.ways import (
+    LeftOut,
+    Prepared,
+    Way,
+    failure,
+    last_entries,
+    open_all,
+    require_named,
+)
 from ckv_export.bench.workload import Request, Sizes, draw_request
-from ckv_export.errors import BundleError, CkvError, InputError
+from ckv_export.errors import BundleError, CkvError
 from ckv_export.manifest import Manifest
 from ckv_export.runtimes.base import Arrays
 from ckv_export.stages import Stages
@@ -97,7 +105,7 @@ class _Bench:
                 )
         with self.stages.stage("load runtimes") as stage:
             given = self._found()
-            self._require_named([way.name for way in given])
+            require_named(request.only, given, self.left_out)
             wanted = [w for w in given if w is given[0] or request.only in w.name]
             self.ways, failed = open_all(wanted)
             self.left_out += failed
@@ -108,19 +116,6 @@ class _Bench:
                         f"{way.reason}"
                     )
             stage.remark = f"{len(self.ways)} ways, {len(self.left_out)} left out"
-
-    def _require_named(self, names: Sequence[str]) -> None:
-        """Raise `InputError` where `only` asks for none of the ways there are."""
-        only = self.request.only
-        if any(only in name for name in names):
-            return
-        for way in self.left_out:
-            if only in way.name:
-                raise InputError(
-                    f"--only {only!r} is for {way.name!r}, which is left out here: {way.reason}"
-                )
-        there = ", ".join(repr(name) for name in names)
-        raise InputError(f"--only must be part of the name of a way ({there}), got {only!r}")
 
     def _found(self) -> list[Way]:
         """Every way there may be, the first bundle's own first; notes what there isn't."""
@@ -333,7 +328,7 @@ class _Bench:
                 if one.way.name in prepared:
                     prepared[one.way.name].append(one)
         for name, ones in prepared.items():
-            failed |= {} if name in failed else _failure(ones)
+            failed |= {} if name in failed else failure(ones)
         for name, reason in failed.items():
             del prepared[name]
             self.left_out.append(LeftOut(f"{name} in traffic", reason))
@@ -346,14 +341,3 @@ class _Bench:
             "waste": padding_waste(lengths, sizes).to_dict(),
             "ways": [{"name": n, "request": t.to_dict(1)} for n, t in timings.items()],
         }
-
-
-def _failure(prepared: Sequence[Prepared]) -> dict[str, str]:
-    """A way's name and why it can't serve one of these, as an engine not built for its shape."""
-    try:
-        for one in prepared:
-            for _ in range(one.way.settles):
-                one.score()
-    except CkvError as error:
-        return {prepared[0].way.name: str(error)}
-    return {}

@@ -13,7 +13,7 @@ from ckv_export.bench.pinned import landed
 from ckv_export.bench.stored import Layout, Store
 from ckv_export.bench.workload import Request
 from ckv_export.contract import ModelSpec
-from ckv_export.errors import CkvError
+from ckv_export.errors import CkvError, InputError
 from ckv_export.runtimes.base import Array, Arrays, Feeds, Runner
 
 PHASES = ("prefill", "append", "transfer", "decode", "request")
@@ -177,6 +177,19 @@ class LeftOut:
     reason: str
 
 
+def require_named(text: str, ways: Sequence[Way], left_out: Sequence[LeftOut]) -> None:
+    """Raise `InputError` unless `text` is part of the name of one of `ways`."""
+    if any(text in way.name for way in ways):
+        return
+    for way in left_out:
+        if text in way.name:
+            raise InputError(
+                f"--only {text!r} is for {way.name!r}, which is left out here: {way.reason}"
+            )
+    there = ", ".join(repr(way.name) for way in ways)
+    raise InputError(f"--only must be part of the name of a way ({there}), got {text!r}")
+
+
 def open_all(ways: Sequence[Way]) -> tuple[list[Way], list[LeftOut]]:
     """Load every way; those that fail are closed again and said why."""
     opened, left_out = [], []
@@ -189,3 +202,14 @@ def open_all(ways: Sequence[Way]) -> tuple[list[Way], list[LeftOut]]:
         else:
             opened.append(way)
     return opened, left_out
+
+
+def failure(prepared: Sequence[Prepared]) -> dict[str, str]:
+    """A way's name and why it can't serve one of these, as an engine not built for its shape."""
+    try:
+        for one in prepared:
+            for _ in range(one.way.settles):
+                one.score()
+    except CkvError as error:
+        return {prepared[0].way.name: str(error)}
+    return {}

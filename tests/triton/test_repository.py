@@ -74,12 +74,13 @@ def test_the_orchestrating_model_is_told_what_was_chosen(
     shop, out = shops(form), tmp_path / "repo"
     chosen = ["--user-dtype=fp32", "--max-events=5", "--instances=2", "--queue-delay=7"]
     command = ["triton", str(shop.folder), f"--out={out}", f"--store={STORE}", *chosen]
-    assert main([*command, f"--platform={platform}", "--threads=3"]) == 0
+    own = platform == "in-process"
+    assert main([*command, f"--platform={platform}", *(["--threads=3"] if own else [])]) == 0
     name, graph = shop.manifest.name, shop.manifest.graph_names[-1]
     config = parse_config((out / name / FILE_NAME).read_text())
     told = Settings.of({n: p.string_value for n, p in config.parameters.items()})
-    own = platform == "in-process"
-    assert told == Settings(STORE, graph, None if own else f"{name}_decode", "fp32", 5, 3)
+    decode_model, threads = (None, 3) if own else (f"{name}_decode", 1)
+    assert told == Settings(STORE, graph, decode_model, "fp32", 5, threads)
     assert config.instance_group[0].count == 2
     assert config.dynamic_batching.max_queue_delay_microseconds == 7
     models = {p.parent.name for p in out.glob(f"*/{FILE_NAME}")}
