@@ -3,58 +3,12 @@
 #include <vector>
 
 #include "check.h"
-#include "device.cuh"
 #include "launch.h"
+#include "planted.cuh"
 
 namespace {
 
-constexpr int kThreads = 64;
-
-// What a kernel leaves out.
-enum class Fault { kNone, kBarrierBeforeRead, kBarrierBeforeWrite, kWait, kBarrierAfterWait };
-
-struct Args {
-    float const* in;  // [2, kThreads]
-    float* out;       // [kThreads]
-    Fault fault;
-};
-
-void barrier(Args const& p, Fault fault) {
-    if (p.fault != fault) {
-        ckv::device::sync();
-    }
-}
-
-// out = the sum of what other threads put into one shared buffer, twice.
-void exchanging(Args p) {
-    using namespace ckv::device;
-    auto* shared = reinterpret_cast<float*>(shared_memory());
-    float sum = 0.0F;
-    for (int round = 0; round < 2; ++round) {
-        shared[thread()] = p.in[round * kThreads + thread()];
-        barrier(p, Fault::kBarrierBeforeRead);
-        sum += shared[kThreads - 1 - thread()];
-        barrier(p, Fault::kBarrierBeforeWrite);
-    }
-    p.out[thread()] = sum;
-}
-
-// The same by asynchronous copies, into one buffer a round.
-void copying(Args p) {
-    using namespace ckv::device;
-    auto* shared = reinterpret_cast<float*>(shared_memory());
-    for (int round = 0; round < 2; ++round) {
-        int const at = round * kThreads + thread();
-        copy_async<4>(&shared[at], &p.in[at], 0);
-    }
-    commit_copies();
-    if (p.fault != Fault::kWait) {
-        wait_copies();
-    }
-    barrier(p, Fault::kBarrierAfterWait);
-    int const other = kThreads - 1 - thread();
-    p.out[thread()] = shared[other] + shared[kThreads + other];
-}
+using namespace ckv::planted;
 
 bool right(void (*kernel)(Args), Fault fault) {
     std::vector<float> in(2 * kThreads);
@@ -63,7 +17,7 @@ bool right(void (*kernel)(Args), Fault fault) {
     }
     std::vector<float> out(kThreads);
     ckv::launch(kernel, {}, kThreads, sizeof(float) * in.size(), nullptr,
-        Args{in.data(), out.data(), fault});
+        Args{in.data(), out.data(), nullptr, fault});
     bool all = true;
     for (int t = 0; t < kThreads; ++t) {
         all = all && out[t] == in[kThreads - 1 - t] + in[2 * kThreads - 1 - t];

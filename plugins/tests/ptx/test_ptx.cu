@@ -6,70 +6,14 @@
 #include <vector>
 
 #include "check.h"
-#include "device.cuh"
 #include "launch.h"
+#include "planted.cuh"
 
 extern "C" char const* ckv_ptx_fault();
 
 namespace {
 
-constexpr int kThreads = 64;
-
-// What a kernel leaves out or does wrong.
-enum class Fault {
-    kNone, kBarrierBeforeRead, kBarrierBeforeWrite, kWait, kBarrierAfterWait, kWaitAtEnd,
-    kBeyondTheEnd, kMisaligned, kUnwritten, kTwoWriters, kBeyondShared, kUnwrittenShared,
-    kHalfABarrier, kHalfAShuffle
-};
-
-struct Args {
-    float const* in;  // [2, kThreads]
-    float* out;       // [kThreads]
-    float* unwritten;
-    Fault fault;
-};
-
-// out = the sum of what other threads put into one shared buffer, twice.
-CKV_KERNEL(kThreads) exchanging(Args p) {
-    using namespace ckv::device;
-    auto* shared = reinterpret_cast<float*>(shared_memory());
-    float sum = 0.0F;
-    for (int round = 0; round < 2; ++round) {
-        shared[thread()] = p.in[round * kThreads + thread()];
-        if (p.fault != Fault::kBarrierBeforeRead) {
-            sync();
-        }
-        sum += shared[kThreads - 1 - thread()];
-        if (p.fault != Fault::kBarrierBeforeWrite) {
-            sync();
-        }
-    }
-    p.out[thread()] = sum;
-}
-
-// The same by asynchronous copies, into one buffer a round.
-CKV_KERNEL(kThreads) copying([[maybe_unused]] Args p) {
-#if defined(__CUDA_ARCH__)
-    using namespace ckv::device;
-    auto* shared = reinterpret_cast<float*>(shared_memory());
-    for (int round = 0; round < 2; ++round) {
-        int const at = round * kThreads + thread();
-        copy_async<4>(&shared[at], &p.in[at], 0);
-    }
-    commit_copies();
-    if (p.fault == Fault::kWaitAtEnd) {
-        return;
-    }
-    if (p.fault != Fault::kWait) {
-        wait_copies();
-    }
-    if (p.fault != Fault::kBarrierAfterWait) {
-        sync();
-    }
-    int const other = kThreads - 1 - thread();
-    p.out[thread()] = shared[other] + shared[kThreads + other];
-#endif
-}
+using namespace ckv::planted;
 
 // out = the sum of both rounds, mirrored within each half of 32: by shuffles.
 CKV_KERNEL(kThreads) shuffling(Args p) {
