@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from ckv_testing.scoring import SCORE, ask, check, scorer, with_profile
+from ckv_testing.scoring import SCORE, ask, check, scorer, shapes_seen, with_profile
 from ckv_testing.serving import Shop
 
 from ckv_export.cache.record import count
@@ -78,41 +78,28 @@ def test_one_call_serves_a_user_s_requests_in_their_order(
     for name, appended in [("a", 1), ("b", 1), ("a", 0), ("b", 0), ("a", 2), ("b", 3), ("a", 0)]:
         asked.append(ask(shop, users[name], rng, name, appended))
         counts.append(users[name].count)
-    calls: list[int] = []
     served = scorer(shop, store)
-    decode = served.decode
-
-    def counted(feeds: Arrays) -> Arrays:
-        calls.append(len(feeds["append_mask"]))
-        return decode(feeds)
-
-    served.decode = counted
+    calls = shapes_seen(served, "append_mask")
     answers = served.score([request for request, _ in asked])
     for answer, (_, scores), events in zip(answers, asked, counts, strict=True):
         check(answer, scores, events)
     # Rounds: both append; all up to the next append of each; the last. A call of a model with a
     # window has as many new events of each user.
     together = [2, 4, 1] if served.layout.pad_to is None else [2, 2, 1, 1, 1]
-    assert calls == together
+    assert [users for users, _ in calls] == together
     assert (store.counters().misses, store.counters().hits) == (2, 0), "each is read once"
 
 
 def test_a_call_has_no_more_users_than_the_graph_takes(
     shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
 ):
-    shop, calls = with_profile(shops("sim"), B=Range(1, 1, 2)), []
+    shop = with_profile(shops("sim"), B=Range(1, 1, 2))
     served = scorer(shop, store)
-    decode = served.decode
-
-    def counted(feeds: Arrays) -> Arrays:
-        calls.append(len(feeds["append_mask"]))
-        return decode(feeds)
-
-    served.decode = counted
+    calls = shapes_seen(served, "append_mask")
     asked = [ask(shop, shop.user(0, rng), rng, f"u{i}", 1) for i in range(7)]
     for answer, (_, scores) in zip(served.score([r for r, _ in asked]), asked, strict=True):
         check(answer, scores, 1)
-    assert calls == [2, 2, 2, 1]
+    assert [users for users, _ in calls] == [2, 2, 2, 1]
 
 
 def test_a_request_without_events_may_leave_their_inputs_out(
@@ -202,15 +189,9 @@ def test_no_history_is_longer_than_a_record(
     shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
 ):
     """Though lengths are rounded up: an engine may be built for no more."""
-    shop, shapes = shops("hstu"), []
+    shop = shops("hstu")
     served, user = scorer(shop, store, ScorerOptions("float32", max_events=5)), shop.user(0, rng)
-    decode = served.decode
-
-    def seen(feeds: Arrays) -> Arrays:
-        shapes.append(feeds["history_mask"].shape)
-        return decode(feeds)
-
-    served.decode = seen
+    shapes = shapes_seen(served, "history_mask")
     for _ in range(3):
         served.score([ask(shop, user, rng, appended=4)[0]])
     assert shapes == [(1, 0), (1, 5), (1, 5)]
@@ -248,14 +229,8 @@ def test_what_a_store_elsewhere_is_not_sent_again_stands_there(
 def test_warm_up_leaves_no_trace(
     shop: Shop, store: Store, events: int, shapes: list[tuple[int, int]]
 ):
-    served, calls = scorer(with_profile(shop, T=Range(0, 0, events)), store), []
-    decode = served.decode
-
-    def counted(feeds: Arrays) -> Arrays:
-        calls.append(feeds["append_mask"].shape)
-        return decode(feeds)
-
-    served.decode = counted
+    served = scorer(with_profile(shop, T=Range(0, 0, events)), store)
+    calls = shapes_seen(served, "append_mask")
     served.warm_up()
     assert calls == shapes
     assert store.counters().bytes_written == 0

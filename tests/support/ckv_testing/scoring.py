@@ -10,6 +10,7 @@ import numpy as np
 from ckv_export.cache.item_table import load_item_table
 from ckv_export.contract import Range
 from ckv_export.parity.tolerances import TOLERANCES
+from ckv_export.runtimes.base import Arrays
 from ckv_export.serving import Answer, Decode, Request, Scorer, ScorerOptions, in_process
 from ckv_export.store import Store
 from ckv_testing.serving import Shop, User
@@ -30,6 +31,18 @@ def decoder(shop: Shop) -> Decode:
 
 def scorer(shop: Shop, store: Store, options: ScorerOptions = EXACT) -> Scorer:
     return Scorer(shop.manifest, store, decoder(shop), options)
+
+
+def shapes_seen(served: Scorer, name: str) -> list[tuple[int, ...]]:
+    """Of one input of every decode call from now on."""
+    decode, shapes = served.decode, list[tuple[int, ...]]()
+
+    def seen(feeds: Arrays) -> Arrays:
+        shapes.append(feeds[name].shape)
+        return decode(feeds)
+
+    served.decode = seen
+    return shapes
 
 
 def with_profile(shop: Shop, **axes: Range) -> Shop:
