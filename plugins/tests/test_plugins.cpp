@@ -14,8 +14,8 @@
 #include "attention_call.h"
 #include "check.h"
 #include "ckv/pooled_attention.h"
-#include "creators.h"
 #include "fake_builder.h"
+#include "plugin_objects.h"
 
 using namespace nvinfer1;
 using namespace ckv::tests;
@@ -23,55 +23,6 @@ using namespace ckv::tests;
 namespace {
 
 int passed = 0;
-
-IPluginCreatorV3One& creator(char const* name) {
-    int32_t count = 0;
-    IPluginCreatorInterface* const* all = ckv::tensorrt::creators(count);
-    for (int32_t i = 0; i < count; ++i) {
-        auto* one = static_cast<IPluginCreatorV3One*>(all[i]);
-        if (std::strcmp(one->getPluginName(), name) == 0) {
-            return *one;
-        }
-    }
-    std::fprintf(stderr, "no creator %s\n", name);
-    std::exit(1);
-}
-
-struct Plugin {
-    explicit Plugin(IPluginV3* p) : whole(p) {
-        CHECK(p);
-        core = as<IPluginV3OneCore>(PluginCapabilityType::kCORE);
-        build = as<IPluginV3OneBuild>(PluginCapabilityType::kBUILD);
-        runtime = as<IPluginV3OneRuntime>(PluginCapabilityType::kRUNTIME);
-    }
-    template <typename T>
-    T* as(PluginCapabilityType type) {
-        return static_cast<T*>(whole->getCapabilityInterface(type));
-    }
-    std::unique_ptr<IPluginV3> whole;
-    IPluginV3OneCore* core;
-    IPluginV3OneBuild* build;
-    IPluginV3OneRuntime* runtime;
-};
-
-Plugin create(char const* name, int32_t heads = 2, float scale = 0.5F) {
-    PluginField const fields[] = {{"num_heads", &heads, PluginFieldType::kINT32, 1},
-        {"scale", &scale, PluginFieldType::kFLOAT32, 1},
-        // The parser also passes what our nodes carry for its own sake.
-        {"plugin_version", "1", PluginFieldType::kCHAR, 2}};
-    PluginFieldCollection const all{3, fields};
-    return Plugin(creator(name).createPlugin("node", &all, TensorRTPhase::kBUILD));
-}
-
-constexpr char const* kNames[] = {
-    "PoolGatherConcat", "PooledAttention", "PooledPointwiseAttention"};
-
-// Inputs of each op: E an element type, I int32, D a divisor, E or float32. The output is E.
-std::string kinds(std::string const& name) {
-    return name == "PoolGatherConcat"  ? "EIE"
-           : name == "PooledAttention" ? "EEIEEIEI"
-                                       : "EEIEEIEEID";
-}
 
 DataType type_of(char kind, DataType element) {
     return kind == 'I' ? DataType::kINT32 : element;

@@ -31,7 +31,7 @@ NVCC_OPTIONS = (
 
 
 # The kernels as they are shipped, but as PTX alone: that goes without nvcc's assembler.
-PTX_TARGETS = ("ckv_ptx", "ckv_harness_ptx", "test_ptx")
+PTX_TARGETS = ("ptx_programs",)
 
 Builds = Mapping[str, "subprocess.Popen[str]"]
 

@@ -39,11 +39,19 @@ def test_the_virtual_gpu_finds_every_planted_fault(ptx_build: Path) -> None:
     assert run(ptx_build / "tests" / "ptx" / "test_ptx").endswith(" passed, 0 failed\n")
 
 
-def test_the_harness_passes(ptx_build: Path) -> None:
+def test_the_harness_passes(ptx_build: Path, seed: int) -> None:
     """The program for a real GPU: every kernel and tactic, beside the C++ reference."""
-    out = run(ptx_build / "tests" / "ptx" / "ckv_harness_ptx", "quick", "11")
+    out = run(ptx_build / "tests" / "ptx" / "ckv_harness_ptx", "quick", str(seed))
     assert "PTX on the CPU" in out
     assert out.endswith(" passed, 0 failed\n")
+
+
+def test_plugins_enqueue_what_the_reference_computes(ptx_build: Path, seed: int) -> None:
+    """All of them, with every tactic, shapes that change within a profile, and CUDA graphs."""
+    program = ptx_build / "tests" / "ptx" / "test_enqueue_ptx"
+    if not program.exists():
+        pytest.skip("TensorRT's headers are not here: set TensorRT_ROOT")
+    assert run(program, str(seed)).endswith(" passed, 0 failed\n")
 
 
 @pytest.fixture(scope="module")

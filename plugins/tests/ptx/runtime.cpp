@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "ptx/machine.h"
+#include "ptx/streams.h"
 
 namespace ckv::ptx {
 namespace {
@@ -38,6 +39,7 @@ struct Gpu {
     std::map<void const*, Function> functions;                        // by the host's stub
     std::map<std::pair<Module const*, std::string>, Function> named;  // asked for by name
     GlobalMemory memory;
+    Streams streams;
     std::mt19937 random{static_cast<uint32_t>(
         std::getenv("CKV_PTX_SEED") ? std::atoi(std::getenv("CKV_PTX_SEED")) : 1)};
     cudaError_t failed = cudaSuccess;  // until the device is reset
@@ -115,7 +117,9 @@ Function& function(void const* host) {
 // The same error as the driver's.
 CUresult of_driver(cudaError_t status) { return static_cast<CUresult>(status); }
 
-cudaError_t launch(Function& f, dim3 grid, dim3 block, void** arguments, size_t shared_bytes) {
+// Arguments are copied at once: a graph that is replayed keeps those of its capture.
+cudaError_t launch(Function& f, dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
+    cudaStream_t stream) {
     if (!f.program) {
         f.program = std::make_unique<Program>(f.module->parse(f.name));
     }
@@ -133,10 +137,12 @@ cudaError_t launch(Function& f, dim3 grid, dim3 block, void** arguments, size_t 
         Parameter const& p = kernel.parameters[i];
         std::memcpy(parameters.data() + p.offset, arguments[i], static_cast<size_t>(p.bytes));
     }
-    Launch const what{{grid.x, grid.y, grid.z}, static_cast<int>(threads), shared_bytes,
-        parameters.data()};
-    run(*f.program, what, gpu().memory, gpu().random);
-    return cudaSuccess;
+    return gpu().streams.queue(stream, [&f, grid, threads, shared_bytes, parameters] {
+        Launch const what{{grid.x, grid.y, grid.z}, static_cast<int>(threads), shared_bytes,
+            parameters.data()};
+        run(*f.program, what, gpu().memory, gpu().random);
+        return cudaSuccess;
+    });
 }
 
 cudaError_t copy(void* to, void const* from, size_t bytes, cudaMemcpyKind kind) {
@@ -154,6 +160,14 @@ cudaError_t fill(void* at, int value, size_t bytes) {
     gpu().memory.host(at, bytes, Access::kWrite);
     std::memset(at, value, bytes);
     return cudaSuccess;
+}
+
+cudaError_t queued(cudaStream_t stream, Work work) {
+    return checked([&] { return gpu().streams.queue(stream, std::move(work)); });
+}
+
+cudaError_t outside_of_captures(Work const& work) {
+    return checked([&] { return gpu().streams.unless_captured(work); });
 }
 
 }  // namespace
@@ -190,8 +204,10 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStr
 // ---- kernels
 
 cudaError_t cudaLaunchKernel(void const* host, dim3 grid, dim3 block, void** arguments,
-    size_t shared_bytes, cudaStream_t /*stream*/) {
-    return checked([&] { return launch(function(host), grid, block, arguments, shared_bytes); });
+    size_t shared_bytes, cudaStream_t stream) {
+    return checked([&] {
+        return launch(function(host), grid, block, arguments, shared_bytes, stream);
+    });
 }
 cudaError_t cudaFuncSetAttribute(void const* host, cudaFuncAttribute attribute, int value) {
     return checked([&] {
@@ -234,39 +250,75 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, char const* 
 }
 CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
     unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
-    CUstream /*stream*/, void** arguments, void** /*extra*/) {
+    CUstream stream, void** arguments, void** /*extra*/) {
     return of_driver(checked([&] {
         return launch(*reinterpret_cast<Function*>(function), {grid_x, grid_y, grid_z},
-            {block_x, block_y, block_z}, arguments, shared_bytes);
+            {block_x, block_y, block_z}, arguments, shared_bytes, stream);
     }));
 }
 
 // ---- memory
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
-    return checked([&] {
+    return outside_of_captures([&] {
         *pointer = gpu().memory.allocate(bytes);
         return cudaSuccess;
     });
 }
 cudaError_t cudaFree(void* pointer) {
-    return checked([&] {
+    return outside_of_captures([&] {
         bool const known = pointer == nullptr || gpu().memory.free(pointer);
         return known ? cudaSuccess : cudaErrorInvalidValue;
     });
 }
 cudaError_t cudaMemcpy(void* to, void const* from, size_t bytes, cudaMemcpyKind kind) {
-    return checked([&] { return copy(to, from, bytes, kind); });
+    return outside_of_captures([&] { return copy(to, from, bytes, kind); });
 }
-cudaError_t cudaMemcpyAsync(void* to, void const* from, size_t bytes, cudaMemcpyKind kind,
-    cudaStream_t /*stream*/) {
-    return cudaMemcpy(to, from, bytes, kind);
+cudaError_t cudaMemcpyAsync(
+    void* to, void const* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    return queued(stream, [=] { return copy(to, from, bytes, kind); });
 }
 cudaError_t cudaMemset(void* at, int value, size_t bytes) {
-    return checked([&] { return fill(at, value, bytes); });
+    return outside_of_captures([&] { return fill(at, value, bytes); });
 }
-cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t /*stream*/) {
-    return cudaMemset(at, value, bytes);
+cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t stream) {
+    return queued(stream, [=] { return fill(at, value, bytes); });
+}
+
+// ---- streams and graphs
+
+cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+    *stream = gpu().streams.make();
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaDeviceSynchronize(); }
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    return checked([&] { return gpu().streams.begin(stream); });
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    return checked([&] {
+        auto work = std::make_unique<Graph>();
+        cudaError_t const status = gpu().streams.end(stream, *work);
+        *graph = status == cudaSuccess ? reinterpret_cast<cudaGraph_t>(work.release()) : nullptr;
+        return status;
+    });
+}
+cudaError_t cudaGraphInstantiate(
+    cudaGraphExec_t* ready, cudaGraph_t graph, unsigned long long /*flags*/) {
+    *ready = reinterpret_cast<cudaGraphExec_t>(new Graph(*reinterpret_cast<Graph*>(graph)));
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream) {
+    return queued(stream, [ready] { return replay(*reinterpret_cast<Graph*>(ready)); });
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete reinterpret_cast<Graph*>(graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready) {
+    delete reinterpret_cast<Graph*>(ready);
+    return cudaSuccess;
 }
 
 // ---- the device
@@ -298,7 +350,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int /*device*/) 
     properties->major = 9;
     return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() { return checked([] { return cudaSuccess; }); }
+cudaError_t cudaDeviceSynchronize() {
+    return outside_of_captures([] { return cudaSuccess; });
+}
 cudaError_t cudaGetLastError() {
     cudaError_t const latest = gpu().latest;
     gpu().latest = gpu().failed;

@@ -89,16 +89,19 @@ public:
         CHECK(cudaMemcpy(in_, in.data(), 2 * bytes, cudaMemcpyHostToDevice) == cudaSuccess);
     }
 
-    cudaError_t run(void (*kernel)(Args), Fault fault) {
+    cudaError_t run(void (*kernel)(Args), Fault fault, cudaStream_t stream = nullptr) {
         Args const args{static_cast<float const*>(in_), static_cast<float*>(out_),
             static_cast<float*>(unwritten_), fault};
         return ckv::launch(
-            kernel, {}, kThreads, 2 * kThreads * sizeof(float), nullptr, args);
+            kernel, {}, kThreads, 2 * kThreads * sizeof(float), stream, args);
     }
 
     // out[t] = in[other] + in[kThreads + other], `other` being thread t with the bits of `flips`.
     void check_right(void (*kernel)(Args), int flips) {
         CHECK(run(kernel, Fault::kNone) == cudaSuccess);
+        check_out(flips);
+    }
+    void check_out(int flips) {
         std::vector<float> out(kThreads);
         CHECK(cudaMemcpy(out.data(), out_, sizeof(float) * kThreads, cudaMemcpyDeviceToHost) ==
               cudaSuccess);
@@ -141,11 +144,49 @@ void limits_of_a_launch_hold() {
     CHECK(test.run(shuffling, Fault::kNone) == cudaSuccess);
 }
 
+void a_capture_keeps_its_work_for_the_graph() {
+    Test test;
+    cudaStream_t stream = nullptr;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t ready = nullptr;
+    test.check_right(exchanging, 63);
+    CHECK(cudaStreamCreate(&stream) == cudaSuccess);
+    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+    CHECK(test.run(shuffling, Fault::kNone, stream) == cudaSuccess);
+    CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+    test.check_out(63);
+    CHECK(cudaGraphInstantiate(&ready, graph, 0) == cudaSuccess);
+    CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+    CHECK(cudaGraphLaunch(ready, stream) == cudaSuccess);
+    test.check_out(31);
+    CHECK(cudaGraphExecDestroy(ready) == cudaSuccess);
+}
+
+void what_no_capture_allows_spoils_it() {
+    Test test;
+    cudaStream_t stream = nullptr;
+    CHECK(cudaStreamCreate(&stream) == cudaSuccess);
+    auto const spoils = [&](auto const& call) {
+        cudaGraph_t graph = nullptr;
+        CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+        CHECK(call() != cudaSuccess);
+        CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated);
+    };
+    void* memory = nullptr;
+    spoils([&] { return cudaMalloc(&memory, 4); });
+    spoils([] { return cudaDeviceSynchronize(); });
+    spoils([&] { return test.run(shuffling, Fault::kNone); });
+    CHECK(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeGlobal) != cudaSuccess);
+    test.check_right(shuffling, 31);
+}
+
 }  // namespace
 
 int main() {
     faults_are_found();
     limits_of_a_launch_hold();
-    std::printf("%d passed, 0 failed\n", 1 + static_cast<int>(sizeof kCases / sizeof *kCases));
+    a_capture_keeps_its_work_for_the_graph();
+    what_no_capture_allows_spoils_it();
+    std::printf("%d passed, 0 failed\n", 3 + static_cast<int>(sizeof kCases / sizeof *kCases));
     return 0;
 }

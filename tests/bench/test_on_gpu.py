@@ -1,0 +1,101 @@
+"""bench/on_gpu.py: what it would run is there to be run, and no step's fate hides another's."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ckv_export.cli.main import parser
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "bench" / "on_gpu.py"
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("on_gpu", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "on_gpu", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_a_gpu_it_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, out],
+        capture_output=True, text=True, check=False, env={"PATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "no NVIDIA GPU" in done.stderr
+    assert not out.exists()
+
+
+def test_every_command_is_one_that_exists(on_gpu: ModuleType, tmp_path: Path) -> None:
+    cmake = "".join(path.read_text() for path in (ROOT / "plugins").glob("**/CMakeLists.txt"))
+    names = [step.name for step in on_gpu.steps(tmp_path, 7)]
+    assert len(set(names)) == len(names)
+    for step in on_gpu.steps(tmp_path, 7):
+        words = [str(word) for word in step.command]
+        for word in words:
+            if word.startswith(("bench/", "tests/")):
+                assert (ROOT / word).exists(), step
+            if word.startswith(str(on_gpu.NATIVE)) and word != str(on_gpu.NATIVE):
+                assert f"add_executable({Path(word).name} " in cmake, step
+        if "--target" in words:
+            assert f"add_executable({words[-1]} " in cmake, step
+        if words[1:3] == ["-m", "ckv_export"]:
+            parser().parse_args(words[3:])
+
+
+def test_each_step_is_run_and_told(
+    on_gpu: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def python(code: str) -> tuple[str, ...]:
+        return (sys.executable, "-c", code)
+
+    made = [
+        on_gpu.Step("good", python("import ckv_export; print(7)")),
+        on_gpu.Step("bad", python("raise SystemExit(3)")),
+        on_gpu.Step("slow", python("import time; print(8, flush=True); time.sleep(60)")),
+        on_gpu.Step("absent", (tmp_path / "no-such-program",)),
+        on_gpu.Step("unable", python("print(9)"), lambda: "something is missing"),
+        on_gpu.Step("last", python("print(10)")),
+    ]
+    monkeypatch.setattr(on_gpu, "steps", lambda out, seed: made)
+    monkeypatch.setattr(on_gpu, "facts", lambda: {"gpu": "one"})
+
+    def run(*words: str) -> tuple[int, dict[str, object]]:
+        monkeypatch.setattr(sys, "argv", ["on_gpu.py", str(tmp_path / "out"), *words])
+        code = on_gpu.main()
+        return code, json.loads((tmp_path / "out" / "steps.json").read_text())
+
+    code, whole = run("--limit", "3", "--seed", "11")
+    steps = whole["steps"]
+    assert code == 1
+    assert (whole["gpu"], whole["seed"]) == ("one", 11)
+    statuses = {name: step.get("status", "skipped") for name, step in steps.items()}
+    assert statuses == {
+        "good": 0, "bad": 3, "slow": None, "absent": 127, "unable": "skipped", "last": 0
+    }  # fmt: skip
+    assert steps["unable"] == {"skipped": "something is missing"}
+    assert (tmp_path / "out" / "good.log").read_text() == "7\n"
+    assert (tmp_path / "out" / "slow.log").read_text() == "8\n"
+    assert not (tmp_path / "out" / "unable.log").exists()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == list(statuses)
+    assert "FAILED (3)" in lines[1]
+    assert lines[2].startswith("slow: out of time")
+    assert run("--only", "last", "unable")[0] == 0
