@@ -3,10 +3,10 @@
     python bench/on_gpu.py OUT [--only STEP ...] [--limit SECONDS]
 
 A step that fails or outlasts its limit does not stop the next. OUT/STEP.log is what it printed;
-OUT/steps.json has exit statuses, seconds and the machine. Exits 1 where a step failed, 2 where there
-is no GPU. Needs cmake, nvcc and a PyTorch for CUDA in the Python that runs it. What needs more is left
-out with the reason: plugins without TensorRT's headers (TensorRT_ROOT), engines without tensorrt or
-tensorrt_rtx. A quarter of an hour in all, half of it compilers'.
+OUT/steps.json has exit statuses, seconds and the machine. Exits 1 where a step failed, 2 where
+there is no GPU. Needs cmake, nvcc and a PyTorch for CUDA in the Python that runs it. What needs
+more is left out with the reason: plugins without TensorRT's headers (TensorRT_ROOT), engines
+without tensorrt or tensorrt_rtx. A quarter of an hour in all, half of it compilers'.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def steps(out: Path, seed: int) -> list[Step]:
 
 
 def run(step: Step, log: Path, limit: float) -> dict[str, Any]:
-    """What became of a step: {"skipped": why}, or its exit status (None: out of time) and seconds."""
+    """{"skipped": why}, or a step's exit status (None: it ran out of time) and seconds."""
     if (reason := step.why_not()) is not None:
         return {"skipped": reason}
     command = [str(word) for word in step.command]

@@ -52,11 +52,24 @@ class NamedRanges:
         return ",".join(f"{axis}={size}" for axis, size in self.axes)
 
 
+class _Loader(yaml.BaseLoader):
+    """Everything is text: YAML would read 1:8:32 as a number to the base of 60. No key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_profiles(path: Path) -> tuple[NamedRanges, ...]:
     """Profiles of a YAML file, ``short: {history: 0:50:100}``; raises `InputError`."""
     try:
-        # Everything is text: YAML would read 1:8:32 as a number to the base of 60.
-        data = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
+        data = yaml.load(path.read_text(), Loader=_Loader)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
         raise InputError(f"the profiles {path} can't be read: {told}") from error

@@ -91,6 +91,7 @@ class Scorer:
         works = [self._begun(request) for request in requests]
         known: dict[str, Entry | None] = {}
         while waiting := [work for work in works if work.outcome is None]:
+            _give_way(max(work.attempts for work in waiting))
             self._round(list(_of_one_round(waiting)), known)
         return [work.outcome for work in works if work.outcome is not None]
 
@@ -227,8 +228,12 @@ class Scorer:
                 f"others changed the record of user {work.request.user!r} at each of "
                 f"{work.attempts} attempts: try again"
             )
-            return
-        time.sleep(random.uniform(0, min(0.001 * work.attempts, _LONGEST_WAIT)))
+
+
+def _give_way(attempts: int) -> None:
+    """Wait, longer after more attempts, and not as long as the others who lost as often."""
+    if attempts:
+        time.sleep(random.uniform(0, min(0.001 * attempts, _LONGEST_WAIT)))
 
 
 def _of_one_round(works: Sequence[_Work]) -> Iterator[_Work]:

@@ -323,6 +323,30 @@ def test_a_long_queue_of_others_is_waited_for(
     check(served.score([request])[0], scores, 61)
 
 
+def test_users_whose_writes_came_late_wait_together(
+    shops: Callable[[str], Shop], store: Store, rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    shop, waits = shops("items"), []
+    monkeypatch.setattr("time.sleep", waits.append)
+    served, other = scorer(shop, store), scorer(shop, store)
+    asked = [ask(shop, shop.user(0, rng), rng, appended=1) for _ in range(3)]
+    requests = [Request(f"u{i}", request.inputs) for i, (request, _) in enumerate(asked)]
+    meddled = list(requests[:2])
+    decode = served.decode
+
+    def late(feeds: Arrays) -> Arrays:
+        while meddled:
+            other.score([meddled.pop()])
+        return decode(feeds)
+
+    served.decode = late
+    answers = served.score(requests)
+    assert [answer.events for answer in answers if isinstance(answer, Answer)] == [2, 2, 1]
+    assert len(waits) == 1
+    assert 0 <= waits[0] <= 0.001
+
+
 def test_others_who_never_stop_are_an_error(
     shops: Callable[[str], Shop], store: Store, rng: np.random.Generator
 ):
