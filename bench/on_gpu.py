@@ -69,6 +69,7 @@ def sanitized(tool: str) -> Step:
 
 def steps(out: Path, seed: int) -> list[Step]:
     """All of them, in order."""
+    tests = (sys.executable, "-m", "pytest", "-rs", "-m", "gpu")
     build = ("cmake", "--build", NATIVE, "--parallel", "--target")
     export = (sys.executable, "-m", "ckv_export")
     bundle = out / "engines" / "demo-sim"
@@ -80,9 +81,10 @@ def steps(out: Path, seed: int) -> list[Step]:
         Step("random", (HARNESS, "random", str(seed), "200")),
         Step("build-plugins", (*build, "test_enqueue"), needs_headers),
         Step("enqueue", (ENQUEUE, str(seed)), needs_headers),
-        Step("binding", (sys.executable, "-m", "pytest", "-m", "gpu", "tests/plugins")),
+        Step("binding", (*tests, "tests/plugins")),
         Step("time", (sys.executable, "bench/bench_kernel.py", "--out", out / "kernel.json")),
         *map(sanitized, ("memcheck", "racecheck", "initcheck", "synccheck")),
+        Step("runners", (*tests, "tests/engine", "tests/runtimes", "tests/cli", "tests/cpp")),
         Step("engines", (*export, "demo", "--out", out / "engines"), needs_engines),
         Step("parity", (*export, "parity", bundle, "--json", out / "parity.json"), needs_engines),
         Step("cost", (*export, "bench", bundle, *cost, "--json", out / "cost.json"), needs_engines),
