@@ -81,7 +81,7 @@ template <typename T, Form kForm, int kHead>
 cudaError_t run_mma_head(KernelArgs const& p, LaunchPlan const& plan, cudaStream_t stream) {
     return few_queries(p.a)
                ? launch_mma<T, kForm, kHead, 1>(p, plan, stream)
-               : launch_mma<T, kForm, kHead, mma::Sizes<kHead>::kMostWarps>(p, plan, stream);
+               : launch_mma<T, kForm, kHead, mma::Sizes<T, kHead>::kMostWarps>(p, plan, stream);
 }
 
 template <typename T, Form kForm>

@@ -1,4 +1,4 @@
-// Attention on the tensor cores (mma.m16n8k16, sm_80 and later), fp16 and bf16, heads up to 256.
+// Attention on the tensor cores (mma, sm_80 and later), heads up to 256.
 //
 // A warp owns 16 queries; the warps of a block share each tile of gathered keys and values in
 // shared memory. Scores stay in registers: the accumulator layout of one product is the operand
@@ -6,53 +6,12 @@
 // stages). Sums are fp32; weights are rounded to T before they meet the values.
 #pragma once
 
-#include "attention_mma_load.cuh"
+#include "attention_mma_products.cuh"
 #include "launch.h"
 
 namespace ckv::mma {
 
 #if CKV_HAS_MMA && (defined(__CUDA_ARCH__) || defined(CKV_EMULATE))
-
-// scores [16 queries, kEvents] of the warp; register pair i of block n: row lane / 4 + 8 i,
-// events 8 n + 2 (lane % 4) and the next.
-template <typename T, int kHead, int kBlocks>
-CKV_DEVICE void add_scores(float (&scores)[kBlocks][4], T const (*query)[Sizes<kHead>::kPitch],
-    T const (*key)[Sizes<kHead>::kPitch]) {
-    int const lane = device::lane();
-#pragma unroll
-    for (int k = 0; k < kHead; k += 16) {
-        uint32_t a[4];
-        device::load_matrices(a, &query[lane & 15][k + (lane >> 4) * 8]);
-#pragma unroll
-        for (int n = 0; n < kBlocks; n += 2) {
-            uint32_t b[4];
-            int const event = n * 8 + (lane & 7) + (lane >> 4) * 8;
-            device::load_matrices(b, &key[event][k + ((lane >> 3) & 1) * 8]);
-            device::multiply(scores[n], a, b[0], b[1], T{});
-            device::multiply(scores[n + 1], a, b[2], b[3], T{});
-        }
-    }
-}
-
-// sums [16 queries, kHead] += weights . values; the layout of scores, columns for events.
-template <typename T, int kHead, int kBlocks>
-CKV_DEVICE void add_values(float (&sums)[kHead / 8][4], float const (&weights)[kBlocks][4],
-    T const (*value)[Sizes<kHead>::kPitch]) {
-    int const lane = device::lane();
-#pragma unroll
-    for (int n = 0; n < kBlocks; n += 2) {
-        uint32_t const a[4] = {pack<T>(weights[n][0], weights[n][1]),
-            pack<T>(weights[n][2], weights[n][3]), pack<T>(weights[n + 1][0], weights[n + 1][1]),
-            pack<T>(weights[n + 1][2], weights[n + 1][3])};
-#pragma unroll
-        for (int c = 0; c < kHead; c += 16) {
-            uint32_t b[4];
-            device::load_transposed(b, &value[n * 8 + (lane & 15)][c + (lane >> 4) * 8]);
-            device::multiply(sums[c / 8], a, b[0], b[1], T{});
-            device::multiply(sums[c / 8 + 1], a, b[2], b[3], T{});
-        }
-    }
-}
 
 // Over the four lanes that share a row.
 CKV_DEVICE float quad_max(float x) {

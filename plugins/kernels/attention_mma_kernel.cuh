@@ -40,10 +40,10 @@ CKV_DEVICE void write_row(KernelArgs const& p, BlockPlace const& at, int64_t que
 template <typename T, Form kForm, int kHead, int kWarps>
 CKV_DEVICE void attend_tile(float (&sums)[kHead / 8][4], Softmax& running,
     Shared<T, kHead, kWarps> const& shared, int stage,
-    int32_t const (&state)[Sizes<kHead>::kEvents], KernelArgs const& p, int32_t batch,
+    int32_t const (&state)[Sizes<T, kHead>::kEvents], KernelArgs const& p, int32_t batch,
     int32_t warp_query, int32_t event) {
-    float scores[Sizes<kHead>::kEvents / 8][4] = {};
-    add_scores<T, kHead>(scores, &shared.query[16 * device::warp()], shared.key[stage]);
+    float scores[Sizes<T, kHead>::kEvents / 8][4] = {};
+    Products<T>::template add_scores<kHead>(scores, &shared.query[16 * device::warp()], shared.key[stage]);
     if constexpr (kForm == Form::kPointwise) {
         pointwise_step<T>(scores, p, batch, warp_query, event, state);
     } else if (p.a.scale >= 0.0F && all_seen(state)) {
@@ -51,12 +51,12 @@ CKV_DEVICE void attend_tile(float (&sums)[kHead / 8][4], Softmax& running,
     } else {
         softmax_step<false>(scores, sums, running, state, p.a.scale);
     }
-    add_values<T, kHead>(sums, scores, shared.value[stage]);
+    Products<T>::template add_values<kHead>(sums, scores, shared.value[stage]);
 }
 
 template <typename T, Form kForm, int kHead, int kWarps>
 CKV_DEVICE void attend(Shared<T, kHead, kWarps>& shared, KernelArgs const& p) {
-    constexpr int kEvents = Sizes<kHead>::kEvents;
+    constexpr int kEvents = Sizes<T, kHead>::kEvents;
     BlockPlace const at = block_place(device::block_x(), p.query_tiles, 16 * kWarps, p.a.heads);
     int64_t const first_row = int64_t{at.batch} * p.a.events;
     bool const counts = at.head == 0 && at.first_query == 0;
@@ -111,7 +111,7 @@ CKV_DEVICE void attend(Shared<T, kHead, kWarps>& shared, KernelArgs const& p) {
 #endif  // CKV_HAS_MMA
 
 template <typename T, Form kForm, int kHead, int kWarps>
-CKV_RESIDENT_KERNEL(32 * kWarps, Sizes<kHead>::resident_blocks(kWarps))
+CKV_RESIDENT_KERNEL(32 * kWarps, (Sizes<T, kHead>::resident_blocks(kWarps)))
 attention_kernel(KernelArgs p) {
 #if CKV_HAS_MMA && (defined(__CUDA_ARCH__) || defined(CKV_EMULATE))
     attend<T, kForm>(

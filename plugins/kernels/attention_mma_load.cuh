@@ -11,19 +11,20 @@
 
 namespace ckv::mma {
 
-// Row padding, 16 bytes: the eight rows of an ldmatrix then fall into different banks.
-constexpr int kPad = 8;
 constexpr int kStages = 2;
 // The tile worked on, the one that arrives, and the one after it.
 constexpr int kLinkStages = 3;
 
 // Tile sizes for heads padded to kHead columns. Shared memory stays below 99 KiB, the most that a
 // block has on consumer GPUs; a wide head pays for its columns with fewer events a tile.
-template <int kHead>
+template <typename T, int kHead>
 struct Sizes {
-    static constexpr int kEvents = kHead <= 64 ? 64 : (kHead <= 128 ? 32 : 16);
+    static constexpr int kRowBytes = kHead * static_cast<int>(sizeof(T));
+    static constexpr int kEvents = kRowBytes <= 128 ? 64 : 8192 / kRowBytes;
     static constexpr int kMostWarps = kHead <= 64 ? 8 : 4;
-    static constexpr int kPitch = kHead + kPad;
+    // Padded by 16 bytes: the eight rows of an ldmatrix then fall into different banks, and so do
+    // the elements of every second fp32 row.
+    static constexpr int kPitch = kHead + 16 / static_cast<int>(sizeof(T));
     // Blocks of one multiprocessor, at least: what registers (a wide head has many sums) and, for
     // blocks of one warp, shared memory leave room for.
     static constexpr int resident_blocks(int warps) {
@@ -33,7 +34,7 @@ struct Sizes {
 
 template <typename T, int kHead, int kWarps>
 struct alignas(16) Shared {
-    using S = Sizes<kHead>;
+    using S = Sizes<T, kHead>;
     T query[16 * kWarps][S::kPitch];
     T key[kStages][S::kEvents][S::kPitch];
     T value[kStages][S::kEvents][S::kPitch];
@@ -94,7 +95,7 @@ CKV_DEVICE T source_element(TileSource const& from, int32_t r, int32_t column) {
     return static_cast<T const*>(from.side.pool)[at];
 }
 
-// The same by plain loads, where a vector is of both parts or one element: a few in flight.
+// The same by plain loads, where a vector is of both parts or 16 bits: a few in flight.
 template <typename T, int kVector, int kRows, int kRowStep, int kPitch>
 CKV_DEVICE void copy_elements(
     T (*to)[kPitch], int32_t first, int32_t column, TileSource const& from) {
@@ -116,11 +117,11 @@ CKV_DEVICE void copy_elements(
 
 template <typename T, int kHead, int kThreads, int kVector>
 CKV_DEVICE void load_rows(
-    T (*to)[Sizes<kHead>::kPitch], TileSource const& from, bool user_aligned) {
+    T (*to)[Sizes<T, kHead>::kPitch], TileSource const& from, bool user_aligned) {
     constexpr int kLanes = kHead / kVector < kThreads ? kHead / kVector : kThreads;
     constexpr int kRowStep = kThreads / kLanes;
-    constexpr int kRows = Sizes<kHead>::kEvents / kRowStep;
-    static_assert(kRows * kRowStep == Sizes<kHead>::kEvents, "whole rounds");
+    constexpr int kRows = Sizes<T, kHead>::kEvents / kRowStep;
+    static_assert(kRows * kRowStep == Sizes<T, kHead>::kEvents, "whole rounds");
     int32_t const first = device::thread() / kLanes;
 #pragma unroll
     for (int c = 0; c < kHead; c += kLanes * kVector) {
@@ -128,7 +129,7 @@ CKV_DEVICE void load_rows(
         if (column >= from.head_width) {
             continue;
         }
-        if constexpr (kVector > 1) {
+        if constexpr (kVector * sizeof(T) >= 4) {
             int32_t const in_row = from.head_column + column;
             int32_t const in_user = in_row - from.side.pool_width;
             if (in_user + kVector <= 0) {
@@ -151,12 +152,13 @@ CKV_DEVICE void load_rows(
 
 template <typename T, int kHead, int kThreads>
 CKV_DEVICE void load_side(
-    T (*to)[Sizes<kHead>::kPitch], TileSource const& from, CopyWidth const& width) {
+    T (*to)[Sizes<T, kHead>::kPitch], TileSource const& from, CopyWidth const& width) {
     auto const load = [&](auto vector) {
         load_rows<T, kHead, kThreads, decltype(vector)::value>(to, from, width.user_aligned);
     };
+    constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
     switch (width.vector) {
-        case 8: load(std::integral_constant<int, 8>{}); break;
+        case 8: load(std::integral_constant<int, kWidest>{}); break;  // of 16 bits
         case 4: load(std::integral_constant<int, 4>{}); break;
         case 2: load(std::integral_constant<int, 2>{}); break;
         default: load(std::integral_constant<int, 1>{}); break;
@@ -166,7 +168,7 @@ CKV_DEVICE void load_side(
 // Begins to copy the rows of the tile at `event`, whose links are `links`, into `stage`.
 template <typename T, int kHead, int kWarps>
 CKV_DEVICE void load_tile(Shared<T, kHead, kWarps>& shared, int stage,
-    Links<Sizes<kHead>::kEvents> const& links, KernelArgs const& p, BlockPlace const& at,
+    Links<Sizes<T, kHead>::kEvents> const& links, KernelArgs const& p, BlockPlace const& at,
     int32_t event, int end) {
     int64_t const first_row = int64_t{at.batch} * p.a.events + event;
     int32_t const head_column = at.head * p.head_width;
@@ -192,7 +194,7 @@ CKV_DEVICE void load_queries(
         int64_t const row = int64_t{at.batch} * p.a.queries + at.first_query + r;
         T const* from = queries + row * p.a.width + at.head * p.head_width + column;
         T* to = &shared.query[r][column];
-        if (p.query_vector == 8) {
+        if (p.query_vector > 1) {
             *reinterpret_cast<uint4*>(to) = *reinterpret_cast<uint4 const*>(from);
         } else {
             *to = *from;

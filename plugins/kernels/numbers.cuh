@@ -39,6 +39,21 @@ CKV_DEVICE uint32_t pack(float low, float high) {
     return both.bits;
 }
 
+CKV_DEVICE uint32_t bits_of(float x) {
+    union {
+        float number;
+        uint32_t bits;
+    } both{x};
+    return both.bits;
+}
+CKV_DEVICE float float_of(uint32_t bits) {
+    union {
+        uint32_t bits;
+        float number;
+    } both{bits};
+    return both.number;
+}
+
 // x / (1 + e^-x). Far below zero e^-x is inf, and the quotient 0.
 CKV_DEVICE float silu(float x) {
     return device::divide(x, 1.0F + device::exp2_(-1.44269504F * x));

@@ -11,6 +11,7 @@ namespace ckv {
 namespace {
 
 constexpr int32_t kWidestMmaHead = 256;
+constexpr int32_t kWidestCopy = 16;  // bytes
 
 bool splits(Tactic t) { return t != Tactic::kWhole && t != Tactic::kCoresWhole; }
 
@@ -38,7 +39,7 @@ int32_t copy_vector(
     for (int64_t offset : offsets) {
         all |= static_cast<uint64_t>(offset) * static_cast<uint64_t>(bytes);
     }
-    int32_t const aligned = power_of_two_divisor(all, 16);
+    int32_t const aligned = power_of_two_divisor(all, kWidestCopy);
     return aligned <= bytes ? 1 : aligned / bytes;
 }
 
@@ -55,7 +56,9 @@ KernelArgs kernel_args(AttentionArgs const& a) {
     p.head_width = a.width / a.heads;
     int32_t const bytes = dtype_bytes(a.dtype);
     // Queries move in one of two ways only: they are read once a block.
-    p.query_vector = copy_vector(a.query, {a.width, p.head_width}, bytes) == 8 ? 8 : 1;
+    int32_t const widest = kWidestCopy / bytes;
+    bool const wide = copy_vector(a.query, {a.width, p.head_width}, bytes) == widest;
+    p.query_vector = wide ? widest : 1;
     p.key_copy = copy_width(a.key, p.head_width, bytes);
     p.value_copy = copy_width(a.value, p.head_width, bytes);
     return p;
@@ -64,13 +67,10 @@ KernelArgs kernel_args(AttentionArgs const& a) {
 template <Dtype kDtype>
 cudaError_t run(KernelArgs const& p, Form form, Tactic tactic, LaunchPlan const& plan,
     cudaStream_t stream) {
-    if constexpr (kDtype != Dtype::kFloat32) {
-        if (wants_mma(tactic)) {
-            cudaError_t const status =
-                AttentionLauncher<kDtype>::mma(p, form, plan, stream);
-            if (status != cudaErrorNotSupported) {
-                return status;
-            }
+    if (wants_mma(tactic)) {
+        cudaError_t const status = AttentionLauncher<kDtype>::mma(p, form, plan, stream);
+        if (status != cudaErrorNotSupported) {
+            return status;
         }
     }
     return AttentionLauncher<kDtype>::cores(p, form, plan, stream);
@@ -105,7 +105,7 @@ int64_t most_floats(AttentionArgs const& a, Tactic tactic) {
     for (int32_t queries : {cores::kSide, 4 * cores::kSide, 8 * cores::kSide}) {
         most = larger(most, most_split_floats(a, Tile{queries, cores::kThreads / 32, chunks}));
     }
-    if (wants_mma(tactic) && a.dtype != Dtype::kFloat32 && head <= kWidestMmaHead) {
+    if (wants_mma(tactic) && head <= kWidestMmaHead) {
         for (int32_t warps : {1, head <= 64 ? 8 : 4}) {
             most = larger(most, most_split_floats(a, Tile{16 * warps, warps, 1}));
         }

@@ -14,10 +14,8 @@ namespace {
 enum Input { kQuery, kPoolK, kIndexK, kUserK, kPoolV, kIndexV, kUserV, kMask };
 enum PointwiseInput { kBias = kMask, kVisible, kCount };
 
-constexpr Tactic kTensorCoreTactics[] = {
+constexpr Tactic kTactics[] = {
     Tactic::kWhole, Tactic::kSplit, Tactic::kCoresWhole, Tactic::kCoresSplit};
-// Without them the last two would time the same kernels once more.
-constexpr Tactic kCoreTactics[] = {Tactic::kWhole, Tactic::kSplit};
 
 // The seven inputs that both ops begin with, then an op's own.
 std::vector<InputKind> kinds_of(std::initializer_list<InputKind> own) {
@@ -74,15 +72,6 @@ AttentionPlugin::AttentionPlugin(AttentionAttributes const& attributes)
     require(std::isfinite(attributes.scale), "scale must be finite");
 }
 
-int32_t AttentionPlugin::configurePlugin(
-    DynamicDesc const* in, int32_t inputs, DynamicDesc const* out, int32_t outputs) noexcept {
-    if (PluginBase::configurePlugin(in, inputs, out, outputs) != 0) {
-        return 1;
-    }
-    tensor_cores_ = in[kQuery].desc.type != nvinfer1::DataType::kFLOAT;
-    return 0;
-}
-
 size_t AttentionPlugin::getWorkspaceSize(
     DynamicDesc const* in, int32_t inputs, DynamicDesc const*, int32_t) const noexcept {
     return shielded<size_t>(getPluginName(), 0, [&] {
@@ -94,15 +83,14 @@ size_t AttentionPlugin::getWorkspaceSize(
 }
 
 int32_t AttentionPlugin::getNbTactics() noexcept {
-    return static_cast<int32_t>(
-        tensor_cores_ ? std::size(kTensorCoreTactics) : std::size(kCoreTactics));
+    return static_cast<int32_t>(std::size(kTactics));
 }
 
 int32_t AttentionPlugin::getValidTactics(int32_t* tactics, int32_t count) noexcept {
     if (count != getNbTactics()) {
         return 1;
     }
-    std::transform(kTensorCoreTactics, kTensorCoreTactics + count, tactics,
+    std::transform(std::begin(kTactics), std::end(kTactics), tactics,
         [](Tactic tactic) { return static_cast<int32_t>(tactic); });
     return 0;
 }

@@ -23,8 +23,6 @@ public:
     // Throws std::invalid_argument for attributes that make no sense.
     explicit AttentionPlugin(AttentionAttributes const& attributes);
 
-    int32_t configurePlugin(DynamicDesc const* in, int32_t inputs, DynamicDesc const* out,
-        int32_t outputs) noexcept final;
     size_t getWorkspaceSize(DynamicDesc const* in, int32_t inputs, DynamicDesc const* out,
         int32_t outputs) const noexcept final;
     int32_t getNbTactics() noexcept final;
@@ -43,8 +41,6 @@ protected:
 
     AttentionAttributes attributes_;
     Tactic tactic_ = Tactic::kAuto;
-    // Of the types that configurePlugin saw last: tactics are asked for right after it.
-    bool tensor_cores_ = false;
 };
 
 class PooledAttentionPlugin final : public AttentionPlugin {

@@ -91,6 +91,32 @@ def test_every_way_computes_the_same(bench: ModuleType, kind: str, padding: floa
     assert bench.wrong(work.expected * float("nan"), work.expected, torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "microseconds", "rate"),
+    [
+        (torch.float32, {False: 2, True: 1}, 1000 / 2),
+        (torch.float32, {False: 8, True: 2}, 1000 / 6),
+        (torch.float16, {False: 4}, 1000 / 4),
+    ],
+)
+def test_an_fp32_product_costs_one_of_its_own_or_three_of_tf32(
+    bench: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    microseconds: dict[bool, int],
+    rate: float,
+) -> None:
+    class Timer:
+        def median(self, work: Any, cold: bool) -> float:
+            assert work().shape == (10, 10)
+            assert work().dtype == dtype
+            return microseconds[torch.backends.cuda.matmul.allow_tf32]
+
+    monkeypatch.setattr(bench, "SIDE", 10)
+    assert bench.product_rate(Timer(), dtype) == pytest.approx(2 * rate)
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_the_floor_counts_each_byte_once(bench: ModuleType) -> None:
     work = bench.gather_work(stand_in(), SMALL, torch.float32, seed=3)
     # 7 pool rows of 6 floats, 10 indices, 10 user parts of 2 floats, 10 vectors of 8 floats.

@@ -1,6 +1,6 @@
 // The instructions of kernels/device.cuh on the CPU, one fiber a thread.
 //
-// Fragment layouts follow the PTX manual (mma.m16n8k16, ldmatrix), written here from the other
+// Fragment layouts follow the PTX manual (mma.m16n8k16, m16n8k8 and ldmatrix), written here from the other
 // side: which lane holds element (row, column). A kernel that gets one wrong computes nonsense.
 #pragma once
 
@@ -116,6 +116,27 @@ void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, T
             float const x = operand<T>(slots, 4 * row + quad, lower + 2 * (k / 8), k % 2);
             float const y = operand<T>(slots, 4 * column + quad, 4 + k / 8, k % 2);
             c[i] += x * y;
+        }
+    }
+}
+
+// Of fp32 elements, whose lower 13 bits are not looked at.
+inline void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, float) {
+    Operands const mine{{a[0], a[1], a[2], a[3], b0, b1}};
+    auto const* slots = block().exchange(&mine, sizeof mine);
+    auto const at = [&](int lane, int index) {
+        uint32_t word;
+        std::memcpy(&word, slots[lane] + 4 * index, sizeof word);
+        word &= 0xFFFFE000U;
+        float x;
+        std::memcpy(&x, &word, sizeof x);
+        return x;
+    };
+    for (int i = 0; i < 4; ++i) {
+        int const row = lane() / 4;
+        int const column = 2 * (lane() % 4) + i % 2;
+        for (int k = 0; k < 8; ++k) {
+            c[i] += at(4 * row + k % 4, i / 2 + 2 * (k / 4)) * at(4 * column + k % 4, 4 + k / 4);
         }
     }
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 
 #include "ptx/instructions.h"
 
@@ -122,6 +123,45 @@ void multiply_matrices(Warp& w, Instruction const& i, uint32_t lanes) {
     });
 }
 
+// mma.m16n8k8 of TF32: a register holds one element, of which the upper 19 bits count. Lane 4 g + t
+// has of a, in a0 and a2 row g, in a1 and a3 row g + 8, column t (+ 4 in a2 and a3); of b, row t
+// (+ 4 in b1) of column g; of c what it has of that of m16n8k16. Four products are summed at a time.
+void multiply_tf32(Warp& w, Instruction const& i, uint32_t lanes) {
+    float a[16][8];
+    float b[8][8];
+    each(lanes, [&](int l) {
+        auto const element = [&](int operand) {
+            uint32_t const bits = w.get<uint32_t>(i.rows[static_cast<size_t>(operand)], l);
+            uint32_t const kept = bits & 0xFFFFE000U;
+            float x;
+            std::memcpy(&x, &kept, sizeof x);
+            return x;
+        };
+        for (int r = 0; r < 4; ++r) {
+            a[l / 4 + 8 * (r % 2)][l % 4 + 4 * (r / 2)] = element(4 + r);
+        }
+        for (int r = 0; r < 2; ++r) {
+            b[l / 4][l % 4 + 4 * r] = element(8 + r);
+        }
+    });
+    each(lanes, [&](int l) {
+        for (int e = 0; e < 4; ++e) {
+            float const* const x = a[l / 4 + 8 * (e / 2)];
+            float const* const y = b[2 * (l % 4) + e % 2];
+            float sum = w.get<float>(i.rows[static_cast<size_t>(10 + e)], l);
+            for (int half = 0; half < 8; half += 4) {
+                float addends[5];
+                for (int k = 0; k < 4; ++k) {
+                    addends[k] = x[half + k] * y[half + k];
+                }
+                addends[4] = sum;
+                sum = truncated_sum(addends, 5);
+            }
+            w.put(i.rows[static_cast<size_t>(e)], l, sum);
+        }
+    });
+}
+
 }  // namespace
 
 void add_warp_wide(Table& t) {
@@ -131,6 +171,7 @@ void add_warp_wide(Table& t) {
     t[matrices + "shared.b16"] = {load_matrices<false>, "4", true};
     t[matrices + "trans.shared.b16"] = {load_matrices<true>, "4", true};
     std::string const multiply = "mma.sync.aligned.m16n8k16.row.col.f32.";
+    t["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"] = {multiply_tf32, "4", true};
     t[multiply + "f16.f16.f32"] = {multiply_matrices<__half>, "4", true};
     t[multiply + "bf16.bf16.f32"] = {multiply_matrices<__nv_bfloat16>, "4", true};
 }
