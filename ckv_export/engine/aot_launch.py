@@ -26,7 +26,10 @@ INPUTS: Mapping[str, tuple[str, ...]] = {
 """Inputs of each operator, in the order of its ONNX node and of its kernel's parameters."""
 
 TILES = {1: 1, 2: 4}
-"""Tactic -> rows of a thread: the small tile wastes less on few candidates."""
+"""Tactic of ordinary cores -> rows of a thread: the small tile wastes less on few candidates."""
+
+TENSOR_CORES = 3
+"""Tactic: tensor cores, of sm80 and later, for heads of up to 256 columns that are known."""
 
 THREADS = 256
 _SIDE = 16  # threads along a side of an attention block
@@ -35,18 +38,38 @@ _PITCH = 36  # floats of a row in shared memory
 _LINKS = 3  # integers that are known of each event of this tile and of the next
 _ITEMS = 4  # vectors that a thread of gather-concat writes
 _NARROW, _WIDE = 32, 128  # value columns of a block
+_HEADS = (32, 64, 128, 256)  # columns that heads are padded to for tensor cores
+_UNASKED = 48 * 1024  # bytes of shared memory that any block may have
 
 _ELEMENTS = {"FLOAT": ("float", 4), "HALF": ("__half", 2), "BF16": ("__nv_bfloat16", 2)}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: the kernel, its grid (symbolic or not), shared memory in bytes, its integers."""
+    """One launch: the kernel, its grid (symbolic or not), shared memory in bytes, its integers.
+
+    `threads`: of a block.
+    """
 
     kernel: Kernel
     grid: tuple[Any, Any, Any]
     shared_bytes: int
     numbers: tuple[Any, ...]
+    threads: int = THREADS
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block that computes attention: how many queries, threads, bytes of shared memory it has.
+
+    `macros` choose it when its kernel is compiled; `values`: value columns, None for all of a head.
+    """
+
+    queries: int
+    threads: int
+    shared_bytes: int
+    macros: Mapping[str, int]
+    values: int | None = None
 
 
 def gather_launch(trtp: Any, inputs: Sequence[Any]) -> Launch:
@@ -68,38 +91,80 @@ def gather_launch(trtp: Any, inputs: Sequence[Any]) -> Launch:
 def attention_launch(
     trtp: Any, operator: str, inputs: Sequence[Any], heads: int, scale: float, tactic: int
 ) -> Launch:
-    """Of `SOFTMAX` or `POINTWISE`; `tactic` of `TILES`, any other number: the large tile."""
+    """Of `SOFTMAX` or `POINTWISE`; `tactic`: one of `attention_tactics`, else the large tile."""
     named = dict(zip(INPUTS[operator], inputs, strict=True))
     query, index = named["query"].shape_expr, named["index_k"].shape_expr
     batch, queries, events = query[0], query[1], index[1]
     sides = [_side(named, side) for side in "kv"]
     width = sides[0][1] + sides[0][2]
-    tile, values = TILES.get(tactic, 4), _values(width, heads)
-    tiles = trtp.cdiv(queries, _SIDE * tile)
-    chunks = trtp.cdiv(width // heads, values)
+    known = width.constant_value() // heads if width.is_constant else None
+    block = None
+    if tactic == TENSOR_CORES and known is not None:
+        block = tensor_core_block(known, _element(named["query"])[1])
+    if block is None:
+        block = core_block(TILES.get(tactic, 4), known)
+    tiles = trtp.cdiv(queries, block.queries)
+    chunks = 1 if block.values is None else trtp.max(trtp.cdiv(width // heads, block.values), 1)
     return Launch(
-        _attention_kernel(operator, named, scale, tile, values),
-        (trtp.max(batch * tiles * heads, 1), 1, trtp.max(chunks, 1)),
-        shared_bytes(tile, values),
+        _attention_kernel(operator, named, scale, block),
+        (trtp.max(batch * tiles * heads, 1), 1, chunks),
+        block.shared_bytes,
         (batch, queries, events, heads, width, *sides[0], *sides[1]),
+        block.threads,
     )
 
 
-def shared_bytes(tile: int, values: int) -> int:
-    """Bytes of ``ckv::cores::Shared<tile, values>``; below 48 KiB, which needs no asking."""
+def attention_tactics(query: Any, heads: int, generation: int) -> list[int]:
+    """Numbers of the tactics there are for a query's descriptor, its shape among the numbers.
+
+    `generation`: 90 for sm90.
+    """
+    width = query.shape[2]
+    known = generation >= 80 and width > 0
+    block = tensor_core_block(width // heads, _element(query)[1]) if known else None
+    return [*TILES, *([] if block is None else [TENSOR_CORES])]
+
+
+def core_block(tile: int, head_width: int | None) -> Block:
+    """Of ordinary cores: `tile` rows a thread, columns for heads of that width (None: any)."""
+    values = _NARROW if head_width is not None and head_width <= _NARROW else _WIDE
     rows = _SIDE * tile
+    # ckv::cores::Shared<tile, values>.
     floats = 2 * rows * _PITCH + _EVENTS * _PITCH + _EVENTS * values
-    return 4 * (floats + 2 * _LINKS * _EVENTS + 2)
+    shared_bytes = 4 * (floats + 2 * _LINKS * _EVENTS + 2)
+    macros = {"CKV_AOT_TILE": tile, "CKV_AOT_VALUES": values}
+    return Block(rows, THREADS, shared_bytes, macros, values)
+
+
+def tensor_core_block(head_width: int, element_bytes: int) -> Block | None:
+    """Of tensor cores, as many warps as have room; None where there is none for such a head."""
+    head = next((columns for columns in _HEADS if head_width <= columns), None)
+    if head is None:
+        return None
+    for warps in (8, 4, 2, 1)[head > 64 :]:
+        shared_bytes = _tensor_core_bytes(head, warps, element_bytes)
+        if shared_bytes <= _UNASKED:
+            macros = {"CKV_AOT_HEAD": head, "CKV_AOT_WARPS": warps}
+            return Block(16 * warps, 32 * warps, shared_bytes, macros)
+    return None
+
+
+def _tensor_core_bytes(head: int, warps: int, element_bytes: int) -> int:
+    """Bytes of ``ckv::mma::Shared<T, head, warps>``."""
+    events = min(64, 8192 // (head * element_bytes))
+    rows = 16 * warps + 2 * 2 * events  # queries, then two stages of keys and of values
+    links = 3 * 3 * events + 2
+    size = rows * (head * element_bytes + 16) + 4 * links
+    return -(-size // 16) * 16
 
 
 def _attention_kernel(
-    operator: str, named: Mapping[str, Any], scale: float, tile: int, values: int
+    operator: str, named: Mapping[str, Any], scale: float, block: Block
 ) -> Kernel:
     element, _ = _element(named["query"])
     macros = {
         "CKV_AOT_T": element,
-        "CKV_AOT_TILE": str(tile),
-        "CKV_AOT_VALUES": str(values),
+        **{name: str(value) for name, value in block.macros.items()},
         # Hexadecimal: the very number, in C++17 as in Python.
         "CKV_AOT_SCALE": f"static_cast<float>({float(scale).hex()})",
     }
@@ -114,11 +179,6 @@ def _side(named: Mapping[str, Any], side: str) -> tuple[Any, Any, Any]:
     """Pool rows, pool width and user width of keys or values."""
     pool, user = named[f"pool_{side}"].shape_expr, named[f"user_{side}"].shape_expr
     return pool[0], pool[1], user[2]
-
-
-def _values(width: Any, heads: int) -> int:
-    narrow = width.is_constant and width.constant_value() // heads <= _NARROW
-    return _NARROW if narrow else _WIDE
 
 
 def _vector(width: Any, element_bytes: int) -> int:

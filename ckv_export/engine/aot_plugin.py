@@ -2,8 +2,8 @@
 
 ``tensorrt.plugin`` (TensorRT 10.9 and later) registers a creator whose plugin hands over PTX, a
 launch and integers when the engine is built. The engine then needs neither Python nor a library.
-One kernel an operator and no workspace, so attention goes over all events in one pass, on the
-ordinary cores: for few users and long histories the plugin library, which splits them, is faster.
+One kernel an operator and no workspace, so attention goes over all events in one pass: for few
+users and long histories the plugin library, which splits them, is faster.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _define(trtp: Any, operator: str) -> None:
     shape = _gather_shape if operator == GATHER else _attention_shape
     trtp.register(name)(_signed(shape, described, trtp.TensorDesc))
     if operator != GATHER:
-        tuned = _signed(_autotune(trtp), dict.fromkeys((*inputs, "outputs")), None)
+        tuned = _signed(_autotune(trtp), dict.fromkeys((*inputs, "num_heads", "outputs")), None)
         trtp.autotune(name)(tuned)
     arguments = dict.fromkeys((*inputs, *attributes, "outputs", "tactic"))
     result = tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]
@@ -118,10 +118,12 @@ def _attention_shape(query: Any, *rest: Any) -> Any:
 
 def _autotune(trtp: Any) -> Callable[..., Any]:
     def tactics(*descs: Any) -> Any:
-        *inputs, outputs = descs
+        *inputs, heads, outputs = descs
         names = [desc.dtype.name for desc in (*inputs, *outputs)]
         types = ", ".join(_AUTOTUNE_NAMES.get(name, name) for name in names)
-        return [trtp.AutoTuneCombination(types, "LINEAR", list(aot_launch.TILES))]
+        generation = int(_state["compiler"].target.removeprefix("sm"))
+        numbers = aot_launch.attention_tactics(inputs[0], heads, generation)
+        return [trtp.AutoTuneCombination(types, "LINEAR", numbers)]
 
     return tactics
 
@@ -150,7 +152,7 @@ def _launch(trtp: Any, operator: str, arguments: tuple[Any, ...]) -> Launch:
 def _answer(trtp: Any, launch: Launch) -> Any:
     params = trtp.KernelLaunchParams()
     params.grid_x, params.grid_y, params.grid_z = launch.grid
-    params.block_x = aot_launch.THREADS
+    params.block_x = launch.threads
     params.shared_mem = launch.shared_bytes
     numbers = trtp.SymIntExprs.from_tuple([trtp.SymInt32(n) for n in launch.numbers])
     return launch.kernel.symbol, _state["compiler"].ptx(launch.kernel), params, numbers

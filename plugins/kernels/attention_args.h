@@ -14,6 +14,29 @@ struct CopyWidth {
     bool user_aligned;  // whether it suits vectors that lie in the user part alone
 };
 
+// Elements of the widest copy, up to 16 bytes, for which `address` and both offsets, in elements
+// of `bytes`, are aligned.
+CKV_PURE int32_t copy_vector(
+    uint64_t address, int64_t offset, int64_t other_offset, int32_t bytes) {
+    uint64_t const offsets = static_cast<uint64_t>(offset) | static_cast<uint64_t>(other_offset);
+    int32_t const aligned =
+        power_of_two_divisor(address | offsets * static_cast<uint64_t>(bytes), 16);
+    return aligned <= bytes ? 1 : aligned / bytes;
+}
+
+CKV_PURE CopyWidth copy_width(uint64_t pool, int64_t pool_stride, uint64_t user,
+    int64_t user_stride, int32_t pool_width, int32_t head_width, int32_t bytes) {
+    int32_t const vector = copy_vector(pool, pool_stride, head_width, bytes);
+    // Columns of the user part begin where the pool's end.
+    return {vector, copy_vector(user, user_stride, pool_width, bytes) >= vector};
+}
+
+// Queries move in one of two ways only, by 16 bytes or one element: they are read once a block.
+CKV_PURE int32_t query_vector(uint64_t query, int32_t width, int32_t head_width, int32_t bytes) {
+    int32_t const widest = 16 / bytes;
+    return copy_vector(query, width, head_width, bytes) == widest ? widest : 1;
+}
+
 // One launch of an attention kernel. Passed by value: it lives in the constant bank.
 struct KernelArgs {
     AttentionArgs a;
@@ -25,7 +48,7 @@ struct KernelArgs {
     int32_t head_width;
     int32_t query_tiles;
     Split split;
-    int32_t query_vector;  // the same for queries
+    int32_t query_vector;  // elements of a copy of queries
     CopyWidth key_copy, value_copy;
     // Results of split spans, null when there is one: sums [split, batch, queries, width] not yet
     // divided; peak and total of the softmax [split, batch, queries, heads].

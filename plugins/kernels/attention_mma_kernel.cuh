@@ -111,14 +111,19 @@ CKV_DEVICE void attend(Shared<T, kHead, kWarps>& shared, KernelArgs const& p) {
 #endif  // CKV_HAS_MMA
 
 template <typename T, Form kForm, int kHead, int kWarps>
-CKV_RESIDENT_KERNEL(32 * kWarps, (Sizes<T, kHead>::resident_blocks(kWarps)))
-attention_kernel(KernelArgs p) {
+CKV_DEVICE void attention_block(KernelArgs const& p) {
 #if CKV_HAS_MMA && (defined(__CUDA_ARCH__) || defined(CKV_EMULATE))
     attend<T, kForm>(
         *reinterpret_cast<Shared<T, kHead, kWarps>*>(device::shared_memory()), p);
 #else
     (void)p;
 #endif
+}
+
+template <typename T, Form kForm, int kHead, int kWarps>
+CKV_RESIDENT_KERNEL(32 * kWarps, (Sizes<T, kHead>::resident_blocks(kWarps)))
+attention_kernel(KernelArgs p) {
+    attention_block<T, kForm, kHead, kWarps>(p);
 }
 
 }  // namespace ckv::mma

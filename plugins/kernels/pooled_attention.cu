@@ -2,7 +2,6 @@
 #include "ckv/pooled_attention.h"
 
 #include <climits>
-#include <initializer_list>
 
 #include "attention_dispatch.cuh"
 #include "attention_entry.h"
@@ -11,7 +10,6 @@ namespace ckv {
 namespace {
 
 constexpr int32_t kWidestMmaHead = 256;
-constexpr int32_t kWidestCopy = 16;  // bytes
 
 bool splits(Tactic t) { return t != Tactic::kWhole && t != Tactic::kCoresWhole; }
 
@@ -32,22 +30,11 @@ bool sound(AttentionArgs const& a) {
            a.events <= kMostEvents;
 }
 
-// Elements of the widest copy for which `base` and all these offsets, in elements, are aligned.
-int32_t copy_vector(
-    void const* base, std::initializer_list<int64_t> offsets, int32_t bytes) {
-    uint64_t all = reinterpret_cast<uintptr_t>(base);
-    for (int64_t offset : offsets) {
-        all |= static_cast<uint64_t>(offset) * static_cast<uint64_t>(bytes);
-    }
-    int32_t const aligned = power_of_two_divisor(all, kWidestCopy);
-    return aligned <= bytes ? 1 : aligned / bytes;
-}
+uint64_t address(void const* p) { return reinterpret_cast<uintptr_t>(p); }
 
-CopyWidth copy_width(PooledSide const& side, int32_t head_width, int32_t bytes) {
-    int32_t const pool = copy_vector(side.pool, {side.pool_stride, head_width}, bytes);
-    // Columns of the user part begin where the pool's end.
-    int32_t const user = copy_vector(side.user, {side.user_stride, side.pool_width}, bytes);
-    return {pool, user >= pool};
+CopyWidth copy_of(PooledSide const& side, int32_t head_width, int32_t bytes) {
+    return copy_width(address(side.pool), side.pool_stride, address(side.user), side.user_stride,
+        side.pool_width, head_width, bytes);
 }
 
 KernelArgs kernel_args(AttentionArgs const& a) {
@@ -55,12 +42,9 @@ KernelArgs kernel_args(AttentionArgs const& a) {
     p.a = a;
     p.head_width = a.width / a.heads;
     int32_t const bytes = dtype_bytes(a.dtype);
-    // Queries move in one of two ways only: they are read once a block.
-    int32_t const widest = kWidestCopy / bytes;
-    bool const wide = copy_vector(a.query, {a.width, p.head_width}, bytes) == widest;
-    p.query_vector = wide ? widest : 1;
-    p.key_copy = copy_width(a.key, p.head_width, bytes);
-    p.value_copy = copy_width(a.value, p.head_width, bytes);
+    p.query_vector = query_vector(address(a.query), a.width, p.head_width, bytes);
+    p.key_copy = copy_of(a.key, p.head_width, bytes);
+    p.value_copy = copy_of(a.value, p.head_width, bytes);
     return p;
 }
 

@@ -23,11 +23,8 @@ CKV_PURE bool inside(int32_t index, int64_t rows) { return index >= 0 && index <
 
 // Largest power of two up to `most` that divides `x`; `most` for 0.
 CKV_PURE int32_t power_of_two_divisor(uint64_t x, int32_t most) {
-    int32_t p = most;
-    while (x % static_cast<uint64_t>(p) != 0) {
-        p /= 2;
-    }
-    return p;
+    uint64_t const y = x | static_cast<uint64_t>(most);
+    return static_cast<int32_t>(y & (~y + 1));  // the lowest bit
 }
 
 // Events [begin, end).

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,9 +21,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_reference import TOLERANCES, Case, cases, close, many, rounded, runs
 
-from ckv_export.engine import aot_kernels, aot_launch, aot_plugin
+from ckv_export.engine import aot_kernels, aot_plugin
 from ckv_export.engine.aot_kernels import Compiler, Kernel
-from ckv_export.engine.aot_launch import INPUTS, TILES
+from ckv_export.engine.aot_launch import (
+    INPUTS,
+    TENSOR_CORES,
+    TILES,
+    attention_tactics,
+    core_block,
+    tensor_core_block,
+)
 from ckv_export.engine.backends import Backend
 from ckv_export.errors import EngineError
 
@@ -34,7 +41,8 @@ WHOLE = ("index", "index_k", "index_v", "mask", "visible")
 class Launch(ctypes.Structure):
     _fields_ = (
         ("grid", ctypes.c_int32 * 3),
-        *((n, ctypes.c_int32) for n in ("threads", "shared", "tile", "values", "float_count")),
+        *((n, ctypes.c_int32) for n in ("threads", "shared")),
+        *((n, ctypes.c_int32) for n in ("tile", "values", "head", "warps", "float_count")),
         ("numbers", ctypes.POINTER(ctypes.c_int32)),
     )
 
@@ -42,6 +50,7 @@ class Launch(ctypes.Structure):
 class Named:
     """A compiler whose PTX is the kernel's macros, in the place of text that no test here reads."""
 
+    target = "sm80"
     find = staticmethod(lambda target: Named())
 
     def ptx(self, kernel: Kernel) -> str:
@@ -117,8 +126,7 @@ def launch_of(answer: Built, sizes: Mapping[str, int], float_count: bool = True)
         (ctypes.c_int32 * 3)(*answer.grid(sizes)),
         answer.threads(sizes),
         answer.shared(sizes),
-        int(macros.get("CKV_AOT_TILE", 0)),
-        int(macros.get("CKV_AOT_VALUES", 0)),
+        *(int(macros.get(f"CKV_AOT_{name}", 0)) for name in ("TILE", "VALUES", "HEAD", "WARPS")),
         float_count,
         ctypes.cast(kept, ctypes.POINTER(ctypes.c_int32)),
     )
@@ -165,6 +173,13 @@ def emulated(cpu: Cpu) -> Emulated:
     return Emulated(cpu)
 
 
+def tactics_of(case: Case, dtype: str, static: bool = True) -> list[int]:
+    """Tensor cores take every head of these cases but, for want of room, the widest of fp32."""
+    widest = 128 if dtype == "fp32" else 256
+    fits = static and case.query.shape[2] // case.heads <= widest
+    return [*TILES, TENSOR_CORES] if fits else [*TILES]
+
+
 @given(case=cases(), run=runs(), static=st.booleans())
 @many
 def test_gather_concat_moves_bits(
@@ -186,7 +201,7 @@ def test_softmax_attention(trt: ModuleType, emulated: Emulated, case: Case, run:
     for tactic, answer, sizes in built(trt, "PooledAttention", case, run.dtype, static=static):
         close(emulated.softmax(case, run, launch_of(answer, sizes)), want, TOLERANCES[run.dtype])
         tactics.append(tactic)
-    assert sorted(tactics) == sorted(TILES)
+    assert sorted(tactics) == tactics_of(case, run.dtype, static)
 
 
 @given(case=cases(most_events=120), run=runs(), float_count=st.booleans())
@@ -203,10 +218,41 @@ def test_pointwise_attention(
 
 
 @pytest.mark.parametrize("tile", TILES.values())
-@pytest.mark.parametrize("values", [32, 128])
-def test_shared_memory_is_what_the_kernel_lays_out(emulated: Emulated, tile: int, values: int):
-    bytes_ = emulated.library.ckv_aot_shared_bytes(tile, values)
-    assert aot_launch.shared_bytes(tile, values) == bytes_ <= 48 * 1024
+@pytest.mark.parametrize(("head", "values"), [(1, 32), (32, 32), (33, 128), (None, 128)])
+def test_shared_memory_is_what_the_kernel_lays_out(
+    emulated: Emulated, tile: int, head: int | None, values: int
+):
+    block = core_block(tile, head)
+    assert block.macros["CKV_AOT_VALUES"] == block.values == values
+    assert block.shared_bytes == emulated.library.ckv_aot_shared_bytes(tile, values) <= 48 * 1024
+
+
+@pytest.mark.parametrize("bytes_", [2, 4])
+@pytest.mark.parametrize(("head", "padded"), [(1, 32), (32, 32), (33, 64), (128, 128), (129, 256)])
+def test_tensor_cores_have_as_many_warps_as_there_is_room_for(
+    emulated: Emulated, bytes_: int, head: int, padded: int
+):
+    warps = ctypes.c_int32()
+    shared = emulated.library.ckv_aot_tensor_core_block(bytes_, padded, ctypes.byref(warps))
+    block = tensor_core_block(head, bytes_)
+    if warps.value == 0:
+        assert (bytes_, padded, block) == (4, 256, None)
+        return
+    assert block is not None
+    assert block.macros == {"CKV_AOT_HEAD": padded, "CKV_AOT_WARPS": warps.value}
+    assert (block.queries, block.threads) == (16 * warps.value, 32 * warps.value)
+    assert block.shared_bytes == shared <= 48 * 1024
+
+
+def test_tensor_cores_take_no_wider_head_and_no_older_gpu():
+    assert tensor_core_block(257, 2) is None
+
+    def tactics(width: int, generation: int) -> list[int]:
+        query = SimpleNamespace(dtype=DataType.HALF, shape=(-1, -1, width))
+        return attention_tactics(query, 2, generation)
+
+    assert tactics(512, 80) == [*TILES, TENSOR_CORES]
+    assert tactics(514, 80) == tactics(512, 75) == tactics(-1, 120) == [*TILES]
 
 
 def test_output_follows_the_inputs(trt: ModuleType):
@@ -229,7 +275,7 @@ def test_the_scale_is_compiled_in_exactly(trt: ModuleType, rng: np.random.Genera
         text = macros["CKV_AOT_SCALE"].removeprefix("static_cast<float>(").removesuffix(")")
         assert float.fromhex(text) == scale
         assert macros["CKV_AOT_T"] == "__nv_bfloat16"
-        assert macros["CKV_AOT_TILE"] == str(TILES[tactic])
+        assert macros.get("CKV_AOT_TILE") == (str(TILES[tactic]) if tactic in TILES else None)
 
 
 def part(rng: np.random.Generator) -> Part:
@@ -275,21 +321,27 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     return Compiler.find("sm80")
 
 
-def attention(element: str, **macros: str) -> Kernel:
-    base = {"CKV_AOT_T": element, "CKV_AOT_TILE": "4", "CKV_AOT_VALUES": "128"}
-    base["CKV_AOT_SCALE"] = "static_cast<float>(0x1.6a09e6p-3)"
+CORES = {"CKV_AOT_TILE": "4", "CKV_AOT_VALUES": "128"}
+
+
+def attention(element: str, block: Mapping[str, str] = CORES, **macros: str) -> Kernel:
+    base = {"CKV_AOT_T": element, "CKV_AOT_SCALE": "static_cast<float>(0x1.6a09e6p-3)", **block}
     source = "pooled_pointwise_attention" if macros else "pooled_attention"
     return Kernel(f"{source}.cu", f"ckv_{source}", tuple((base | macros).items()))
 
 
+def on_tensor_cores(head: int, warps: int) -> dict[str, str]:
+    return {"CKV_AOT_HEAD": str(head), "CKV_AOT_WARPS": str(warps)}
+
+
 KERNELS = {
     "sm75": attention("__half", CKV_AOT_FLOAT_COUNT="true"),
-    "sm80": attention("float"),
+    "sm80": attention("float", on_tensor_cores(32, 4)),
     "sm86": Kernel("pool_gather_concat.cu", "ckv_pool_gather_concat", (("CKV_AOT_BYTES", "2"),)),
-    "sm89": attention("__nv_bfloat16"),
+    "sm89": attention("__nv_bfloat16", on_tensor_cores(128, 2)),
     "sm90": attention("__half"),
     "sm100": Kernel("pool_gather_concat.cu", "ckv_pool_gather_concat", (("CKV_AOT_BYTES", "4"),)),
-    "sm120": attention("__nv_bfloat16", CKV_AOT_FLOAT_COUNT="false"),
+    "sm120": attention("float", on_tensor_cores(64, 2), CKV_AOT_FLOAT_COUNT="true"),
 }
 
 

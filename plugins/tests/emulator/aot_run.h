@@ -11,8 +11,10 @@ struct AotLaunch {
     int32_t grid[3];
     int32_t threads;
     int32_t shared_bytes;
-    int32_t tile;           // rows of a thread, 1 or 4
-    int32_t values;         // value columns of a block, 32 or 128
+    int32_t tile;           // ordinary cores: rows of a thread, 1 or 4
+    int32_t values;         // and value columns of a block, 32 or 128
+    int32_t head;           // tensor cores: padded columns of a head, else 0
+    int32_t warps;          // and warps of a block
     int32_t float_count;    // pointwise form: whether `count` is float beside narrower elements
     int32_t const* numbers;
 };
@@ -29,8 +31,10 @@ int32_t ckv_emulated_aot_pooled_pointwise_attention(Options const* options,
     AotLaunch const* launch, reference::Attention const* a, float const* bias,
     int32_t const* visible, float const* count);
 
-// Bytes of shared memory that a block needs.
+// Bytes of shared memory that a block needs: of ordinary cores, and of tensor cores with as many
+// `warps` as have room in 48 KiB, perhaps none.
 int64_t ckv_aot_shared_bytes(int32_t tile, int32_t values);
+int64_t ckv_aot_tensor_core_block(int32_t element_bytes, int32_t head, int32_t* warps);
 }
 #pragma GCC visibility pop
 

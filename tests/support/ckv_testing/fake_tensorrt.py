@@ -266,7 +266,7 @@ def build(module: ModuleType, node: Node, sizes: Mapping[str, int]) -> Iterator[
     dims = [_dims(shape) for shape in node.shapes]
     out_dims = plugin.get_output_shapes(dims, [], builder)
     in_out = [
-        _desc([d.value(sizes) for d in dims_], kind)
+        _desc(dims_, sizes, kind)
         for dims_, kind in zip([*dims, *out_dims], [*node.types, *out_types], strict=True)
     ]
     count = len(dims)
@@ -314,7 +314,9 @@ def _dims(shape: Sequence[int | str]) -> DimsExprs:
     return dims
 
 
-def _desc(extents: Sequence[int], kind: DataType) -> DynamicPluginTensorDesc:
+def _desc(dims: DimsExprs, sizes: Mapping[str, int], kind: DataType) -> DynamicPluginTensorDesc:
     desc = PluginTensorDesc()
-    desc.dims, desc.type = tuple(-1 for _ in extents), kind
-    return DynamicPluginTensorDesc(desc, tuple(extents), tuple(extents), tuple(extents))
+    desc.dims = tuple(d.get_constant_value() if d.is_constant() else -1 for d in dims)
+    desc.type = kind
+    extents = tuple(d.value(sizes) for d in dims)
+    return DynamicPluginTensorDesc(desc, extents, extents, extents)
