@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,16 @@ def test_sweep_and_traffic(measured: dict[str, Any]):
     traffic = measured["traffic"]
     assert len(traffic["lengths"]) == 3
     assert sum(traffic["waste"]["requests_by_bucket"].values()) == 3
+
+
+def test_traffic_opens_no_file_for_each_request(cli: Any, bundle: Path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 40, hard))
+    try:
+        ran = cli("bench", bundle, *QUICK, "--traffic", "60", "--source", "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert ran.code == 0, ran.err
 
 
 def test_pages_are_written(outputs: dict[str, Path]):

@@ -110,6 +110,36 @@ def test_a_way_that_fails_is_left_out_where_it_does(
     assert ("choosy" in in_traffic) == (here != set() and "traffic" not in where)
 
 
+class NoRoom(Choosy):
+    """A device that has no room for what is held, and computes what is fetched."""
+
+    def _place(self, arrays: Any) -> Any:
+        raise ExportError("no room")
+
+
+def test_a_way_that_is_left_out_closes_no_graph_of_another(
+    cli: Any, bundle: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made: list[Runner] = []
+
+    def pair(weights: Any, first: Way, *_: Any) -> list[Way]:
+        made.append(NoRoom(first.decode))
+        return [
+            dataclasses.replace(first, name=cache, cache=cache, decode=made[0], runners=[])
+            for cache in ("full, held", "full, fetched")
+        ]
+
+    monkeypatch.setattr(roster, "weighted_ways", pair)
+    file = tmp_path / "result.json"
+    words = ("--only", "full, ", "--phases", "request", "--json", file)
+    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words)
+    assert ran.code == 0, ran.err
+    measured = json.loads(file.read_text())
+    assert {"name": "full, held", "reason": "no room"} in measured["left_out"]
+    assert measured["ways"][1]["name"] == "full, fetched"
+    assert not made[0].active
+
+
 def test_a_phase_that_a_way_has_not_is_left_out_alone(
     cli: Any, bundle: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
