@@ -324,8 +324,8 @@ class _Bench:
             for one in ready:
                 if one.way.name in prepared:
                     prepared[one.way.name].append(one)
-        for name, ones in prepared.items():
-            failed |= {} if name in failed else failure(ones)
+        for ones in prepared.values():
+            failed |= failure(ones)
         for name, reason in failed.items():
             del prepared[name]
             self.left_out.append(LeftOut(f"{name} in traffic", reason))

@@ -64,13 +64,22 @@ def test_ways_phases_and_bytes(measured: dict[str, Any]):
     assert fetched["ONNX Runtime, full KV fetched"] == users * kept * 2 * attention["d"] * 4
     compact = 4 + 4 * (attention["user_k"] + attention["user_v"])
     assert fetched["ONNX Runtime, compact cache"] == users * kept * compact
+    assert fetched["ONNX Runtime, full KV held"] == 0
+    for timing in (timing for way in measured["ways"] for timing in way["phases"].values()):
+        assert timing["per_second"] == pytest.approx(users * 1000 / timing["mean_ms"], rel=0.01)
     assert all(w["worst_score_error"] < 2e-6 for w in measured["ways"])
     assert all(w["first_call_seconds"] > 0 for w in measured["ways"])
 
 
 def test_sweep_and_traffic(measured: dict[str, Any]):
     assert [(p["axis"], p["value"]) for p in measured["sweep"]] == [("history", 0), ("history", 3)]
+    for point in measured["sweep"]:
+        each = {way["name"]: way["fetched_bytes"] > 0 for way in point["ways"]}
+        assert each["ONNX Runtime, compact cache"] == (point["value"] > 0)
+        assert not each["ONNX Runtime, full KV held"]
     traffic = measured["traffic"]
+    for timing in (way["request"] for way in traffic["ways"]):  # one user each
+        assert timing["per_second"] == pytest.approx(1000 / timing["mean_ms"], rel=0.01)
     assert len(traffic["lengths"]) == 3
     assert sum(traffic["waste"]["requests_by_bucket"].values()) == 3
 
