@@ -329,6 +329,35 @@ def test_a_compile_error_is_told_and_not_kept(compiler: Compiler):
     assert list(compiler.cache.iterdir()) == []
 
 
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home, as in some containers, who has set nothing."""
+
+    def home(_: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("CKV_EXPORT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(home))
+
+
+@pytest.mark.usefixtures("homeless")
+def test_where_kernels_are_kept(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(EngineError, match=r"set CKV_EXPORT_CACHE .*home directory"):
+        aot_kernels.cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert aot_kernels.cache_folder() == Path("/xdg/ckv-export")
+    monkeypatch.setenv("CKV_EXPORT_CACHE", "/own")
+    assert aot_kernels.cache_folder() == Path("/own")
+
+
+def test_kernels_are_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch):
+    for name in ("CKV_EXPORT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/a")
+    assert aot_kernels.cache_folder() == Path("/home/a/.cache/ckv-export")
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EngineError, match="needs nvcc"):
