@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +331,8 @@ class _Bench:
             self.left_out.append(LeftOut(f"{name} in traffic", reason))
         with self.stages.stage(f"traffic: {len(lengths)} requests"):
             calls = {name: cycling(ones) for name, ones in prepared.items()}
-            timings = in_turn(calls, self.request.settings)
+            # A window serves each of them once: of some alone, it would be of other traffic.
+            timings = in_turn(calls, replace(self.request.settings, window=len(lengths)))
         return {
             "lengths": lengths,
             "buckets": list(sizes),

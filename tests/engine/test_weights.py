@@ -163,6 +163,8 @@ def test_weights_in_a_file_beside(
     data[int(place["offset"])] ^= 1
     (tmp_path / "w").write_bytes(data)
     assert changed_weights(path, new) == changed_weights(new, path) == {POOL}
+    (tmp_path / "w").unlink()
+    assert learned_weights(path) == learned_weights(new), "names need no values"
 
 
 def _another_node(model: onnx.ModelProto) -> None:
@@ -223,6 +225,7 @@ def test_another_structure(
     for pair in ((path, new), (new, path)):
         with pytest.raises(EngineError) as failure:
             changed_weights(*pair)
+        assert str(failure.value).startswith(f"{pair[1]} ")
         assert says in str(failure.value)
         assert "ckv-export build" in str(failure.value)
 
