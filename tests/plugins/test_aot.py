@@ -319,8 +319,35 @@ def test_other_sources_are_other_kernels(compiler: Compiler, tmp_path: Path):
     other = dataclasses.replace(compiler, sources=copy)
     assert other.sha256 == compiler.sha256
     assert dataclasses.replace(compiler, target="sm90").sha256 != compiler.sha256
-    (copy / "kernels" / "tiling.h").open("a").write("// more\n")
-    assert dataclasses.replace(other).sha256 != compiler.sha256
+    hashes = {compiler.sha256}
+    for file in ("aot/gather_entry.cuh", "kernels/tiling.h", "include/ckv/types.h"):
+        with (copy / file).open("a") as text:
+            text.write("// more\n")
+        hashes.add(dataclasses.replace(other).sha256)
+    (copy / file).rename(copy / f"{file}.old")
+    hashes.add(dataclasses.replace(other).sha256)
+    assert len(hashes) == 5
+
+
+def test_each_kernel_target_and_compiler_has_ptx_of_its_own(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+):
+    version, ran = ["release 1"], list[str]()
+
+    def run(command: list[str]) -> str:
+        if command[1] != "--version":
+            ran.append(command[-1])
+            Path(command[-1].removeprefix("--output-file=")).write_text(str(len(ran)))
+        return version[0]
+
+    def texts() -> list[str]:
+        compilers = [dataclasses.replace(compiler, target=target) for target in ("sm80", "sm90")]
+        return [c.ptx(KERNELS[name]) for c in compilers for name in ("sm86", "sm100")]
+
+    monkeypatch.setattr(aot_kernels, "_run", run)
+    assert texts() == texts() == ["1", "2", "3", "4"]
+    version[0] = "release 2"
+    assert texts() == ["5", "6", "7", "8"]
 
 
 def test_a_compile_error_is_told_and_not_kept(compiler: Compiler):
