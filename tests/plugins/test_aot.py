@@ -198,6 +198,8 @@ def test_pointwise_attention(
     want, _ = emulated.cpu.pointwise(*case.pointwise)
     operator = "PooledPointwiseAttention"
     for _, answer, sizes in built(trt, operator, case, run.dtype, float_count):
+        count = "true" if float_count or run.dtype == "fp32" else "false"
+        assert json.loads(answer.ptx)["CKV_AOT_FLOAT_COUNT"] == count
         launch = launch_of(answer, sizes, float_count)
         close(emulated.pointwise(case, run, launch), want, TOLERANCES[run.dtype])
 
@@ -207,6 +209,31 @@ def test_pointwise_attention(
 def test_shared_memory_is_what_the_kernel_lays_out(emulated: Emulated, tile: int, values: int):
     bytes_ = emulated.library.ckv_aot_shared_bytes(tile, values)
     assert aot_launch.shared_bytes(tile, values) == bytes_ <= 48 * 1024
+
+
+def test_as_many_blocks_as_there_is_work_for_and_always_one(trt: ModuleType):
+    """CUDA refuses to launch none."""
+    side: list[Axes] = [(9, 70), ("B", "N"), ("B", "N", 10)]
+    kinds = [DataType.HALF, DataType.INT32, DataType.HALF]
+    sizes = {"B": 2, "C": 70, "N": 500}
+    gather = Node("PoolGatherConcat", {}, side, kinds)
+    for _, answer in fake_tensorrt.build(trt, gather, sizes):
+        # 1000 rows of 160 bytes in vectors of 16, 4 for each of 256 threads.
+        assert answer.grid(sizes) == (10, 1, 1)
+        assert answer.grid(sizes | {"N": 0}) == (1, 1, 1)
+        assert json.loads(answer.ptx) == {"CKV_AOT_BYTES": "2"}
+    attention = Node(
+        "PooledAttention",
+        {"num_heads": 4, "scale": 1.0},
+        [("B", "C", 80), *side, *side, ("B", "N")],
+        [DataType.HALF, *kinds, *kinds, DataType.INT32],
+    )
+    # 8 rows of blocks for users and heads; 70 candidates by 16 or 64.
+    blocks = {1: 8 * 5, 2: 8 * 2}
+    for tactic, answer in fake_tensorrt.build(trt, attention, sizes):
+        assert answer.grid(sizes) == (blocks[tactic], 1, 1)
+        for empty in ({"B": 0}, {"C": 0}):
+            assert answer.grid(sizes | empty) == (1, 1, 1)
 
 
 def test_output_follows_the_inputs(trt: ModuleType):
