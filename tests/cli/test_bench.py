@@ -16,6 +16,7 @@ import torch
 from ckv_testing.results import QUICK, SCHEMA, result
 
 from ckv_export.bench.environment import environment
+from ckv_export.bench.plan import Demand, measured_ways, plans
 from ckv_export.cli.main import main
 from ckv_export.manifest import open_bundle
 
@@ -278,14 +279,25 @@ def test_another_checkpoint_is_refused(refused: Any, bundle: Path, samples: Path
     refused("bench", bundle, "--checkpoint", folder, watched=bundle, says=("the fingerprint",))
 
 
-def test_plan(cli: Any, bundle: Path, outputs: dict[str, Path]):
+def test_plan(cli: Any, bundle: Path, outputs: dict[str, Path], tmp_path: Path):
     words = ("plan", bundle, "--users", "1e9", "--history", "12", "--requests-per-second", "5e4")
     ran = cli(*words, "--bench", outputs["json"], "--memory", "1e12")
     assert ran.code == 0
     assert "1,000,000,000 users x" in ran.out
     assert "cores: ONNX Runtime, compact cache" in " ".join(ran.out.split())
-    made = json.loads(cli(*words, "--json").out)
-    assert [plan["cache"] for plan in made] == ["compact", "full KV, fp16", "full KV, fp32"]
+    result = json.loads(outputs["json"].read_text())
+    given = ("--user-dtype=int8", "--memory=3e11", "--link=7e9", "--utilisation=50")
+    for options, demand in (
+        ((), Demand(10**9, 12, 50_000)),
+        (given, Demand(10**9, 12, 50_000, "int8", 3 * 10**11, 7 * 10**9, 50)),
+    ):
+        made = json.loads(cli(*words, *options, "--bench", outputs["json"], "--json").out)
+        wanted = plans(open_bundle(bundle).model, demand, measured_ways(result, 12))
+        assert made == [plan.to_dict() for plan in wanted]
     assert "users must lie" in cli(*words[:3], "2e9", *words[4:]).sentence()
+    result["bundle"]["fingerprint"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(result))
+    other = cli(*words, "--bench", tmp_path / "other.json").sentence()
+    assert "was measured with another model than" in other
     wrong = ("plan", bundle, "--users", "1", "--history", "13", "--requests-per-second", "1")
     assert "measure with --history 13" in cli(*wrong, "--bench", outputs["json"]).sentence()

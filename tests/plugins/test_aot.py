@@ -232,6 +232,7 @@ def test_as_many_blocks_as_there_is_work_for_and_always_one(trt: ModuleType):
     blocks = {1: 8 * 5, 2: 8 * 2}
     for tactic, answer in fake_tensorrt.build(trt, attention, sizes):
         assert answer.grid(sizes) == (blocks[tactic], 1, 1)
+        assert json.loads(answer.ptx)["CKV_AOT_VALUES"] == "32"
         for empty in ({"B": 0}, {"C": 0}):
             assert answer.grid(sizes | empty) == (1, 1, 1)
 
