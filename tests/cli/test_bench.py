@@ -284,6 +284,9 @@ def test_plan(cli: Any, bundle: Path, outputs: dict[str, Path], tmp_path: Path):
     ran = cli(*words, "--bench", outputs["json"], "--memory", "1e12")
     assert ran.code == 0
     assert "1,000,000,000 users x" in ran.out
+    assert "Not counted: " in ran.out
+    assert "need measured times" in cli(*words).out
+    assert "need measured times" not in ran.out
     assert "cores: ONNX Runtime, compact cache" in " ".join(ran.out.split())
     result = json.loads(outputs["json"].read_text())
     given = ("--user-dtype=int8", "--memory=3e11", "--link=7e9", "--utilisation=50")

@@ -15,8 +15,9 @@ from ckv_export.bench.measure import Settings
 from ckv_export.bench.rate import RateFound
 from ckv_export.bench.request import BenchRequest
 from ckv_export.bench.stored import Store
-from ckv_export.bench.ways import LeftOut, Way
+from ckv_export.bench.ways import PHASES, LeftOut, Way
 from ckv_export.bench.workload import Sizes
+from ckv_export.errors import InputError
 from ckv_export.manifest import read_manifest
 from ckv_export.runtimes.base import Runner, RunnerMetadata
 from ckv_export.stages import Stages
@@ -103,6 +104,46 @@ class Calls:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return Calls(monkeypatch)
+
+
+def test_options_become_the_request(cli: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[BenchRequest] = []
+
+    def take(request: BenchRequest, stages: Stages) -> None:
+        asked.append(request)
+        raise InputError("taken")
+
+    monkeypatch.setattr("ckv_export.cli.bench.run_bench", take)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    words = (
+        "--checkpoint c --weights w --params p --beside b --beside bb --batch 2 --history 0 "
+        "--appended 0 --candidates 4 --threads 3 --phases decode,request --only x --seed 5 "
+        "--seconds 8 --stable 4 --latency-bound 50 --rate-seconds 6 --traffic 7 --sweep batch=1,2 "
+        "--source file --stored fp16"
+    )
+    for given in ("", words):
+        assert cli("bench", bundle, *given.split()).sentence() == "taken"
+    longest = read_manifest(bundle).model.max_len
+    assert asked == [
+        BenchRequest(bundle, Sizes(1, longest, 1, 100), phases=list(PHASES), beside=[]),
+        BenchRequest(
+            bundle,
+            Sizes(2, 0, 0, 4),
+            *(Path("c"), "w", "p"),
+            threads=3,
+            settings=Settings(seconds=8, tolerance=0.04),
+            phases=["decode", "request"],
+            bound=0.05,
+            rate_seconds=6,
+            traffic=7,
+            sweep={"batch": [1, 2]},
+            source="file",
+            floats="fp16",
+            seed=5,
+            only="x",
+            beside=[Path("b"), Path("bb")],
+        ),
+    ]
 
 
 def test_all_that_is_asked_for_is_done(bundle: Path, run_folder: Path, calls: Calls):
