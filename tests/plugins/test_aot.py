@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -235,6 +235,24 @@ def test_as_many_blocks_as_there_is_work_for_and_always_one(trt: ModuleType):
         assert json.loads(answer.ptx)["CKV_AOT_VALUES"] == "32"
         for empty in ({"B": 0}, {"C": 0}):
             assert answer.grid(sizes | empty) == (1, 1, 1)
+
+
+def test_a_later_build_of_a_process_compiles_for_its_own_target(
+    trt: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(aot_plugin, "_state", dict(aot_plugin._state))
+    node = Node(
+        "PoolGatherConcat",
+        {},
+        [(9, 62), ("B", "N"), ("B", "N", 2)],
+        [DataType.HALF, DataType.INT32, DataType.HALF],
+    )
+    for target in ("sm90", "sm80"):
+        compiler = SimpleNamespace(ptx=lambda kernel, target=target: target)
+        monkeypatch.setattr(Named, "find", lambda target, compiler=compiler: compiler)
+        aot_plugin.register(Backend("tensorrt", trt, "11.4.0"), target)
+        ((_, answer),) = fake_tensorrt.build(trt, node, {"B": 1, "N": 1})
+        assert answer.ptx == target.encode()
 
 
 def test_output_follows_the_inputs(trt: ModuleType):
