@@ -31,14 +31,15 @@ class SteadyConsole(Console):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-# Files and pipes have no width; rich would take 80 columns and break most tables. Most text has
-# names and paths of the user's in it, which may look like rich's markup.
+# Files and pipes have no width; rich would take 80 columns and break most tables.
 _FILE_WIDTH = 120
 
+# Names and paths may look like rich's markup, and ":100:" of a range is an emoji of it.
 console = SteadyConsole(
     highlight=False,
     soft_wrap=False,
     markup=False,
+    emoji=False,
     width=None if sys.stdout and sys.stdout.isatty() else _FILE_WIDTH,
 )
 

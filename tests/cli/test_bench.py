@@ -236,6 +236,7 @@ def test_what_can_not_be_compared_is_told_before_anything_is_timed(
         (("--compare", "absent.json"), "can't read the result absent.json"),
         (("--source", "disk"), "invalid choice: 'disk'"),
         (("--latency-bound", "0"), "must be a number above 0"),
+        (("--seconds", "inf"), "must be a number above 0"),
         (("--only", "onnx"), "the name of a way ('ONNX Runtime, compact cache', 'ONNX Runtime, no"),
         (("--only", "torch.compile"), "is left out here: its weights are in no bundle"),
         (("--threads", "99999"), "the processors of this machine, got 99999"),

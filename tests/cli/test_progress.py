@@ -55,8 +55,8 @@ def stages(bundle: Path) -> list[str]:
 
 
 def test_names_and_paths_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]):
-    """Rich drops "[v2]" where it looks for markup, and fails on "[/b]"."""
-    name = "a[/b]/sim[v2]"
+    """Rich drops "[v2]" where it looks for markup, fails on "[/b]", and draws ":100:"."""
+    name = "a[/b]/sim[v2] --history=0:100:200"
     with ShownStages().stage(name) as stage:
         stage.remark = name
     console.print(table(name, ("what",), [(name,)]))
