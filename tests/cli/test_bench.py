@@ -18,6 +18,7 @@ from ckv_testing.results import QUICK, SCHEMA, result
 from ckv_export.bench.environment import environment
 from ckv_export.bench.plan import Demand, measured_ways, plans
 from ckv_export.cli.main import main
+from ckv_export.errors import InputError
 from ckv_export.manifest import open_bundle
 
 
@@ -186,13 +187,15 @@ def test_compare_exits_with_1_on_a_regression(
     old = tmp_path / "old.json"
     assert cli(*arguments, "--json", old).code == 0
     earlier = json.loads(old.read_text())
-    for factor, code in ((1e-3, 1), (1e3, 0)):
+    earlier["environment"]["machine"]["cpu"] = "another"
+    for factor, margin, code in ((1e-3, "5", 1), (1e-3, "1e7", 0), (1e3, "5", 0)):
         changed = json.loads(json.dumps(earlier))
         timing = changed["ways"][0]["phases"]["decode"]
         timing["windows_ms"] = [[factor * s for s in w] for w in timing["windows_ms"]]
         old.write_text(json.dumps(changed))
-        ran = cli(*arguments, "--compare", old)
+        ran = cli(*arguments, "--compare", old, "--any-machine", "--margin", margin)
         assert ran.code == code, ran.err
+        assert "differs: cpu: another and " in ran.out
         assert ("slower" in ran.out) == (code == 1)
 
 
@@ -210,8 +213,12 @@ def test_compare_exits_with_1_on_a_regression(
 def test_what_can_not_be_compared_is_told_before_anything_is_timed(
     refused: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change, says: str
 ):
-    """With --any-machine the last two would be measured."""
-    monkeypatch.setattr("ckv_export.cli.bench.run_bench", None)
+    """With --any-machine the last two are measured."""
+
+    def measure(*_: Any) -> None:
+        raise InputError("measured")
+
+    monkeypatch.setattr("ckv_export.cli.bench.run_bench", measure)
     arguments = ("bench", bundle, *QUICK, "--compare", tmp_path / "old.json")
     sizes = {"batch": 1, "history": 12, "appended": 1, "candidates": 5}
     manifest = open_bundle(bundle)
@@ -222,6 +229,8 @@ def test_what_can_not_be_compared_is_told_before_anything_is_timed(
         old[part] = old[part] | fields
     (tmp_path / "old.json").write_text(json.dumps(old))
     refused(*arguments, watched=tmp_path, says=(says,))
+    sentence = refused(*arguments, "--any-machine", watched=tmp_path)
+    assert (sentence == "measured") == ("environment" in change)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +246,8 @@ def test_what_can_not_be_compared_is_told_before_anything_is_timed(
         (("--source", "disk"), "invalid choice: 'disk'"),
         (("--latency-bound", "0"), "must be a number above 0"),
         (("--seconds", "inf"), "must be a number above 0"),
+        (("--seconds", "soon"), "must be a number above 0"),
+        (("--markdown", "."), ". is a folder: give the name of a file to write"),
         (("--only", "onnx"), "the name of a way ('ONNX Runtime, compact cache', 'ONNX Runtime, no"),
         (("--only", "torch.compile"), "is left out here: its weights are in no bundle"),
         (("--threads", "99999"), "the processors of this machine, got 99999"),
