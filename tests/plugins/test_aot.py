@@ -441,3 +441,27 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     old = Backend("tensorrt", ModuleType("tensorrt"), "10.6")
     with pytest.raises(EngineError, match=r"TensorRT 10\.6 has no ahead-of-time Python plugins"):
         aot_plugin._plugin_module(old)
+    bare = ModuleType("tensorrt_without_plugins")
+    bare.QuickPluginCreationRequest = None  # type: ignore[attr-defined]
+    with pytest.raises(EngineError, match=r"11\.4 can't load its Python plugins"):
+        aot_plugin._plugin_module(Backend("tensorrt", bare, "11.4"))
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("", "no message"),
+        ("echo out of order", "out of order"),
+        ("echo a >&2; echo an Error: b >&2; echo c >&2", "an Error: b"),
+    ],
+)
+def test_what_a_failing_compiler_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, told: str
+):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{does}\nexit 1\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(EngineError) as failure:
+        Compiler("sm80", tmp_path, tmp_path).ptx(KERNELS["sm86"])
+    assert str(failure.value) == f"nvcc failed: {told}"
