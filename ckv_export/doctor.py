@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
+from rich.text import Text
 
 OK = "ok"
 MISSING = "missing"
@@ -97,19 +98,14 @@ def to_table(findings: Iterable[Finding]) -> Table:
     heads = ("what", "status", "found", "allows", "how to get it")
     table = Table(*(Column(head, overflow="fold") for head in heads))
     for f in findings:
-        status = f"[{STYLES.get(f.status, '')}]{f.status}[/]" if f.status in STYLES else f.status
-        table.add_row(*(_plain(f.name), status, *map(_plain, (f.found, f.allows, f.how))))
+        status = Text(f.status, style=STYLES.get(f.status, ""))
+        table.add_row(Text(f.name), status, *map(Text, (f.found, f.allows, f.how)))
     return table
 
 
 def to_dict(findings: Iterable[Finding]) -> dict[str, Any]:
     """Plain JSON data: ``{"findings": [{"name": .., "status": .., ...}, ...]}``."""
     return {"findings": [dataclasses.asdict(f) for f in findings]}
-
-
-def _plain(text: str) -> str:
-    # pip install 'ckv-export[rtx]' must not be read as markup.
-    return text.replace("[", r"\[")
 
 
 def _safely(name: str, probe: Callable[[], Finding]) -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,8 @@ class _Bench:
         self.weights: roster.Weights | None = None
         self.ways: list[Way] = []
         self.left_out: list[LeftOut] = []
-        self.stores: list[Store] = []
+        # Of all stores: one for each request of the traffic would be more than a process may open.
+        self.file = (scratch / "stores.bin").open("w+b")
 
     def open(self) -> None:
         """Find and load the ways."""
@@ -136,8 +137,7 @@ class _Bench:
 
     def close(self) -> None:
         """Free everything."""
-        for store in self.stores:
-            store.close()
+        self.file.close()
         for way in self.ways:
             way.close()
 
@@ -212,19 +212,16 @@ class _Bench:
 
     def _store(self, way: Way, blobs: Sequence[bytes]) -> Store:
         if self.request.source == "file":
-            self.stores.append(FileStore(blobs, self.scratch / f"store{len(self.stores)}.bin"))
-        else:
-            kind = PinnedStore if self.request.source == "pinned" else Store
-            self.stores.append(kind(blobs))
-        return self.stores[-1]
+            return FileStore(blobs, self.file)
+        return PinnedStore(blobs) if self.request.source == "pinned" else Store(blobs)
 
     def _leave_out(self, failed: Sequence[LeftOut]) -> None:
         """Close ways that loaded and then couldn't serve a request."""
         names = {way.name for way in failed}
-        for way in self.ways:
-            if way.name in names:
-                way.close()
+        left = [way for way in self.ways if way.name in names]
         self.ways = [way for way in self.ways if way.name not in names]
+        for way in left:
+            way.close(self.ways)
         self.left_out += failed
 
     def _checked(self, prepared: Sequence[Prepared]) -> Agreement:
@@ -327,14 +324,15 @@ class _Bench:
             for one in ready:
                 if one.way.name in prepared:
                     prepared[one.way.name].append(one)
-        for name, ones in prepared.items():
-            failed |= {} if name in failed else failure(ones)
+        for ones in prepared.values():
+            failed |= failure(ones)
         for name, reason in failed.items():
             del prepared[name]
             self.left_out.append(LeftOut(f"{name} in traffic", reason))
         with self.stages.stage(f"traffic: {len(lengths)} requests"):
             calls = {name: cycling(ones) for name, ones in prepared.items()}
-            timings = in_turn(calls, self.request.settings)
+            # A window serves each of them once: of some alone, it would be of other traffic.
+            timings = in_turn(calls, replace(self.request.settings, window=len(lengths)))
         return {
             "lengths": lengths,
             "buckets": list(sizes),

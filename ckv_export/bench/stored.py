@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -132,28 +132,19 @@ class Store:
         """Fetch these users and make arrays of their bytes, see `Layout.unpack`."""
         return layout.unpack(self.fetch(users), events)
 
-    def close(self) -> None:
-        """Free what isn't memory."""
-
 
 class FileStore(Store):
-    """Users' bytes in one file that is read anew at each request."""
+    """Users' bytes in a file that is read anew at each request, behind those of other stores."""
 
-    def __init__(self, blobs: Sequence[bytes], file: Path) -> None:
+    def __init__(self, blobs: Sequence[bytes], file: BinaryIO) -> None:
         super().__init__([])
-        ends = np.cumsum([0, *map(len, blobs)]).tolist()
+        ends = np.cumsum([file.seek(0, os.SEEK_END), *map(len, blobs)]).tolist()
         self._places = list(zip(ends, map(len, blobs), strict=False))
-        file.write_bytes(b"".join(blobs))
-        self._descriptor: int | None = os.open(file, os.O_RDONLY)
+        file.write(b"".join(blobs))
+        file.flush()
+        self._file = file
 
     def fetch(self, users: Sequence[int]) -> list[Blob]:
         """The bytes of these users."""
-        assert self._descriptor is not None, "the store is closed"
-        places = (self._places[u] for u in users)
-        return [os.pread(self._descriptor, size, offset) for offset, size in places]
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, places = self._file.fileno(), (self._places[u] for u in users)
+        return [os.pread(descriptor, size, offset) for offset, size in places]

@@ -75,10 +75,15 @@ class Way:
         if before is not None and after is not None:
             self.host_bytes = max(after - before, 0)
 
-    def close(self) -> None:
-        """Free the graphs."""
+    def close(self, others: Sequence[Way] = ()) -> None:
+        """Free the graphs that it has loaded; what one of `others` runs too becomes that one's."""
         while self.runners:
-            self.runners.pop().deactivate()
+            runner = self.runners.pop()
+            heir = next((way for way in others if runner in (way.prefill, way.decode)), None)
+            if heir is None:
+                runner.deactivate()
+            else:
+                heir.runners.append(runner)
 
     def kept(self, compact: Mapping[str, Array]) -> Arrays:
         """What this way keeps of users whose compact entries are these."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from ckv_export import engine
 from ckv_export.cli import export, inspect, options
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """For each kind: train, export, prove parity, build engines where possible, inspect."""
     for kind in args.kind or ("sim", "hstu"):
-        console.rule(f"[bold]{kind}")
+        console.rule(Text(kind, style="bold"))
         _run_one(kind, args.out, args.seed)
     return 0
 

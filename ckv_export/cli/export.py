@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.text import Text
+
 from ckv_export.cache import cache_sizes
 from ckv_export.cli import engine_options, options
 from ckv_export.cli.show import (
@@ -123,7 +125,7 @@ def run_request(request: ExportRequest) -> Exported:
 def _print_summary(exported: Exported, request: ExportRequest) -> None:
     manifest = exported.manifest
     for note in manifest.notes:
-        console.print(f"\n[bold yellow]note[/]: {note}")
+        console.print(Text.assemble("\n", ("note", "bold yellow"), f": {note}"))
     if exported.parity is not None:
         console.print()
         for each in parity_tables(exported.parity, brief=True):
@@ -135,7 +137,7 @@ def _print_summary(exported: Exported, request: ExportRequest) -> None:
     if request.engines is None:
         console.print("No engines were built: give --build, or build them from the bundle.")
     if exported.parity is None:
-        console.print("[bold red]Parity was not checked.[/]")
+        console.print("Parity was not checked.", style="bold red")
     console.print("Each stage again:")
     print_lines(["  " + line for line in _again(exported, request)])
 

@@ -42,4 +42,4 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(line: str) -> None:
     if line.startswith("[") and "%]" in line:
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")

@@ -25,12 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the pools and say whether caches stay valid."""
     new = write_pools(args.bundle, args.model, args.out, args.weights, args.params)
-    console.print(f"{new.path}: pools of the model {new.fingerprint[:16]}", markup=False)
+    console.print(f"{new.path}: pools of the model {new.fingerprint[:16]}")
     if new.caches_valid:
         console.print("Caches made with the bundle are valid with them.")
     else:
         console.print(
             "[bold yellow]Caches made with the bundle are not valid with them[/]: what a layer "
-            "caches depends on the pools of those below it. Prefill again."
+            "caches depends on the pools of those below it. Prefill again.",
+            markup=True,
         )
     return 0

@@ -99,7 +99,7 @@ def _print_summary(store: str, total: Tally, seconds: float) -> None:
     ]
     console.print(table("Filled", ("what", "number"), rows))
     if total.skipped:
-        console.print("--restart does again what earlier runs have done.", markup=False)
+        console.print("--restart does again what earlier runs have done.")
 
 
 @contextlib.contextmanager

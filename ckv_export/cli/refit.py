@@ -45,12 +45,11 @@ def _print_summary(bundle: Path, old: Path, refitted: Refitted) -> None:
     heads = ("file", "size", "version", "seconds")
     console.print(table(f"Engines of {bundle}", heads, rows))
     if refitted.caches_valid:
-        console.print(f"Caches made with {old} are valid with them.", markup=False)
+        console.print(f"Caches made with {old} are valid with them.")
     else:
         console.print(
             f"Caches made with {old} are not valid with them: what is cached of an event has "
-            "changed. Prefill again.",
-            markup=False,
+            "changed. Prefill again."
         )
     console.print("This proves the engines, on this GPU:")
     print_lines(["  " + command("parity", bundle)])

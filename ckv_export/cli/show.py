@@ -34,9 +34,12 @@ class SteadyConsole(Console):
 # Files and pipes have no width; rich would take 80 columns and break most tables.
 _FILE_WIDTH = 120
 
+# Names and paths may look like rich's markup, and ":100:" of a range is an emoji of it.
 console = SteadyConsole(
     highlight=False,
     soft_wrap=False,
+    markup=False,
+    emoji=False,
     width=None if sys.stdout and sys.stdout.isatty() else _FILE_WIDTH,
 )
 
@@ -51,17 +54,17 @@ class ShownStages(Stages):
     def started(self, stage: Stage) -> None:
         """Show that the stage runs."""
         if console.is_terminal:
-            self._status = console.status(stage.title)
+            self._status = console.status(Text(stage.title))
             self._status.start()
 
     def ended(self, stage: Stage) -> None:
         """Print the stage's line."""
-        self._line(stage, "[green]done[/]")
+        self._line(stage, "done", "green")
         interrupts.check()
 
     def failed(self, stage: Stage) -> None:
         """Print the stage's line, marked."""
-        self._line(stage, "[red]FAILED[/]")
+        self._line(stage, "FAILED", "red")
 
     def pause(self) -> None:
         """Stop the spinner, for something else that draws."""
@@ -69,10 +72,11 @@ class ShownStages(Stages):
             self._status.stop()
             self._status = None
 
-    def _line(self, stage: Stage, verdict: str) -> None:
+    def _line(self, stage: Stage, verdict: str, style: str) -> None:
         self.pause()
-        console.print(f"{stage.title:<24} {verdict} {stage.seconds:6.1f} s  ", end="")
-        console.print(stage.remark, markup=False)
+        parts = f"{stage.title:<24} ", (verdict, style), f" {stage.seconds:6.1f} s  "
+        console.print(Text.assemble(*parts), end="")
+        console.print(stage.remark)
 
 
 def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
@@ -118,4 +122,4 @@ def command(*words: str | Path) -> str:
 def print_lines(lines: Sequence[str]) -> None:
     """Print lines unwrapped, so that commands can be copied."""
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)

@@ -94,9 +94,17 @@ class Compiler:
 
 
 def cache_folder() -> Path:
-    """Where this program keeps what it can make again: $CKV_EXPORT_CACHE or the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(_CACHE) or Path(base) / "ckv-export")
+    """Where this program keeps what it can make again: $CKV_EXPORT_CACHE or the user's cache.
+
+    Raises `EngineError` where there is neither.
+    """
+    if own := os.environ.get(_CACHE):
+        return Path(own)
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:  # a container's user may have none
+        raise EngineError(f"no folder to keep kernels in: set {_CACHE} ({error})") from error
+    return Path(base) / "ckv-export"
 
 
 def _run(command: list[str]) -> str:

@@ -51,14 +51,14 @@ def test_users_come_back_right_aligned(
     layout = Layout(spec, CacheSpec.of(spec))
     users = [drawn(layout.cache, 1, events, rng) for events in (0, 1, 4)]
     blobs = [layout.pack(u, 0) for u in users]
-    made = {
-        "memory": lambda: Store(blobs),
-        "file": lambda: FileStore(blobs, tmp_path / "store"),
-        "pinned": lambda: PinnedStore(blobs),
-    }
-    store = made[source]()
-    got = store.unpack(layout, [2, 0, 1], 4)
-    store.close()
+    with (tmp_path / "stores").open("w+b") as file:
+        made = {
+            "memory": Store,
+            "file": lambda blobs: FileStore(blobs, file),
+            "pinned": PinnedStore,
+        }
+        stores = [made[source](given) for given in ([b"another's"], blobs, blobs[::-1])]
+        got = stores[1].unpack(layout, [2, 0, 1], 4)
     for name, array in got.items():
         for place, user in enumerate((2, 0, 1)):
             events = users[user][name].shape[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 from ckv_testing.results import QUICK, SCHEMA, result
 
 from ckv_export.bench.environment import environment
+from ckv_export.bench.plan import Demand, measured_ways, plans
 from ckv_export.cli.main import main
+from ckv_export.errors import InputError
 from ckv_export.manifest import open_bundle
 
 
@@ -63,15 +66,34 @@ def test_ways_phases_and_bytes(measured: dict[str, Any]):
     assert fetched["ONNX Runtime, full KV fetched"] == users * kept * 2 * attention["d"] * 4
     compact = 4 + 4 * (attention["user_k"] + attention["user_v"])
     assert fetched["ONNX Runtime, compact cache"] == users * kept * compact
+    assert fetched["ONNX Runtime, full KV held"] == 0
+    for timing in (timing for way in measured["ways"] for timing in way["phases"].values()):
+        assert timing["per_second"] == pytest.approx(users * 1000 / timing["mean_ms"], rel=0.01)
     assert all(w["worst_score_error"] < 2e-6 for w in measured["ways"])
     assert all(w["first_call_seconds"] > 0 for w in measured["ways"])
 
 
 def test_sweep_and_traffic(measured: dict[str, Any]):
     assert [(p["axis"], p["value"]) for p in measured["sweep"]] == [("history", 0), ("history", 3)]
+    for point in measured["sweep"]:
+        each = {way["name"]: way["fetched_bytes"] > 0 for way in point["ways"]}
+        assert each["ONNX Runtime, compact cache"] == (point["value"] > 0)
+        assert not each["ONNX Runtime, full KV held"]
     traffic = measured["traffic"]
+    for timing in (way["request"] for way in traffic["ways"]):  # one user each
+        assert timing["per_second"] == pytest.approx(1000 / timing["mean_ms"], rel=0.01)
     assert len(traffic["lengths"]) == 3
     assert sum(traffic["waste"]["requests_by_bucket"].values()) == 3
+
+
+def test_traffic_opens_no_file_for_each_request(cli: Any, bundle: Path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 40, hard))
+    try:
+        ran = cli("bench", bundle, *QUICK, "--traffic", "60", "--source", "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert ran.code == 0, ran.err
 
 
 def test_pages_are_written(outputs: dict[str, Path]):
@@ -165,13 +187,15 @@ def test_compare_exits_with_1_on_a_regression(
     old = tmp_path / "old.json"
     assert cli(*arguments, "--json", old).code == 0
     earlier = json.loads(old.read_text())
-    for factor, code in ((1e-3, 1), (1e3, 0)):
+    earlier["environment"]["machine"]["cpu"] = "another"
+    for factor, margin, code in ((1e-3, "5", 1), (1e-3, "1e7", 0), (1e3, "5", 0)):
         changed = json.loads(json.dumps(earlier))
         timing = changed["ways"][0]["phases"]["decode"]
         timing["windows_ms"] = [[factor * s for s in w] for w in timing["windows_ms"]]
         old.write_text(json.dumps(changed))
-        ran = cli(*arguments, "--compare", old)
+        ran = cli(*arguments, "--compare", old, "--any-machine", "--margin", margin)
         assert ran.code == code, ran.err
+        assert "differs: cpu: another and " in ran.out
         assert ("slower" in ran.out) == (code == 1)
 
 
@@ -189,8 +213,12 @@ def test_compare_exits_with_1_on_a_regression(
 def test_what_can_not_be_compared_is_told_before_anything_is_timed(
     refused: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change, says: str
 ):
-    """With --any-machine the last two would be measured."""
-    monkeypatch.setattr("ckv_export.cli.bench.run_bench", None)
+    """With --any-machine the last two are measured."""
+
+    def measure(*_: Any) -> None:
+        raise InputError("measured")
+
+    monkeypatch.setattr("ckv_export.cli.bench.run_bench", measure)
     arguments = ("bench", bundle, *QUICK, "--compare", tmp_path / "old.json")
     sizes = {"batch": 1, "history": 12, "appended": 1, "candidates": 5}
     manifest = open_bundle(bundle)
@@ -201,6 +229,8 @@ def test_what_can_not_be_compared_is_told_before_anything_is_timed(
         old[part] = old[part] | fields
     (tmp_path / "old.json").write_text(json.dumps(old))
     refused(*arguments, watched=tmp_path, says=(says,))
+    sentence = refused(*arguments, "--any-machine", watched=tmp_path)
+    assert (sentence == "measured") == ("environment" in change)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +245,9 @@ def test_what_can_not_be_compared_is_told_before_anything_is_timed(
         (("--compare", "absent.json"), "can't read the result absent.json"),
         (("--source", "disk"), "invalid choice: 'disk'"),
         (("--latency-bound", "0"), "must be a number above 0"),
+        (("--seconds", "inf"), "must be a number above 0"),
+        (("--seconds", "soon"), "must be a number above 0"),
+        (("--markdown", "."), ". is a folder: give the name of a file to write"),
         (("--only", "onnx"), "the name of a way ('ONNX Runtime, compact cache', 'ONNX Runtime, no"),
         (("--only", "torch.compile"), "is left out here: its weights are in no bundle"),
         (("--threads", "99999"), "the processors of this machine, got 99999"),
@@ -258,14 +291,28 @@ def test_another_checkpoint_is_refused(refused: Any, bundle: Path, samples: Path
     refused("bench", bundle, "--checkpoint", folder, watched=bundle, says=("the fingerprint",))
 
 
-def test_plan(cli: Any, bundle: Path, outputs: dict[str, Path]):
+def test_plan(cli: Any, bundle: Path, outputs: dict[str, Path], tmp_path: Path):
     words = ("plan", bundle, "--users", "1e9", "--history", "12", "--requests-per-second", "5e4")
     ran = cli(*words, "--bench", outputs["json"], "--memory", "1e12")
     assert ran.code == 0
     assert "1,000,000,000 users x" in ran.out
+    assert "Not counted: " in ran.out
+    assert "need measured times" in cli(*words).out
+    assert "need measured times" not in ran.out
     assert "cores: ONNX Runtime, compact cache" in " ".join(ran.out.split())
-    made = json.loads(cli(*words, "--json").out)
-    assert [plan["cache"] for plan in made] == ["compact", "full KV, fp16", "full KV, fp32"]
+    result = json.loads(outputs["json"].read_text())
+    given = ("--user-dtype=int8", "--memory=3e11", "--link=7e9", "--utilisation=50")
+    for options, demand in (
+        ((), Demand(10**9, 12, 50_000)),
+        (given, Demand(10**9, 12, 50_000, "int8", 3 * 10**11, 7 * 10**9, 50)),
+    ):
+        made = json.loads(cli(*words, *options, "--bench", outputs["json"], "--json").out)
+        wanted = plans(open_bundle(bundle).model, demand, measured_ways(result, 12))
+        assert made == [plan.to_dict() for plan in wanted]
     assert "users must lie" in cli(*words[:3], "2e9", *words[4:]).sentence()
+    result["bundle"]["fingerprint"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(result))
+    other = cli(*words, "--bench", tmp_path / "other.json").sentence()
+    assert "was measured with another model than" in other
     wrong = ("plan", bundle, "--users", "1", "--history", "13", "--requests-per-second", "1")
     assert "measure with --history 13" in cli(*wrong, "--bench", outputs["json"]).sentence()

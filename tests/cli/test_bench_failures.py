@@ -110,6 +110,76 @@ def test_a_way_that_fails_is_left_out_where_it_does(
     assert ("choosy" in in_traffic) == (here != set() and "traffic" not in where)
 
 
+def test_what_is_compiled_for_one_shape_has_no_part_in_traffic(
+    cli: Any, bundle: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def compiled(weights: Any, first: Way, *_: Any) -> list[Way]:
+        decode = Small(first.decode, (2,))
+        named = {"name": "torch.compile", "cache": "full, held", "decode": decode, "runners": []}
+        return [dataclasses.replace(first, **named)]
+
+    monkeypatch.setattr(roster, "weighted_ways", compiled)
+    file = tmp_path / "result.json"
+    words = ("--only", "torch.compile", "--traffic", "40", "--phases", "request", "--json", file)
+    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words)
+    assert ran.code == 0, ran.err
+    measured = json.loads(file.read_text())
+    assert [way["name"] for way in measured["ways"]][1:] == ["torch.compile"]
+    assert [way["name"] for way in measured["traffic"]["ways"]] == ["ONNX Runtime, compact cache"]
+    assert not [w for w in measured["left_out"] if w["name"].endswith("in traffic")]
+
+
+def test_where_the_first_way_has_no_room_nothing_is_measured(
+    refused: Callable[..., str], bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(shape: tuple[int, ...], dtype: Any) -> Any:
+        raise ExportError("can't pin so much")
+
+    monkeypatch.setattr("ckv_export.bench.run.require_gpu", lambda: None)
+    monkeypatch.setattr("ckv_export.bench.pinned.zeros", full)
+    words = ("bench", bundle, *QUICK, "--source", "pinned")
+    refused(*words, watched=bundle, says=("can't pin so much",))
+
+
+class Absent(Choosy):
+    """What this machine can't load."""
+
+    def _activate(self) -> None:
+        raise EngineError("not here")
+
+
+class NoRoom(Choosy):
+    """A device that has no room for what is held, and computes what is fetched."""
+
+    def _place(self, arrays: Any) -> Any:
+        raise ExportError("no room")
+
+
+def test_a_way_that_is_left_out_closes_no_graph_of_another(
+    cli: Any, bundle: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made: list[Runner] = []
+
+    def pair(weights: Any, first: Way, *_: Any) -> list[Way]:
+        made.append(NoRoom(first.decode))
+        decodes = {"full, held": made[0], "full, fetched": made[0], "none": Absent(first.decode)}
+        return [
+            dataclasses.replace(first, name=cache, cache=cache, decode=decode, runners=[])
+            for cache, decode in decodes.items()
+        ]
+
+    monkeypatch.setattr(roster, "weighted_ways", pair)
+    file = tmp_path / "result.json"
+    words = ("--phases", "request", "--json", file)
+    ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words)
+    assert ran.code == 0, ran.err
+    measured = json.loads(file.read_text())
+    reasons = {way["name"]: way["reason"] for way in measured["left_out"]}
+    assert (reasons["full, held"], reasons["none"]) == ("no room", "not here")
+    assert measured["ways"][-1]["name"] == "full, fetched"
+    assert not made[0].active
+
+
 def test_a_phase_that_a_way_has_not_is_left_out_alone(
     cli: Any, bundle: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from ckv_export.cache.record import HEADER_BYTES
 from ckv_export.checkpoint.native import save_native
 from ckv_export.deploy.inspect import open_subject
 from ckv_export.manifest import open_bundle
@@ -219,6 +220,16 @@ def test_tables_say_the_same_as_the_data(cli, inspect: Inspect, bundle: Path, ev
         words = next(x.split() for x in table if x.split()[:1] == [use["side"].upper()])
         assert {str(use[n]) for n in ("events", "rows", "rows_used", "rows_dead")} <= set(words)
     assert "clicks.npz" in text
+
+
+def test_what_an_item_table_would_cost(cli, inspect: Inspect, run_folder: Path):
+    report = inspect(run_folder)
+    cost, events = report["item_table"], report["sizes"]["history_events"]
+    text = " ".join(cli("inspect", run_folder).out.split())
+    # A record without a cache: ids of four bytes.
+    assert f"{HEADER_BYTES + 4 * events:,} bytes for {events:,} events" in text
+    assert f"{cost['bytes_per_item']} bytes for each of {cost['items']:,} item ids" in text
+    assert f"{cost['items'] * cost['bytes_per_item'] / 1e6:,.1f} MB, once" in text
 
 
 @pytest.mark.parametrize(

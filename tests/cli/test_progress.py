@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from ckv_export.cli.show import ShownStages, console, print_lines, table
 from ckv_export.engine import available
 from ckv_export.manifest import open_bundle
 
@@ -51,6 +52,17 @@ class Terminal:
 @pytest.fixture
 def stages(bundle: Path) -> list[str]:
     return [*json.loads((bundle / "manifest.json").read_text())["timings"], "publish"]
+
+
+def test_names_and_paths_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]):
+    """Rich drops "[v2]" where it looks for markup, fails on "[/b]", and draws ":100:"."""
+    name = "a[/b]/sim[v2] --history=0:100:200"
+    with ShownStages().stage(name) as stage:
+        stage.remark = name
+    console.print(table(name, ("what",), [(name,)]))
+    console.print(name)
+    print_lines([name])
+    assert capsys.readouterr().out.count(name) == 6
 
 
 def lines_of(text: str, stage: str) -> list[str]:

@@ -161,9 +161,10 @@ def test_a_library_without_our_operator(pools, full: FakeTensorRt, tmp_path: Pat
 
 
 def test_native_layers_where_a_plugin_is_registered_already(
-    pools, full: FakeTensorRt, tmp_path: Path
+    pools, full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """As LD_PRELOAD of the registering library leaves it."""
+    monkeypatch.setattr(aot_plugin, "_state", {})
     creator = fake_builder.Creator(GATHER)
     full.module.get_plugin_registry().register_creator(creator, "ckv")
     sentence = refuse(pools, full, tmp_path)
@@ -171,6 +172,7 @@ def test_native_layers_where_a_plugin_is_registered_already(
     assert GATHER in sentence
     file = write_library(tmp_path / "lib", [GATHER])
     assert "can't be built in this process" in refuse(pools, full, tmp_path, "library", file)
+    assert "can't be built in this process" in refuse(pools, full, tmp_path, "embedded")
 
 
 def test_a_registry_that_refuses_the_library(pools, full: FakeTensorRt, tmp_path: Path):

@@ -141,5 +141,5 @@ def test_rtx_says_what_it_does_not_have(
     rtx: Backend, projection, tmp_path: Path, settings: dict[str, object], says: str
 ):
     request = projection.request(settings=Settings(**settings))  # type: ignore[arg-type]
-    with pytest.raises(EngineError, match=says):
+    with pytest.raises(EngineError, match=rf"{says}.*\(or use --backend tensorrt\)"):
         build_engine(request, rtx, tmp_path / "e")

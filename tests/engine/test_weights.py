@@ -15,7 +15,7 @@ import pytest
 from ckv_testing.fake_builder import FakeTensorRt
 from ckv_testing.fake_network import names, weights_of
 from ckv_testing.refittable import GRAPHS, POOL, REFIT, Files, edited, more_rows, retrained
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ckv_export.engine import Backend, Settings, build_engine
 from ckv_export.engine.messages import listen
@@ -55,6 +55,15 @@ def test_pools_and_routers_are_learned(files: Callable[[str], Files]):
     for side in "kv":
         assert f"model.attention.{side}.pool" in names
         assert f"model.attention.{side}.router.logits.weight" in names
+
+
+@pytest.mark.parametrize(
+    ("kind", "learned"), [("FLOAT", True), ("FLOAT16", True), ("BFLOAT16", True), ("INT64", False)]
+)
+def test_weights_of_every_float_are_learned(tmp_path: Path, kind: str, learned: bool):
+    tensor = helper.make_tensor("model.w", TensorProto.DataType.Value(kind), (1,), [2])
+    onnx.save(helper.make_model(helper.make_graph([], "g", [], [], [tensor])), tmp_path / "g.onnx")
+    assert learned_weights(tmp_path / "g.onnx") == (("model.w",) if learned else ())
 
 
 def test_nothing_is_marked_unless_asked(
@@ -153,7 +162,9 @@ def test_weights_in_a_file_beside(
     place = {entry.key: entry.value for entry in pool.external_data}
     data[int(place["offset"])] ^= 1
     (tmp_path / "w").write_bytes(data)
-    assert changed_weights(path, new) == {POOL}
+    assert changed_weights(path, new) == changed_weights(new, path) == {POOL}
+    (tmp_path / "w").unlink()
+    assert learned_weights(path) == learned_weights(new), "names need no values"
 
 
 def _another_node(model: onnx.ModelProto) -> None:
@@ -166,6 +177,20 @@ def _another_attribute(model: onnx.ModelProto) -> None:
 
 def _another_input(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+
+
+def _another_output(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
+
+
+def _another_operator_set(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version += 1
+
+
+def _half_a_pool(model: onnx.ModelProto) -> None:
+    pool = next(t for t in model.graph.initializer if t.name == POOL)
+    values = numpy_helper.to_array(pool).astype(np.float16)
+    pool.CopyFrom(numpy_helper.from_array(values, POOL))
 
 
 def _no_pool(model: onnx.ModelProto) -> None:
@@ -184,6 +209,9 @@ def _another_constant(model: onnx.ModelProto) -> None:
         (_another_node, "it differs in its nodes"),
         (_another_attribute, "it differs in its functions"),
         (_another_input, "it differs in its inputs"),
+        (_another_output, "it differs in its outputs"),
+        (_another_operator_set, "it differs in its operator sets"),
+        (_half_a_pool, f"the shape or type of {POOL} differs"),
         (more_rows, f"the shape or type of {POOL} differs"),
         (_no_pool, f"the shape or type of {POOL} differs"),
         (_another_constant, "has other constants"),
@@ -197,6 +225,7 @@ def test_another_structure(
     for pair in ((path, new), (new, path)):
         with pytest.raises(EngineError) as failure:
             changed_weights(*pair)
+        assert str(failure.value).startswith(f"{pair[1]} ")
         assert says in str(failure.value)
         assert "ckv-export build" in str(failure.value)
 

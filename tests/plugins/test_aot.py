@@ -213,6 +213,8 @@ def test_pointwise_attention(
     want, _ = emulated.cpu.pointwise(*case.pointwise)
     operator = "PooledPointwiseAttention"
     for _, answer, sizes in built(trt, operator, case, run.dtype, float_count):
+        count = "true" if float_count or run.dtype == "fp32" else "false"
+        assert json.loads(answer.ptx)["CKV_AOT_FLOAT_COUNT"] == count
         launch = launch_of(answer, sizes, float_count)
         close(emulated.pointwise(case, run, launch), want, TOLERANCES[run.dtype])
 
@@ -253,6 +255,50 @@ def test_tensor_cores_take_no_wider_head_and_no_older_gpu():
 
     assert tactics(512, 80) == [*TILES, TENSOR_CORES]
     assert tactics(514, 80) == tactics(512, 75) == tactics(-1, 120) == [*TILES]
+
+
+def test_as_many_blocks_as_there_is_work_for_and_always_one(trt: ModuleType):
+    """CUDA refuses to launch none."""
+    side: list[Axes] = [(9, 70), ("B", "N"), ("B", "N", 10)]
+    kinds = [DataType.HALF, DataType.INT32, DataType.HALF]
+    sizes = {"B": 2, "C": 70, "N": 500}
+    gather = Node("PoolGatherConcat", {}, side, kinds)
+    for _, answer in fake_tensorrt.build(trt, gather, sizes):
+        # 1000 rows of 160 bytes in vectors of 16, 4 for each of 256 threads.
+        assert answer.grid(sizes) == (10, 1, 1)
+        assert answer.grid(sizes | {"N": 0}) == (1, 1, 1)
+        assert json.loads(answer.ptx) == {"CKV_AOT_BYTES": "2"}
+    attention = Node(
+        "PooledAttention",
+        {"num_heads": 4, "scale": 1.0},
+        [("B", "C", 80), *side, *side, ("B", "N")],
+        [DataType.HALF, *kinds, *kinds, DataType.INT32],
+    )
+    # 8 rows of blocks for users and heads; 70 candidates by 16 or 64.
+    blocks = {1: 8 * 5, 2: 8 * 2}
+    for tactic, answer in fake_tensorrt.build(trt, attention, sizes):
+        assert answer.grid(sizes) == (blocks[tactic], 1, 1)
+        assert json.loads(answer.ptx)["CKV_AOT_VALUES"] == "32"
+        for empty in ({"B": 0}, {"C": 0}):
+            assert answer.grid(sizes | empty) == (1, 1, 1)
+
+
+def test_a_later_build_of_a_process_compiles_for_its_own_target(
+    trt: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(aot_plugin, "_state", dict(aot_plugin._state))
+    node = Node(
+        "PoolGatherConcat",
+        {},
+        [(9, 62), ("B", "N"), ("B", "N", 2)],
+        [DataType.HALF, DataType.INT32, DataType.HALF],
+    )
+    for target in ("sm90", "sm80"):
+        compiler = SimpleNamespace(ptx=lambda kernel, target=target: target)
+        monkeypatch.setattr(Named, "find", lambda target, compiler=compiler: compiler)
+        aot_plugin.register(Backend("tensorrt", trt, "11.4.0"), target)
+        ((_, answer),) = fake_tensorrt.build(trt, node, {"B": 1, "N": 1})
+        assert answer.ptx == target.encode()
 
 
 def test_output_follows_the_inputs(trt: ModuleType):
@@ -371,14 +417,70 @@ def test_other_sources_are_other_kernels(compiler: Compiler, tmp_path: Path):
     other = dataclasses.replace(compiler, sources=copy)
     assert other.sha256 == compiler.sha256
     assert dataclasses.replace(compiler, target="sm90").sha256 != compiler.sha256
-    (copy / "kernels" / "tiling.h").open("a").write("// more\n")
-    assert dataclasses.replace(other).sha256 != compiler.sha256
+    hashes = {compiler.sha256}
+    for file in ("aot/gather_entry.cuh", "kernels/tiling.h", "include/ckv/types.h"):
+        with (copy / file).open("a") as text:
+            text.write("// more\n")
+        hashes.add(dataclasses.replace(other).sha256)
+    (copy / file).rename(copy / f"{file}.old")
+    hashes.add(dataclasses.replace(other).sha256)
+    assert len(hashes) == 5
+
+
+def test_each_kernel_target_and_compiler_has_ptx_of_its_own(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+):
+    version, ran = ["release 1"], list[str]()
+
+    def run(command: list[str]) -> str:
+        if command[1] != "--version":
+            ran.append(command[-1])
+            Path(command[-1].removeprefix("--output-file=")).write_text(str(len(ran)))
+        return version[0]
+
+    def texts() -> list[str]:
+        compilers = [dataclasses.replace(compiler, target=target) for target in ("sm80", "sm90")]
+        return [c.ptx(KERNELS[name]) for c in compilers for name in ("sm86", "sm100")]
+
+    monkeypatch.setattr(aot_kernels, "_run", run)
+    assert texts() == texts() == ["1", "2", "3", "4"]
+    version[0] = "release 2"
+    assert texts() == ["5", "6", "7", "8"]
 
 
 def test_a_compile_error_is_told_and_not_kept(compiler: Compiler):
     with pytest.raises(EngineError, match=r"nvcc failed: .*error"):
         compiler.ptx(Kernel("pool_gather_concat.cu", "x", (("CKV_AOT_BYTES", "nonsense"),)))
     assert list(compiler.cache.iterdir()) == []
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home, as in some containers, who has set nothing."""
+
+    def home(_: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("CKV_EXPORT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(home))
+
+
+@pytest.mark.usefixtures("homeless")
+def test_where_kernels_are_kept(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(EngineError, match=r"set CKV_EXPORT_CACHE .*home directory"):
+        aot_kernels.cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert aot_kernels.cache_folder() == Path("/xdg/ckv-export")
+    monkeypatch.setenv("CKV_EXPORT_CACHE", "/own")
+    assert aot_kernels.cache_folder() == Path("/own")
+
+
+def test_kernels_are_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch):
+    for name in ("CKV_EXPORT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/a")
+    assert aot_kernels.cache_folder() == Path("/home/a/.cache/ckv-export")
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -391,3 +493,27 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     old = Backend("tensorrt", ModuleType("tensorrt"), "10.6")
     with pytest.raises(EngineError, match=r"TensorRT 10\.6 has no ahead-of-time Python plugins"):
         aot_plugin._plugin_module(old)
+    bare = ModuleType("tensorrt_without_plugins")
+    bare.QuickPluginCreationRequest = None  # type: ignore[attr-defined]
+    with pytest.raises(EngineError, match=r"11\.4 can't load its Python plugins"):
+        aot_plugin._plugin_module(Backend("tensorrt", bare, "11.4"))
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("", "no message"),
+        ("echo out of order", "out of order"),
+        ("echo a >&2; echo an Error: b >&2; echo c >&2", "an Error: b"),
+    ],
+)
+def test_what_a_failing_compiler_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, told: str
+):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{does}\nexit 1\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(EngineError) as failure:
+        Compiler("sm80", tmp_path, tmp_path).ptx(KERNELS["sm86"])
+    assert str(failure.value) == f"nvcc failed: {told}"

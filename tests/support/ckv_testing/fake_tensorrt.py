@@ -297,14 +297,14 @@ def output_shape(
 
 
 def _fields(module: ModuleType, node: Node) -> PluginFieldCollection:
-    # The parser makes int32 and float32 fields, of the attributes that the creator names.
+    # The parser makes int32 and float32 fields of the attributes that the creator names, in its
+    # order, in which tensorrt.plugin hands them on.
     creator = module.get_plugin_registry().get_creator(node.operator, "1", "ckv")
-    named = {field.name for field in creator.field_names}
+    names = [field.name for field in creator.field_names if field.name in node.attributes]
     kinds = {int: (np.int32, Field.INT32), float: (np.float32, Field.FLOAT32)}
     return PluginFieldCollection(
         PluginField(name, np.array([value], kinds[type(value)][0]), kinds[type(value)][1])
-        for name, value in node.attributes.items()
-        if name in named
+        for name, value in ((name, node.attributes[name]) for name in names)
     )
 
 
