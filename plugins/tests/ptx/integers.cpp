@@ -70,7 +70,8 @@ struct Not {
     T operator()(T a) const { return ~a; }
 };
 struct Negate {
-    int32_t operator()(int32_t a) const { return Subtract<int32_t>{}(0, a); }
+    template <typename T>
+    T operator()(T a) const { return Subtract<T>{}(T{0}, a); }
 };
 struct NotPredicate {
     uint32_t operator()(uint32_t a) const { return a == 0; }
@@ -211,6 +212,7 @@ void add_integers(Table& t) {
     t["selp.u16"] = {select<uint16_t>, "4"};
     t["add.s16"] = {binary<int16_t, Add<int16_t>>, "4"};
     t["neg.s32"] = {unary<int32_t, Negate>, "4"};
+    t["neg.s64"] = {unary<int64_t, Negate>, "8"};
     t["mov.u16"] = {unary<uint16_t, Same>, "4"};
     t["cvt.u16.u32"] = {convert<uint32_t, uint16_t>, "4"};
     t["pack.b32"] = {pack<uint16_t, uint32_t>, "4"};
