@@ -72,9 +72,9 @@ def with_default_verb(arguments: Sequence[str]) -> list[str]:
     first = arguments[0] if arguments else "--help"
     if first in VERBS or first in ("-h", "--help", "--version"):
         return list(arguments) or ["--help"]
-    if not first.startswith("-") and not os.path.lexists(first):
-        if meant := nearest(first, VERBS):
-            raise InputError(f"there is no verb, file or folder {first!r}{meant}")
+    meant = "" if first.startswith("-") or os.path.lexists(first) else nearest(first, VERBS)
+    if meant:
+        raise InputError(f"there is no verb, file or folder {first!r}{meant}")
     return ["export", *arguments]
 
 
