@@ -218,8 +218,8 @@ def test_a_truncated_manifest(refused, bundle_copy: Path, part: int):
 
 def test_what_is_no_bundle(refused, tmp_path: Path, run_folder: Path):
     for verb in ("parity", "build"):
-        for path in (tmp_path / "nothing", run_folder):
-            refused(verb, path, watched=tmp_path, says=(str(path), "no bundle", "manifest.json"))
+        for path, why in ((tmp_path / "nothing", "no such folder"), (run_folder, "manifest.json")):
+            refused(verb, path, watched=tmp_path, says=(str(path), "no bundle", why))
 
 
 def test_a_manifest_that_is_a_folder(refused, bundle_copy: Path):
