@@ -291,7 +291,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of the bundle `folder`; raises `BundleError`."""
     path = folder / FILE_NAME
     if not path.is_file():
-        raise BundleError(f"{folder} is no bundle: it has no {FILE_NAME}")
+        why = f"it has no {FILE_NAME}" if folder.exists() else "there is no such folder"
+        raise BundleError(f"{folder} is no bundle: {why}")
     try:
         data = json.loads(path.read_text())
         version = data["schema_version"]

@@ -26,6 +26,7 @@ NAMES = [
     "tensorrt",
     "tensorrt_rtx",
     "matplotlib",
+    "pyarrow",
     "redis",
     "tritonclient",
     "ray",

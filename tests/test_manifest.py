@@ -261,6 +261,8 @@ def test_a_folder_without_a_manifest(folder: Path, instead: str):
         (folder / FILE_NAME).mkdir()
     with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json"):
         read_manifest(folder)
+    with pytest.raises(BundleError, match="is no bundle: there is no such folder"):
+        read_manifest(folder / "typo")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ def load(path: Path) -> dict[str, Any]:
         version, _ = result["schema_version"], result["ways"]
     except OSError as error:
         raise InputError(f"can't read the result {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise InputError(f"{path} is no result of ckv-export bench: it lacks {error}") from error
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path} is no result of ckv-export bench: {error}") from error
     if version != SCHEMA_VERSION:
         raise InputError(

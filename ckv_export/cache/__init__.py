@@ -6,7 +6,7 @@ from ckv_export.cache.occupancy import (
     pool_occupancy,
     row_counts,
 )
-from ckv_export.cache.plot import plot_report
+from ckv_export.cache.plot import check_plot, plot_report
 from ckv_export.cache.report import CacheReport
 from ckv_export.cache.sizes import CacheSizes, cache_sizes
 from ckv_export.cache.spectrum import Spectrum, SpectrumStream, kv_spectrum
@@ -18,6 +18,7 @@ __all__ = [
     "Spectrum",
     "SpectrumStream",
     "cache_sizes",
+    "check_plot",
     "kv_spectrum",
     "occupancy_of_counts",
     "plot_report",

@@ -30,12 +30,11 @@ def plot_report(report: CacheReport, path: str | Path, *, layer: int = 0) -> Pat
     `layer`. Overwrites `path`. Raises `InputError` on another ending or a missing folder,
     `MissingDependency` without matplotlib.
     """
-    target = _checked(Path(path))
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency("matplotlib", "Drawing the cache report", "plot") from error
+    target = Path(path)
+    check_plot(target)
+    import matplotlib
+    from matplotlib.figure import Figure
+
     panels = _panels(report, layer)
     rows = (len(panels) + 1) // 2
     # Figure, not pyplot: no display, no global state. A fixed salt keeps SVG files comparable.
@@ -49,12 +48,16 @@ def plot_report(report: CacheReport, path: str | Path, *, layer: int = 0) -> Pat
     return target
 
 
-def _checked(path: Path) -> Path:
+def check_plot(path: Path) -> None:
+    """Raise what `plot_report` would for this path: told before there is what to draw."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"a plot must end in {', '.join(FORMATS)}, got {path.name!r}")
     if not path.parent.is_dir():
         raise InputError(f"the folder {str(path.parent)!r} of the plot is not there: create it")
-    return path
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency("matplotlib", "Drawing the cache report", "plot") from error
 
 
 def _panels(report: CacheReport, layer: int) -> list[Panel]:

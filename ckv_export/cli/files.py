@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ def check_places(*paths: Path | None) -> None:
             raise InputError(f"the folder {str(path.parent)!r} of {path.name} is not there")
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the name of a file to write")
+        if not _stays(path) and not os.access(path.parent, os.W_OK):
+            raise InputError(f"the folder {str(path.parent)!r} of {path.name} can't be written to")
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def whole(path: Path) -> Iterator[Path]:
     It has the name of `path`. Raises `OSError` naming `path`. What is no plain file, such as
     ``/dev/stdout`` or a link, is written to as it is.
     """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
+    if _stays(path):
         yield path
         return
     try:
@@ -38,3 +41,8 @@ def whole(path: Path) -> Iterator[Path]:
             made.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _stays(path: Path) -> bool:
+    """Whether it is written to as it is, and no new file takes its place."""
+    return path.is_symlink() or (path.exists() and not path.is_file())

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ckv_export.cache import CacheReport, plot_report
+from ckv_export.cache import CacheReport, check_plot, plot_report
 from ckv_export.cache.console import tables
 from ckv_export.cache.record import HEADER_BYTES
 from ckv_export.cli import options
@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Print what is cached."""
     options.refuse_with(args, "events", "seed", why="it is of generated events")
     check_places(args.plot)
+    if args.plot is not None:
+        check_plot(args.plot)
     subject = open_subject(args.subject, args.weights, args.params)
     report = report_on(subject, args.events, args.seed or 0, args.user_dtype, args.users)
     if args.json:

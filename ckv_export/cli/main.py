@@ -12,11 +12,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ckv_export import __version__
 from ckv_export.cli import interrupts
-from ckv_export.errors import CkvError, InputError, Interrupted
+from ckv_export.errors import CkvError, InputError, Interrupted, nearest
 
 VERBS = (
     *("export", "inspect", "parity", "build", "bench", "plan", "plugin", "pool"),
@@ -35,6 +35,16 @@ package, a full disk or an interrupt; whatever goes wrong, the output folder is 
 
 class _Parser(argparse.ArgumentParser):
     """Complains of options as of any other bad input: one sentence, exit code 2."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is left over here, where the verb's options are known."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            meant = nearest(unknown[0].partition("=")[0], self._option_string_actions)
+            raise InputError(
+                f"unrecognized arguments: {' '.join(unknown)} (see {self.prog} --help){meant}"
+            )
+        return known, unknown
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
@@ -58,10 +68,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def with_default_verb(arguments: Sequence[str]) -> list[str]:
-    """Put ``export`` in front where no verb is given."""
+    """Put ``export`` in front where no verb is given; raises `InputError` for a misspelt one."""
     first = arguments[0] if arguments else "--help"
     if first in VERBS or first in ("-h", "--help", "--version"):
         return list(arguments) or ["--help"]
+    meant = "" if first.startswith("-") or os.path.lexists(first) else nearest(first, VERBS)
+    if meant:
+        raise InputError(f"there is no verb, file or folder {first!r}{meant}")
     return ["export", *arguments]
 
 

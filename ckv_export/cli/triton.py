@@ -82,6 +82,12 @@ def run(args: argparse.Namespace) -> int:
         names = publish_repository(args.bundle, manifest, chosen, args.out, args.force)
         stage.remark = ", ".join(names)
     with done(f"the repository {args.out} is written"):
-        console.print("Start the server with")
+        console.print(f"Start the server {_where(args.store)}with")
         print_lines([f"  {args.out / LAUNCHER}"])
     return 0
+
+
+def _where(store: str) -> str:
+    """From elsewhere the server would make itself another file, and know no user."""
+    relative = store.startswith("sqlite:///") and not store.startswith("sqlite:////")
+    return "from this folder, where the store's file is looked for, " if relative else ""

@@ -88,6 +88,7 @@ def build_plugins(build: PluginBuild, out: Path, listener: Listener) -> BuiltPlu
         folder = Path(scratch)
         lines = _run(build.configure_command(folder), listener)
         version = _tensorrt_version(lines)
+        _check_headers(build.tensorrt_root, folder)
         _run(["cmake", "--build", str(folder), "--parallel", "2"], listener)
         libraries = sorted(folder.glob("libckv_plugins*.so"))
         targets = _cached_targets(folder)
@@ -104,12 +105,31 @@ def _tensorrt_version(lines: Sequence[str]) -> str:
     )
 
 
+def _check_headers(root: Path | None, folder: Path) -> None:
+    """Headers that CMake found elsewhere may be of another TensorRT than the one asked for."""
+    found = _cached(folder, "TensorRT_INCLUDE_DIR")
+    if root is None or not found:
+        return
+    headers = Path(found)
+    if headers.is_relative_to(root.absolute()) or headers.resolve().is_relative_to(root.resolve()):
+        return
+    raise EngineError(
+        f"--tensorrt-root {root} has no TensorRT headers, {found} has: give a folder that has "
+        "include/NvInferRuntime.h, or leave the option out"
+    )
+
+
 def _cached_targets(folder: Path) -> tuple[str, ...]:
-    """The targets that CMake took, as its cache has them."""
+    """The targets that CMake took."""
+    names = _cached(folder, "CKV_CUDA_TARGETS").split(";")
+    return tuple(f"sm{name.removesuffix('-real')}" for name in names if name)
+
+
+def _cached(folder: Path, name: str) -> str:
+    """A variable of CMake's cache, "" if it isn't there."""
     cache = (folder / "CMakeCache.txt").read_text()
-    found = re.search(r"^CKV_CUDA_TARGETS:\w+=(.*)$", cache, re.MULTILINE)
-    names = found[1].split(";") if found else []
-    return tuple(f"sm{name.removesuffix('-real')}" for name in names)
+    found = re.search(rf"^{name}:\w+=(.*)$", cache, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _run(command: Sequence[str], listener: Listener) -> list[str]:

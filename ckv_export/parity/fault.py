@@ -69,8 +69,8 @@ def localize(
     found = localizer.first(feeds | own, feeds | dict(believed.pools))
     if found is None:
         return (
-            f"{graph}: in case {run.case.case.name!r} no tensor differs from {believed.title}"
-            f"{_hint(outcome, believed)}"
+            f"{graph}: in case {run.case.case.name!r} no tensor differs from {believed.title} by "
+            f"more than rounding{_hint(outcome, believed)}"
         )
     step, tensor, off = found
     where = (graph, run.case.case.name, step.title, step.op, tensor)

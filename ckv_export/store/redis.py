@@ -93,17 +93,20 @@ class RedisStore(Store):
 
     def evictions(self) -> int:
         """See `Store`."""
-        stats = self._call(lambda: self._client.info("stats"))
+        stats = self._call(lambda: self._client.info("stats"), writing=False)
         return int(stats["expired_keys"] + stats["evicted_keys"]) - self._evicted_before
 
-    def _call(self, action: Callable[[], T]) -> T:
+    def _call(self, action: Callable[[], T], writing: bool = True) -> T:
+        """Do `action`. `writing`: it may be part of a request that has written, if only by reading.
+
+        Raises `StoreError`.
+        """
         try:
             return action()
         except (self._redis.RedisError, OSError) as error:
-            raise StoreError(
-                f"the store {self.where} can't be used: {_sentence(error)}; a write that was under "
-                "way may or may not have happened"
-            ) from error
+            doubt = "; a write that was under way may or may not have happened" if writing else ""
+            sentence = f"the store {self.where} can't be used: {_sentence(error)}{doubt}"
+            raise StoreError(sentence) from error
 
 
 def _pieces(write: KeyedWrite) -> tuple[bytes | int, ...]:

@@ -98,6 +98,9 @@ def test_other_files_are_refused(text: str, tmp_path: Path):
         load(file)
     with pytest.raises(InputError, match="can't read the result"):
         load(tmp_path / "absent.json")
+    file.write_text('{"schema_version": 1}')
+    with pytest.raises(InputError, match="is no result of ckv-export bench: it lacks 'ways'"):
+        load(file)
     file.write_text(json.dumps(result() | {"schema_version": 2}))
     with pytest.raises(
         InputError, match="is a result of schema version 2, this ckv-export reads 1"

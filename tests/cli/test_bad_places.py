@@ -120,7 +120,7 @@ def test_a_range_that_is_none(export_refused, tmp_path: Path, flag: str, text: s
     [
         ((), ("--out", "required")),
         (("--out",), ("--out", "expected one argument")),
-        (("--out", "x", "--bild"), ("unrecognized", "--bild")),
+        (("--out", "x", "--bild=1"), ("unrecognized", "export --help", "mean '--build'?")),
         (("--out", "x", "--seed", "-1"), ("--seed", "at least 0", "'-1'")),
         (("--out", "x", "--seed", "many"), ("--seed", "at least 0", "'many'")),
         (("--out", "x", "--build", "--workspace", "0"), ("--workspace", "at least 1", "'0'")),
@@ -136,6 +136,14 @@ def test_a_range_that_is_none(export_refused, tmp_path: Path, flag: str, text: s
 def test_options_that_do_not_fit(export_refused, tmp_path: Path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
     export_refused(*words, watched=tmp_path, says=says)
+
+
+def test_a_misspelt_verb(refused, bundle: Path, tmp_path: Path, monkeypatch):
+    """It is not taken for a model, unless there is one of that name."""
+    monkeypatch.chdir(tmp_path)
+    refused("biuld", bundle, watched=tmp_path, says=("no verb", "'biuld'", "mean 'build'?"))
+    (tmp_path / "biuld").touch()
+    refused("biuld", "--out", "x", watched=tmp_path, says=("biuld: the file is empty",))
 
 
 @pytest.mark.skipif(not available(), reason="no TensorRT is installed: targets aren't looked at")
@@ -210,8 +218,8 @@ def test_a_truncated_manifest(refused, bundle_copy: Path, part: int):
 
 def test_what_is_no_bundle(refused, tmp_path: Path, run_folder: Path):
     for verb in ("parity", "build"):
-        for path in (tmp_path / "nothing", run_folder):
-            refused(verb, path, watched=tmp_path, says=(str(path), "no bundle", "manifest.json"))
+        for path, why in ((tmp_path / "nothing", "no such folder"), (run_folder, "manifest.json")):
+            refused(verb, path, watched=tmp_path, says=(str(path), "no bundle", why))
 
 
 def test_a_manifest_that_is_a_folder(refused, bundle_copy: Path):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ckv_export.cli.files import whole
+from ckv_export.cli.files import check_places, whole
+from ckv_export.errors import InputError
 
 
 def test_a_file_appears_when_it_is_written(tmp_path: Path):
@@ -43,6 +44,17 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path):
     with pytest.raises(OSError, match="No such file") as caught, whole(path) as made:
         made.write_text("x")
     assert caught.value.filename == str(path)
+
+
+def test_a_folder_that_takes_no_files_is_told_before_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "elsewhere.json")
+    monkeypatch.setattr("os.access", lambda place, mode: place != tmp_path)
+    with pytest.raises(InputError, match=r"the folder .* of report\.json can't be written to"):
+        check_places(None, tmp_path / "report.json")
+    check_places(link, Path(os.devnull))
 
 
 def test_what_is_no_plain_file_is_never_replaced(tmp_path: Path):

@@ -79,6 +79,20 @@ def test_no_headers(source: Path, tmp_path: Path):
         build_plugins(PluginBuild(source), tmp_path / "out", lambda line: None)
 
 
+def test_headers_found_elsewhere_are_not_those_asked_for(source: Path, tmp_path: Path):
+    """CMake's search goes on in the usual places, where another version may lie."""
+    found = f'set(TensorRT_INCLUDE_DIR "{tmp_path / "trt" / "include"}" CACHE PATH "")'
+    (source / "CMakeLists.txt").write_text(PROJECT + found)
+    (tmp_path / "link").symlink_to(tmp_path / "trt")
+    for root in ("trt", "link"):
+        right = PluginBuild(source, tensorrt_root=tmp_path / root)
+        build_plugins(right, tmp_path / "right", lambda line: None)
+    wrong = PluginBuild(source, tensorrt_root=tmp_path / "typo")
+    with pytest.raises(EngineError, match=r"typo has no TensorRT headers, .*trt/include has"):
+        build_plugins(wrong, tmp_path / "wrong", lambda line: None)
+    assert not (tmp_path / "wrong").exists()
+
+
 @pytest.mark.parametrize("target", ["86", "sm", "sm86;rm", "ada"])
 def test_odd_targets(target: str):
     with pytest.raises(EngineError, match="a GPU generation such as sm86"):

@@ -37,6 +37,7 @@ def test_nobody_there_is_an_error_without_the_password(kind: str):
         open_store(f"{kind}://me:secret@127.0.0.1:{free_port()}/0")
     assert "secret" not in str(caught.value)
     assert "refused" in str(caught.value)
+    assert "write" not in str(caught.value), "nothing was under way"
 
 
 def test_a_socket_of_this_machine_is_an_address(tmp_path: Path):

@@ -89,12 +89,16 @@ def with_features(shop: Shop, ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_the_launcher_passes_on_what_it_is_given(
-    shops: Callable[[str], Shop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shops: Callable[[str], Shop],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     """From another folder, through a path with a blank in it; so is the environment."""
     shop, out = shops("items"), tmp_path / "a folder" / "repository"
     command = ["triton", str(shop.folder), f"--out={out}", "--store=sqlite:///u.db"]
     assert main([*command, "--platform=in-process"]) == 0
+    assert "from this folder" in capsys.readouterr().out, "the store's path is relative"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "tritonserver").write_text(
         '#!/bin/sh\nprintf "%s\\n" "$@" "$MALLOC_MMAP_THRESHOLD_" "$MALLOC_TRIM_THRESHOLD_"\n'
