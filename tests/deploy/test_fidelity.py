@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ckv_testing.bundles import manifest_of
 from ckv_testing.draw import draw_state, make_spec
+from ckv_testing.exports import Export
 
+from ckv_export.cache.item_table import save_item_table
 from ckv_export.checkpoint.native import save_native
+from ckv_export.contract import EventForm
 from ckv_export.deploy.bundle import ExportRequest, export_bundle
 from ckv_export.deploy.fidelity import FidelityRequest, check_fidelity
+from ckv_export.deploy.item_table import build_item_table, require_item_model
 from ckv_export.deploy.prepare import FormRequest
 from ckv_export.errors import InputError
+from ckv_export.manifest import ItemTable
+from ckv_export.model.events import EventEmbedding
+from ckv_export.model.registry import build_model
 from ckv_export.stages import Stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,3 +79,28 @@ def test_real_events_of_ids(bundle: Path, model: Path, tmp_path: Path, rng: np.r
         check(bundle, checkpoint=model, seed=1)
     with pytest.raises(InputError, match="only recorded ones have answers"):
         check(bundle, seed=1)
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["features of a file", "item table"])
+def test_items_that_are_ids_alone(table: bool, tmp_path: Path):
+    """There is nothing to look up: the checkpoint is all that PyTorch needs."""
+    spec = make_spec("sim", features=SPEC.features[:1])
+    state = draw_state(spec, np.random.default_rng(5))
+    save_native(tmp_path / "model.pt", spec, state)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    form, layout = EventForm(item_key="item_id"), None
+    if table:
+        events = EventEmbedding(spec, state, form)
+        model = require_item_model(build_model(spec, state, events))
+        save_item_table(bundle, build_item_table(model, 30))
+        layout = ItemTable(30, *model.key_layout())
+    made = manifest_of(Export(spec, state, bundle, [], 0))
+    manifest = dataclasses.replace(made, form=form, item_table=layout)
+    for graph in manifest.graph_names:
+        (bundle / f"{graph}.onnx").touch()
+    manifest.with_files(bundle).write(bundle)
+    report = check(bundle, runtimes=("pytorch",), checkpoint=tmp_path / "model.pt", seed=2)
+    assert report.passed
+    cases = {r.case for r in report.outcomes[0].results}
+    assert len(cases) == report.cases * (2 if table else 1)
