@@ -14,6 +14,7 @@ from ckv_testing.draw import draw_state, make_spec
 from ckv_testing.filling import filled, records
 from ckv_testing.histories import write_npz
 from ckv_testing.hstu import SPEC as HSTU
+from ckv_testing.publishing import listing
 from ckv_testing.serving import Shop, check_record
 from onnx import numpy_helper
 from safetensors import safe_open
@@ -196,6 +197,16 @@ def test_bundle_with_constant_pools_is_refused(sim: tuple[Path, dict], tmp_path:
     dataclasses.replace(open_bundle(folder), form=EventForm()).write(folder)
     with pytest.raises(BundleError, match="hold their pools: export with --pool input"):
         write_pools(folder, tmp_path / "any.pt", tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", POOLS_FILE, "other.safetensors"])
+def test_no_bundle_is_written_to(sim: tuple[Path, dict], place: str):
+    """Its hashes would no longer be those of its files."""
+    folder, _ = sim
+    before = listing(folder)
+    with pytest.raises(BundleError, match="is a bundle.*choose another --out"):
+        write_pools(folder, folder.parent / "sim.pt", folder / place)
+    assert listing(folder) == before
 
 
 @pytest.mark.parametrize("damage", ["gone", "renamed", "other shape", "garbage"])
