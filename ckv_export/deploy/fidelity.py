@@ -80,8 +80,8 @@ class _Subject:
 def check_fidelity(request: FidelityRequest, stages: Stages) -> ParityReport:
     """Compare every runtime with the truth; the report says whether it passed.
 
-    Raises `InputError` for what doesn't fit together, and for a runtime that was asked for by name
-    and can't run here.
+    Raises `InputError` for what doesn't fit together, for a runtime that was asked for by name and
+    can't run here, and where none can.
     """
     subject = _open(request, stages)
     manifest, folder = subject.manifest, request.bundle
@@ -93,6 +93,9 @@ def check_fidelity(request: FidelityRequest, stages: Stages) -> ParityReport:
         stage.remark = f"{len(cases)} cases from {truth}"
     by_name = bool(request.runtimes)
     outcomes, not_run = judge_lineup(folder, manifest, cases, lineup, by_name, stages)
+    if not outcomes:
+        reasons = "; ".join(f"{name}: {why}" for name, why in not_run.items())
+        raise InputError(f"no runtime can run {folder} here, so nothing is proven ({reasons})")
     return ParityReport.of(
         manifest,
         cases,
