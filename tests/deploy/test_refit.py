@@ -25,6 +25,7 @@ from ckv_testing.fake_network import names, weights_of
 
 from ckv_export.checkpoint.native import save_native
 from ckv_export.cli.main import main
+from ckv_export.contract import EventForm
 from ckv_export.deploy.bundle import ExportRequest, export_bundle
 from ckv_export.deploy.engines import EngineOptions, build_engines
 from ckv_export.deploy.prepare import FormRequest
@@ -183,6 +184,7 @@ def change(bundle: Path, **changes: Any) -> None:
     ("changes", "says"),
     [
         ({"precision": "fp16"}, "differs from {old} in its precision"),
+        ({"form": EventForm("external")}, "in its form of events"),
         ({"operators": {"ckv": 2, "opset": 20}}, "in its operators"),
         ({"model": dataclasses.replace(SPEC, max_len=SPEC.max_len + 1)}, "in its model (max_len)"),
         ({"pool": "constant"}, "{new} was exported with --pool constant"),
