@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,11 +34,12 @@ from ckv_export.deploy.inspect import open_subject, report_on
 from ckv_export.deploy.pools import write_pools
 from ckv_export.deploy.prepare import FormRequest
 from ckv_export.errors import BundleError, CheckpointError, SpecError
-from ckv_export.manifest import POOLS_FILE, open_bundle
+from ckv_export.manifest import POOLS_FILE, Manifest, open_bundle
 from ckv_export.model.fingerprint import Fingerprints
 from ckv_export.model.registry import build_reference
 from ckv_export.parity.bundle import judge_onnxruntime
 from ckv_export.parity.expected import record
+from ckv_export.parity.fault import Believed
 from ckv_export.parity.inputs import generate
 from ckv_export.stages import Stages
 from ckv_export.training import initial_state
@@ -123,8 +125,18 @@ def test_inspect_binds_the_pools(hstu: tuple[Path, dict]):
 
 
 def test_fidelity_binds_the_pools(sim: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch):
-    """In PyTorch, in ONNX Runtime, and in the graph that a node is compared with."""
+    """In PyTorch, in ONNX Runtime, and in the graphs that nodes are compared with."""
     folder, _ = sim
+    pools = load_pools(folder, open_bundle(folder))
+
+    def localize(
+        folder: Path, manifest: Manifest, outcome: Any, believed: Believed, *_: Any
+    ) -> str:
+        for name, pool in pools.items():
+            np.testing.assert_array_equal(believed.pools[name], pool)
+        return "compared"
+
+    monkeypatch.setattr(fidelity, "localize", localize)
     monkeypatch.setattr(
         fidelity, "export_graph", lambda graph: ir.load(folder / f"{graph.io.name}.onnx")
     )
@@ -135,7 +147,7 @@ def test_fidelity_binds_the_pools(sim: tuple[Path, dict], monkeypatch: pytest.Mo
         report = check_fidelity(request, Stages())
         assert report.passed
         assert [o.name for o in report.outcomes] == ["pytorch", "onnxruntime-cpu"]
-        assert list(report.localized) == ["onnxruntime-cpu"]
+        assert report.localized == {"onnxruntime-cpu": "compared"}
 
 
 def swapped(folder: Path, pools: Path, to: Path) -> Path:
