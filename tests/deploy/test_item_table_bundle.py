@@ -23,6 +23,7 @@ from ckv_export.manifest import ItemTable, open_bundle
 from ckv_export.model.fingerprint import Fingerprints, lookup_fingerprint
 from ckv_export.parity.bundle import CASES_FILE, judge_onnxruntime, recorded_cases
 from ckv_export.parity.expected import load
+from ckv_export.parity.inputs import generate
 from ckv_export.runtimes.base import Array
 from ckv_export.stages import Stages
 
@@ -94,6 +95,10 @@ def test_table_of_the_bundle_is_the_models(bundle: Exported):
     prints = Fingerprints.of(checkpoint.spec, checkpoint.state, looked_up)
     assert bundle.manifest.fingerprints["looked up"] == looked_up != ""
     assert bundle.manifest.fingerprints["entries"] == prints.entries
+    drawn = generate(checkpoint.spec, 11, prepared.catalogue)
+    for case, recorded in zip(drawn, load(bundle.folder / CASES_FILE), strict=True):
+        given = (c.inputs["candidate_item_id"] for c in (case, recorded.case))
+        np.testing.assert_array_equal(*given)
     known = np.load(bundle.folder.parent.parent / "items.npz")["item_id"]
     assert prepared.catalogue.known == len(known) == 25
 

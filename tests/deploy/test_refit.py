@@ -242,9 +242,11 @@ def test_an_engine_that_fails_leaves_none_of_those_before_it(
     assert [Path(model).name for model in done] == ["prefill.onnx", "decode.onnx"]
 
 
-def test_damage_is_found_first(pair: tuple[Path, Path], tmp_path: Path):
-    file = open_bundle(pair[1]).engines[1].file
-    (pair[1] / file).write_bytes(b"{}")
+@pytest.mark.parametrize("damaged", ["new", "old"])
+def test_damage_is_found_first(pair: tuple[Path, Path], tmp_path: Path, damaged: str):
+    new, old = pair
+    file = new / "decode.onnx" if damaged == "new" else old / open_bundle(old).engines[1].file
+    file.write_bytes(b"{}")
     assert "its hash differs" in refuse(pair, BundleError, tmp_path)
 
 
