@@ -33,7 +33,7 @@ from ckv_export.deploy.publish import amended
 from ckv_export.deploy.refit import refit_bundle
 from ckv_export.engine import PluginChoice, Settings
 from ckv_export.errors import BundleError, CkvError, EngineError
-from ckv_export.manifest import Manifest, open_bundle
+from ckv_export.manifest import ITEM_TABLE_FILE, ItemTable, Manifest, open_bundle
 from ckv_export.model.fingerprint import Fingerprints
 from ckv_export.stages import Stages
 
@@ -177,6 +177,9 @@ def test_the_plugin_library_comes_with_them(
 
 def change(bundle: Path, **changes: Any) -> None:
     manifest = dataclasses.replace(open_bundle(bundle), **changes)
+    if manifest.item_table:
+        for name in ("decode_items.onnx", ITEM_TABLE_FILE):
+            (bundle / name).touch()
     manifest.with_files(bundle).write(bundle)
 
 
@@ -185,6 +188,7 @@ def change(bundle: Path, **changes: Any) -> None:
     [
         ({"precision": "fp16"}, "differs from {old} in its precision"),
         ({"form": EventForm("external")}, "in its form of events"),
+        ({"item_table": ItemTable(30, 4, "float32")}, "in its item table"),
         ({"operators": {"ckv": 2, "opset": 20}}, "in its operators"),
         ({"model": dataclasses.replace(SPEC, max_len=SPEC.max_len + 1)}, "in its model (max_len)"),
         ({"pool": "constant"}, "{new} was exported with --pool constant"),
