@@ -226,6 +226,8 @@ def test_half_precision_pools_are_half_precision_inputs(tmp_path: Path):
     folder = export(tmp_path, model, pool="input", precision="fp16")
     assert open_bundle(folder).notes == load_checkpoint(model).notes != ()
     assert {p.dtype.name for p in load_pools(folder, open_bundle(folder)).values()} == {"float16"}
+    retrained = load_file(write_pools(folder, model, tmp_path / "new.safetensors").path)
+    assert {p.dtype.name for p in retrained.values()} == {"float16"}
     with pytest.raises(SpecError, match=r"can't be inputs of a bf16 graph.*choose fp16 or fp32"):
         export(tmp_path / "no", model, pool="input", precision="bf16")
 
