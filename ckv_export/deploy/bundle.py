@@ -198,11 +198,12 @@ def _prefill(prepared: Prepared) -> PrefillGraph:
 
 
 def _table_layout(prepared: Prepared) -> ItemTable | None:
-    by_items = [graph for graph in prepared.graphs if isinstance(graph, DecodeItemsGraph)]
-    if not by_items or prepared.form.item_key is None:
-        return None
-    items = item_table.items_of(prepared.checkpoint.spec, prepared.form.item_key)
-    return ItemTable(items, *by_items[0].model.key_layout())
+    for graph in prepared.graphs:
+        if isinstance(graph, DecodeItemsGraph):
+            assert prepared.form.item_key is not None
+            items = item_table.items_of(prepared.checkpoint.spec, prepared.form.item_key)
+            return ItemTable(items, *graph.model.key_layout())
+    return None
 
 
 def _profile(request: ExportRequest, prepared: Prepared) -> Profile:

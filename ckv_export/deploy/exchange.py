@@ -31,15 +31,17 @@ def _in_one_step(one: Path, other: Path) -> bool:
 
 
 def _in_three_steps(one: Path, other: Path) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=f".{other.name}.", dir=other.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{other.name}.", dir=other.parent))
+    aside = folder / other.name
+    done: list[tuple[Path, Path]] = []
     try:
-        other.rename(aside / other.name)
-        try:
-            one.rename(other)
-        except BaseException:
-            (aside / other.name).rename(other)
-            raise
-        (aside / other.name).rename(one)
+        for source, target in ((other, aside), (one, other), (aside, one)):
+            source.rename(target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            target.rename(source)
+        raise
     finally:
         # Not rmtree: should a rename have failed, what it holds is the user's.
-        aside.rmdir()
+        folder.rmdir()

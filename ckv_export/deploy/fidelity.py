@@ -80,8 +80,8 @@ class _Subject:
 def check_fidelity(request: FidelityRequest, stages: Stages) -> ParityReport:
     """Compare every runtime with the truth; the report says whether it passed.
 
-    Raises `InputError` for what doesn't fit together, and for a runtime that was asked for by name
-    and can't run here.
+    Raises `InputError` for what doesn't fit together, for a runtime that was asked for by name and
+    can't run here, and where none can.
     """
     subject = _open(request, stages)
     manifest, folder = subject.manifest, request.bundle
@@ -93,6 +93,9 @@ def check_fidelity(request: FidelityRequest, stages: Stages) -> ParityReport:
         stage.remark = f"{len(cases)} cases from {truth}"
     by_name = bool(request.runtimes)
     outcomes, not_run = judge_lineup(folder, manifest, cases, lineup, by_name, stages)
+    if not outcomes:
+        reasons = "; ".join(f"{name}: {why}" for name, why in not_run.items())
+        raise InputError(f"no runtime can run {folder} here, so nothing is proven ({reasons})")
     return ParityReport.of(
         manifest,
         cases,
@@ -184,13 +187,18 @@ def _cases(subject: _Subject) -> tuple[list[Case], list[ExpectedCase], str]:
 
 def _takes_features(manifest: Manifest) -> bool:
     """Whether the graphs are given what the reference is."""
-    return manifest.form.embeddings == "inline" and manifest.form.item_key is None
+    return manifest.form.embeddings == "inline" and not _looks_up(manifest)
+
+
+def _looks_up(manifest: Manifest) -> bool:
+    """Whether the graphs hold item features, which the checkpoint doesn't."""
+    return not all(map(manifest.form.gives, manifest.model.embedded_item_features))
 
 
 def _real_cases(subject: _Subject) -> list[Case]:
     request, manifest = subject.request, subject.manifest
     assert request.events is not None
-    if subject.checkpoint is not None and manifest.form.item_key is not None:
+    if subject.checkpoint is not None and _looks_up(manifest):
         raise InputError(
             "graphs that look item features up can be judged on real events by --against alone: "
             "the checkpoint doesn't hold the features they look up"
@@ -228,12 +236,12 @@ def _in_pytorch(prepared: Prepared) -> Contender:
 def _prepared(subject: _Subject, precision: str) -> Prepared | None:
     """The split model as it was exported, or None where the checkpoint isn't all it needs."""
     manifest = subject.manifest
-    form, spec = manifest.form, manifest.model
-    alone = [f.name for f in spec.embedded_item_features] == [form.item_key]
-    if subject.checkpoint is None or (form.item_key is not None and not alone):
+    if subject.checkpoint is None or _looks_up(manifest):
         return None
-    table = bool(manifest.item_table)
-    asked = (form.embeddings, None, form.item_key, table, precision, manifest.pool)
+    form, table = manifest.form, manifest.item_table is not None
+    # Without a table, a key by which nothing is looked up changes no graph.
+    key = form.item_key if table else None
+    asked = (form.embeddings, None, key, table, precision, manifest.pool)
     return prepare(subject.checkpoint, FormRequest(*asked))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ckv_export.cache.pool_file import Pools, save_pools
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.errors import BundleError
-from ckv_export.manifest import POOLS_FILE, open_bundle
+from ckv_export.manifest import FILE_NAME, POOLS_FILE, open_bundle
 from ckv_export.model.base import CollectiveModel
 from ckv_export.model.fingerprint import Fingerprints
 from ckv_export.model.registry import build_model
@@ -33,9 +33,16 @@ def write_pools(
 ) -> NewPools:
     """Write the pools of the checkpoint `model` as the graphs of `bundle` take them.
 
-    `out`: the file, or a folder for ``pools.safetensors``. Raises `BundleError` unless the bundle
-    takes pools and the checkpoint differs from the one that was exported in its pools alone.
+    `out`: the file, or a folder for ``pools.safetensors``, outside of any bundle. Raises
+    `BundleError` unless the bundle takes pools and the checkpoint differs from the one that was
+    exported in its pools alone.
     """
+    path = out / POOLS_FILE if out.is_dir() else out
+    if (path.parent / FILE_NAME).is_file():
+        raise BundleError(
+            f"{path.parent} is a bundle, whose files are those that were exported: choose another "
+            "--out"
+        )
     manifest = open_bundle(bundle)
     if manifest.form.pools is None:
         raise BundleError(
@@ -48,7 +55,6 @@ def write_pools(
         raise BundleError(
             f"{model} differs from the model of {bundle} in more than its pools: export it"
         )
-    path = out / POOLS_FILE if out.is_dir() else out
     split = build_model(spec, state, precision=manifest.precision)
     save_pools(path, pool_arrays(split), prints.model, prints.entries)
     return NewPools(path, prints.model, prints.entries == known["entries"])

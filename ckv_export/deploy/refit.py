@@ -78,9 +78,8 @@ def _require_pair(new: Path, manifest: Manifest, old: Path, source: Manifest) ->
 
 def _differences(manifest: Manifest, source: Manifest) -> list[str]:
     """What the two bundles' graphs are not alike in, a word or two for each."""
-    models = manifest.model.to_dict(), source.model.to_dict()
-    keys = sorted(models[0].keys() | models[1].keys())
-    found = [f"model ({key})" for key in keys if models[0].get(key) != models[1].get(key)]
+    model, other = manifest.model.to_dict(), source.model.to_dict()
+    found = [f"model ({key})" for key in model if model[key] != other[key]]
     names = {
         "form": "form of events",
         "item_table": "item table",

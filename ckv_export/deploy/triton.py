@@ -18,7 +18,6 @@ def publish_repository(
     `force`: replace an earlier one of ours. Raises `BundleError` where `out` must not be written,
     and what `write_repository` raises.
     """
-    check_place(out, force)
     with staged(out) as folder:
         names = write_repository(bundle, manifest, options, folder)
         check_place(out, force)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ckv_export.deploy import bundle as deploy_bundle
 from ckv_export.engine import available
-from ckv_export.manifest import SCHEMA_VERSION
+from ckv_export.manifest import SCHEMA_VERSION, Manifest, open_bundle
 
 Refuse = Callable[..., str]
 
@@ -40,6 +41,28 @@ def test_an_existing_bundle_under_the_checkpoints_own_name(
     bundle_copy.rename(bundle_copy.with_name(name))
     out = bundle_copy.parent
     refused(run_folder, "--out", out, watched=out, says=("exists", name, "--force"))
+
+
+def test_what_comes_there_meanwhile_is_not_replaced(
+    refused, run_folder: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mine = tmp_path / "out" / "name" / "mine.txt"
+
+    def fill(folder: Path, *given: object) -> tuple[Manifest, None]:
+        mine.parent.mkdir()
+        mine.write_text("mine")
+        return open_bundle(bundle), None
+
+    monkeypatch.setattr(deploy_bundle, "_fill", fill)
+    words = (run_folder, "--out", tmp_path / "out", "--name", "name", "--force")
+    refused(*words, watched=bundle, says=("is no bundle, so it is never replaced",))
+    assert mine.read_text() == "mine"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["name"]
+
+
+def test_shapes_that_no_request_could_have(export_refused, out: Path):
+    words = ("--out", out, "--candidates", "0")
+    export_refused(*words, watched=out, says=("'candidate_item_id'", "would never hold candidates"))
 
 
 @pytest.mark.parametrize("kind", ["empty folder", "folder", "file", "pipe", "link to a file"])

@@ -80,7 +80,7 @@ def test_manifest_names_its_source_and_versions(bundle: Path, run_folder: Path):
     for name, entry in sources.items():
         path = run_folder / name
         assert (entry["sha256"], entry["bytes"]) == (sha256(path), path.stat().st_size)
-    assert {"ckv-export", "torch", "onnx", "onnxruntime"} <= set(manifest["versions"])
+    assert {"ckv-export", "torch", "onnx", "onnxruntime", "numpy"} <= set(manifest["versions"])
     assert all(seconds >= 0 for seconds in manifest["timings"].values())
 
 

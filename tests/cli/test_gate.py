@@ -148,6 +148,16 @@ def test_a_fault_of_the_exported_graph_alone(fails, graph_wrongly, checkpoint):
     assert "pytorch" not in sentence
 
 
+def test_another_graph_is_refused_without_the_gate(
+    refused, run_folder: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        deploy_bundle, "export_graph", lambda graph: ir.load(bundle / "decode.onnx")
+    )
+    words = (run_folder, "--out", tmp_path / "out", "--no-parity")
+    refused(*words, watched=tmp_path, says=("inputs of the prefill graph must be",))
+
+
 def test_without_the_gate_the_fault_is_published(cli, build_wrongly, run_folder, tmp_path: Path):
     """So it was the gate that stopped it."""
     build_wrongly(lambda model: model.dnn.rest[-1].bias.add_(0.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -15,8 +16,11 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from ckv_export.checkpoint.native import save_native
+from ckv_export.contract import EventForm
+from ckv_export.errors import MissingDependency
 from ckv_export.manifest import read_manifest
 from ckv_export.parity.schema import schema
+from ckv_export.runtimes import onnxruntime
 
 CASE = "b7_L48"
 
@@ -88,8 +92,10 @@ def test_pytorch_runs_where_the_checkpoint_is_given(judged, bundle: Path, run_fo
     assert names(data) == ["pytorch", "onnxruntime-cpu"]
     assert "pytorch" not in data["not_run"]
     assert f"reference of {run_folder.name}" in data["truth"]
-    other = judged(bundle, "--checkpoint", run_folder, "--seed", "9", "--runtime", "pytorch")
+    words = ("--checkpoint", run_folder, "--seed", "9", "--runtime", "pytorch", "--top", "3")
+    other = judged(bundle, *words)
     assert names(other) == ["pytorch"]
+    assert other["runtimes"][0]["ranking"]["top"] == 3
     assert (other["seed"], other["inputs"]) == (9, "generated")
     worst = [d["runtimes"][0]["tensors"][-1]["statistics"]["mean"] for d in (data, other)]
     assert worst[0] != worst[1], "other cases"
@@ -165,6 +171,26 @@ def test_bad_words_are_refused(words: tuple[str, ...], says: str, refused, bundl
     refused("parity", bundle, *given, watched=bundle, says=(says,))
 
 
+@pytest.mark.parametrize("option", ["--weights", "--params"])
+def test_the_checkpoint_is_the_one_that_is_named(
+    refused, bundle: Path, run_folder: Path, option: str
+):
+    words = ("--checkpoint", run_folder, option, "nobody")
+    refused("parity", bundle, *words, watched=bundle, says=("nobody",))
+
+
+def test_where_nothing_runs_nothing_passes(
+    refused, bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def missing() -> None:
+        raise MissingDependency("onnxruntime", "running ONNX graphs", "cpu")
+
+    monkeypatch.setattr(onnxruntime, "load_module", missing)
+    says = ("no runtime can run", "onnxruntime-cpu: ", "ckv-export[cpu]", "pytorch: ")
+    words = ("parity", bundle, "--json", tmp_path / "report.json")
+    refused(*words, watched=tmp_path, says=says)
+
+
 def test_checkpoint_of_another_model(refused, bundle: Path, checkpoint, tmp_path: Path):
     state = dict(checkpoint.state)
     state["dnn.0.weight"] = state["dnn.0.weight"] * 1.5
@@ -177,9 +203,14 @@ def test_checkpoint_of_another_model(refused, bundle: Path, checkpoint, tmp_path
 
 def test_twin_that_is_none(refused, bundle: Path, halved: Path, bundle_copy: Path):
     refused("parity", bundle, "--against", halved, watched=bundle, says=("fp32", "fp16"))
-    manifest = read_manifest(bundle_copy).to_dict() | {"fingerprint": "0" * 64}
-    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
-    refused("parity", bundle, "--against", bundle_copy, watched=bundle, says=("another model",))
+    manifest = read_manifest(bundle_copy)
+    for changes, says in (
+        ({"fingerprint": "0" * 64}, "another model"),
+        ({"form": EventForm("external")}, "take other inputs"),
+        ({"form": EventForm(item_key="item_id")}, "take other inputs"),
+    ):
+        dataclasses.replace(manifest, **changes).write(bundle_copy)
+        refused("parity", bundle, "--against", bundle_copy, watched=bundle, says=(says,))
 
 
 # -- faults

@@ -38,7 +38,7 @@ def test_a_system_that_knows_no_exchange(tmp_path: Path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
-@pytest.mark.parametrize("failing", [1, 2])
+@pytest.mark.parametrize("failing", [1, 2, 3])
 def test_exchange_in_steps_that_fail(
     tmp_path: Path, monkeypatch, failing: int, error: BaseException
 ):

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from ckv_testing.bundles import manifest_of
 from ckv_testing.draw import draw_state, make_spec
+from ckv_testing.exports import Export
 
+from ckv_export.cache.item_table import save_item_table
 from ckv_export.checkpoint.native import save_native
+from ckv_export.contract import EventForm
+from ckv_export.deploy import fidelity
 from ckv_export.deploy.bundle import ExportRequest, export_bundle
 from ckv_export.deploy.fidelity import FidelityRequest, check_fidelity
+from ckv_export.deploy.item_table import build_item_table, require_item_model
 from ckv_export.deploy.prepare import FormRequest
-from ckv_export.errors import InputError
+from ckv_export.errors import EngineError, InputError
+from ckv_export.manifest import ItemTable
+from ckv_export.model.events import EventEmbedding
+from ckv_export.model.registry import build_model
+from ckv_export.parity.lineup import Contender, Lineup, line_up
+from ckv_export.runtimes.base import Runner
 from ckv_export.stages import Stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,6 +61,7 @@ def test_what_the_checkpoint_does_not_hold(bundle: Path, model: Path):
     assert report.passed
     assert [o.name for o in report.outcomes] == ["onnxruntime-cpu"]
     assert "look item features up" in report.not_run["pytorch"]
+    assert "tensorrt" in report.not_run
     steps = report.steps["onnxruntime-cpu"]
     assert str(bundle) in steps.truth
     assert max(step.score.max for step in steps.steps) < 2e-6
@@ -70,3 +84,47 @@ def test_real_events_of_ids(bundle: Path, model: Path, tmp_path: Path, rng: np.r
         check(bundle, checkpoint=model, seed=1)
     with pytest.raises(InputError, match="only recorded ones have answers"):
         check(bundle, seed=1)
+
+
+def test_a_runtime_that_turns_out_not_to_run(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its steps are left out; asked for by name, it is refused."""
+
+    def runners() -> list[Runner]:
+        raise EngineError("built for another GPU")
+
+    def with_an_engine(*given: Any) -> Lineup:
+        found = line_up(*given)
+        contenders = (*found.contenders, Contender("tensorrt sm89", runners, ()))
+        return Lineup(contenders, {n: w for n, w in found.not_run.items() if n != "tensorrt"})
+
+    monkeypatch.setattr(fidelity, "line_up", with_an_engine)
+    report = check(bundle, steps=2)
+    assert report.not_run["tensorrt sm89"] == "built for another GPU"
+    assert list(report.steps) == ["onnxruntime-cpu"]
+    with pytest.raises(InputError, match="tensorrt sm89 can't run here: built for another GPU"):
+        check(bundle, runtimes=("tensorrt",))
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["features of a file", "item table"])
+def test_items_that_are_ids_alone(table: bool, tmp_path: Path):
+    """There is nothing to look up: the checkpoint is all that PyTorch needs."""
+    spec = make_spec("sim", features=SPEC.features[:1])
+    state = draw_state(spec, np.random.default_rng(5))
+    save_native(tmp_path / "model.pt", spec, state)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    form, layout = EventForm(item_key="item_id"), None
+    if table:
+        events = EventEmbedding(spec, state, form)
+        model = require_item_model(build_model(spec, state, events))
+        save_item_table(bundle, build_item_table(model, 30))
+        layout = ItemTable(30, *model.key_layout())
+    made = manifest_of(Export(spec, state, bundle, [], 0))
+    manifest = dataclasses.replace(made, form=form, item_table=layout)
+    for graph in manifest.graph_names:
+        (bundle / f"{graph}.onnx").touch()
+    manifest.with_files(bundle).write(bundle)
+    report = check(bundle, runtimes=("pytorch",), checkpoint=tmp_path / "model.pt", seed=2)
+    assert report.passed
+    cases = {r.case for r in report.outcomes[0].results}
+    assert len(cases) == report.cases * (2 if table else 1)

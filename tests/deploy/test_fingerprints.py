@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ckv_testing.draw import RICH, draw_state, make_spec
+from ckv_testing.draw import draw_state, make_spec
 from ckv_testing.fingerprints import State, slow_fingerprints
 from ckv_testing.records import manifest, user
 
@@ -22,13 +22,15 @@ from ckv_export.deploy.bundle import ExportRequest, export_bundle
 from ckv_export.deploy.pools import write_pools
 from ckv_export.deploy.prepare import FormRequest
 from ckv_export.errors import RecordError
+from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.model import fingerprint
 from ckv_export.model.fingerprint import Fingerprints, determines_entries
+from ckv_export.model.registry import build_model
 from ckv_export.stages import Stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SPEC = make_spec("sim", features=RICH)
+SPEC = make_spec("sim", "K not shared, biases, 4 heads")
 
 
 # -- what export and pool do with them
@@ -85,6 +87,8 @@ def test_an_export_and_a_pool_file_read_the_weights_once(
         "all but pools": expected.but_pools,
         "looked up": "",
     }
+    padding = PrefillGraph(build_model(SPEC, state)).padding()
+    assert made.manifest.padding == padding != {}
     new = write_pools(made.folder, tmp_path / "model.pt", tmp_path / "new.safetensors")
     assert counting.bytes == 2 * size
     assert (new.fingerprint, new.caches_valid) == (expected.model, True)

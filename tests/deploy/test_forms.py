@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +18,17 @@ from ckv_export.checkpoint.load import Checkpoint
 from ckv_export.checkpoint.native import save_native
 from ckv_export.contract import ModelSpec
 from ckv_export.deploy.bundle import Exported, ExportRequest, export_bundle
+from ckv_export.deploy.fidelity import FidelityRequest, check_fidelity
 from ckv_export.deploy.inspect import open_subject, report_on
 from ckv_export.deploy.prepare import FormRequest, Prepared, prepare
-from ckv_export.errors import SpecError
+from ckv_export.errors import InputError, SpecError
 from ckv_export.manifest import open_bundle
 from ckv_export.model.registry import build_reference
 from ckv_export.parity.bundle import CASES_FILE, judge_onnxruntime, recorded_cases
 from ckv_export.parity.expected import ExpectedCase, load, record
 from ckv_export.parity.gate import judge, require_pass
 from ckv_export.parity.inputs import generate
+from ckv_export.parity.report import ParityReport
 from ckv_export.runtimes.torch import TorchRunner
 from ckv_export.stages import Stages
 from ckv_export.training import initial_state
@@ -197,6 +200,40 @@ def test_external_bundle_fails_on_other_answers(bundle: Exported, tmp_path: Path
     outcome = judge_onnxruntime(folder, manifest, recorded_cases(folder, manifest), None)
     assert not outcome.passed
     assert [r.tensor for r in outcome.results if not r.passed] == ["score"]
+
+
+def test_real_events_are_features_to_the_reference(
+    bundle: Exported, tmp_path: Path, rng: np.random.Generator
+):
+    """The external bundle is given their embeddings, as it is in every step."""
+    items, users = {"item_id": 30, "cate_id": 5}, rng.integers(0, 11, 20)
+    drawn = {
+        f"{prefix}_{name}": rng.integers(1, rows, (20, length))
+        for prefix, length in (("event", 12), ("candidate", 4))
+        for name, rows in items.items()
+    }
+    events, labels = tmp_path / "events.npz", tmp_path / "labels.npz"
+    np.savez(events, event_mask=np.ones((20, 12), bool), user_user_id=users, **drawn)
+    np.savez(labels, label=rng.integers(0, 2, (20, 4)))
+    model = bundle.folder.parent.parent / "model.pt"
+
+    def check(**wishes: Any) -> ParityReport:
+        return check_fidelity(FidelityRequest(bundle.folder, checkpoint=model, **wishes), Stages())
+
+    found = {}
+    for seed in (None, 0):
+        report = check(events=events, labels=labels, users=3, seed=seed, steps=2)
+        assert report.passed
+        assert report.seed == (5 if seed is None else seed)
+        assert [o.name for o in report.outcomes] == ["pytorch", "onnxruntime-cpu"]
+        assert {steps.truth for steps in report.steps.values()} == {report.truth}
+        cases = [run.case.case for run in report.outcomes[0].runs]
+        assert all(case.labels is not None for case in cases)
+        found[seed] = np.concatenate([case.inputs["candidate_embedding"].ravel() for case in cases])
+        assert len(found[seed]) == 3 * 4 * 10
+    assert (found[None] != found[0]).any(), "other users"
+    with pytest.raises(InputError, match="--seed is for graphs that take a tensor per feature"):
+        check(seed=0)
 
 
 @pytest.mark.parametrize("events", ["generated", "file"])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from ckv_testing.draw import draw_state, make_spec
+from ckv_testing.serving import Shop
 
+from ckv_export.checkpoint.native import save_native
 from ckv_export.contract import (
     FEATURES,
     AttentionSpec,
@@ -17,9 +22,11 @@ from ckv_export.contract import (
     ModelSpec,
     prefill_io,
 )
-from ckv_export.deploy.inspect import Measurement, Subject, report_on
+from ckv_export.deploy.inspect import Measurement, Subject, open_subject, report_on
 from ckv_export.errors import EventsError
+from ckv_export.model.registry import build_model
 from ckv_export.runtimes.base import Array, Arrays, Runner, RunnerMetadata
+from ckv_export.training import initial_state
 
 LAYERS, D, USER_K, ROWS, VOCAB = 3, 6, 2, 7, 30
 USERS, EVENTS = 37, 9
@@ -123,6 +130,33 @@ def test_spectra_are_of_pool_row_and_user_part(subject: Subject, events: Arrays)
         np.testing.assert_allclose(spectrum.singular_values, values, rtol=1e-5, atol=1e-5)
         assert spectrum.users == USERS
         assert spectrum.pool_width == (D - USER_K if side == "k" else None)
+
+
+@pytest.mark.parametrize("form", ["sim", "eta", "hstu"])
+def test_pools_of_a_bundle_are_the_models(shops: Callable[[str], Shop], form: str, tmp_path: Path):
+    """Both sides, one side, several layers; with the weights in a file of their own too."""
+    shop = shops(form)
+    expected = build_model(shop.spec, shop.state).pools()
+    apart = shutil.copytree(shop.folder, tmp_path / "apart")
+    decode = onnx.load(apart / "decode.onnx")
+    onnx.save_model(
+        decode, apart / "decode.onnx", save_as_external_data=True, location="w", size_threshold=0
+    )
+    shop.manifest.with_files(apart).write(apart)
+    for folder in (shop.folder, apart):
+        pools = open_subject(folder).pools
+        assert set(pools) == set(expected)
+        for key, pool in pools.items():
+            np.testing.assert_array_equal(pool, expected[key])
+
+
+def test_items_that_have_no_id(tmp_path: Path, rng: np.random.Generator):
+    """There is no item table to weigh; nor is there for a model of layers."""
+    price = FeatureSpec("price", "item", "numeric", 3)
+    for spec in (make_spec("sim", features=(price,)), SPEC):
+        state = draw_state(spec, rng) if spec.kind == "sim" else initial_state(spec, 0)
+        save_native(tmp_path / "model.pt", spec, state)
+        assert open_subject(tmp_path / "model.pt").item_table is None
 
 
 def test_a_report_on_a_file_names_it(subject: Subject, events: Arrays, tmp_path: Path):

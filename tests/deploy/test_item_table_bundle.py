@@ -20,8 +20,10 @@ from ckv_export.deploy.item_table import build_item_table, require_item_model
 from ckv_export.deploy.prepare import FormRequest, prepare
 from ckv_export.errors import BundleError
 from ckv_export.manifest import ItemTable, open_bundle
+from ckv_export.model.fingerprint import Fingerprints, lookup_fingerprint
 from ckv_export.parity.bundle import CASES_FILE, judge_onnxruntime, recorded_cases
 from ckv_export.parity.expected import load
+from ckv_export.parity.inputs import generate
 from ckv_export.runtimes.base import Array
 from ckv_export.stages import Stages
 
@@ -89,6 +91,14 @@ def test_table_of_the_bundle_is_the_models(bundle: Exported):
     assert set(stored) == set(built) == set(KEYS)
     for name, array in built.items():
         np.testing.assert_allclose(stored[name], array, rtol=1e-6, atol=1e-7)
+    looked_up = lookup_fingerprint(prepared.looked_up)
+    prints = Fingerprints.of(checkpoint.spec, checkpoint.state, looked_up)
+    assert bundle.manifest.fingerprints["looked up"] == looked_up != ""
+    assert bundle.manifest.fingerprints["entries"] == prints.entries
+    drawn = generate(checkpoint.spec, 11, prepared.catalogue)
+    for case, recorded in zip(drawn, load(bundle.folder / CASES_FILE), strict=True):
+        given = (c.inputs["candidate_item_id"] for c in (case, recorded.case))
+        np.testing.assert_array_equal(*given)
     known = np.load(bundle.folder.parent.parent / "items.npz")["item_id"]
     assert prepared.catalogue.known == len(known) == 25
 
@@ -154,6 +164,7 @@ def test_inspect_reports_the_bundle_and_what_the_table_costs(
     assert subject.item_table == ItemTableCost(ITEMS, 4 * (2 + 2 + 1) + 6)
     assert subject.item_table.to_dict()["bytes"] == ITEMS * 26
     assert row_bytes(manifest_layout(bundle)) == 26
+    assert open_subject(bundle.folder.parent.parent / "shop.pt").item_table == subject.item_table
     path = None
     if events == "file":
         path = tmp_path / "events.npz"

@@ -6,14 +6,17 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from ckv_testing.draw import draw_state, make_spec
 from ckv_testing.filling import filled, records
 from ckv_testing.histories import write_npz
 from ckv_testing.hstu import SPEC as HSTU
+from ckv_testing.publishing import listing
 from ckv_testing.serving import Shop, check_record
 from onnx import numpy_helper
 from safetensors import safe_open
@@ -24,15 +27,19 @@ from ckv_export.cache.record import RecordLayout
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.checkpoint.native import save_native
 from ckv_export.contract import EventForm, ModelSpec
+from ckv_export.deploy import fidelity
 from ckv_export.deploy.bundle import ExportRequest, export_bundle
-from ckv_export.deploy.inspect import open_subject
+from ckv_export.deploy.fidelity import FidelityRequest, check_fidelity
+from ckv_export.deploy.inspect import open_subject, report_on
 from ckv_export.deploy.pools import write_pools
 from ckv_export.deploy.prepare import FormRequest
-from ckv_export.errors import BundleError, SpecError
-from ckv_export.manifest import POOLS_FILE, open_bundle
+from ckv_export.errors import BundleError, CheckpointError, SpecError
+from ckv_export.manifest import POOLS_FILE, Manifest, open_bundle
+from ckv_export.model.fingerprint import Fingerprints
 from ckv_export.model.registry import build_reference
 from ckv_export.parity.bundle import judge_onnxruntime
 from ckv_export.parity.expected import record
+from ckv_export.parity.fault import Believed
 from ckv_export.parity.inputs import generate
 from ckv_export.stages import Stages
 from ckv_export.training import initial_state
@@ -90,6 +97,9 @@ def test_bundle_takes_pools_and_passed_the_gate_with_them(sim: tuple[Path, dict]
         assert inputs[name].axes == pool.shape
         raw = state[f"attention.0.{name[5]}.pool"].double().numpy()
         np.testing.assert_allclose(pool, raw / (1 + np.exp(-raw)), rtol=1e-6, atol=1e-7)
+    with safe_open(folder / POOLS_FILE, framework="numpy") as file:
+        entries = manifest.fingerprints["entries"]
+        assert file.metadata() == {"fingerprint": manifest.fingerprint, "entries": entries}
     decode = onnx.load(str(folder / "decode.onnx"))
     shapes = {tuple(t.dims) for t in decode.graph.initializer}
     assert not shapes & {p.shape for p in pools.values()}, "a constant is left"
@@ -101,6 +111,43 @@ def test_pools_are_read_by_inspect(sim: tuple[Path, dict]):
     pools = load_pools(folder, open_bundle(folder))
     for (layer, side), pool in open_subject(folder).pools.items():
         np.testing.assert_array_equal(pool, pools[f"pool_{side}_{layer}"])
+
+
+def test_inspect_binds_the_pools(hstu: tuple[Path, dict]):
+    """Those of the layers below decide what a layer caches."""
+    reports = [
+        report_on(open_subject(path), None, seed=1, user_dtype="fp16", users=None)
+        for path in (hstu[0], hstu[0].parent / "hstu.pt")
+    ]
+    for one, other in zip(*(report.spectrum for report in reports), strict=True):
+        assert (one.layer, one.side) == (other.layer, other.side)
+        np.testing.assert_allclose(one.singular_values, other.singular_values, rtol=1e-3, atol=1e-3)
+
+
+def test_fidelity_binds_the_pools(sim: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch):
+    """In PyTorch, in ONNX Runtime, and in the graphs that nodes are compared with."""
+    folder, _ = sim
+    pools = load_pools(folder, open_bundle(folder))
+
+    def localize(
+        folder: Path, manifest: Manifest, outcome: Any, believed: Believed, *_: Any
+    ) -> str:
+        for name, pool in pools.items():
+            np.testing.assert_array_equal(believed.pools[name], pool)
+        return "compared"
+
+    monkeypatch.setattr(fidelity, "localize", localize)
+    monkeypatch.setattr(
+        fidelity, "export_graph", lambda graph: ir.load(folder / f"{graph.io.name}.onnx")
+    )
+    for against in (None, folder):
+        request = FidelityRequest(
+            folder, checkpoint=folder.parent / "sim.pt", against=against, localize=True
+        )
+        report = check_fidelity(request, Stages())
+        assert report.passed
+        assert [o.name for o in report.outcomes] == ["pytorch", "onnxruntime-cpu"]
+        assert report.localized == {"onnxruntime-cpu": "compared"}
 
 
 def swapped(folder: Path, pools: Path, to: Path) -> Path:
@@ -175,9 +222,12 @@ def test_a_served_graph_has_its_pools_as_constants(hstu: tuple[Path, dict], tmp_
 
 def test_half_precision_pools_are_half_precision_inputs(tmp_path: Path):
     state = draw_state(SIM, np.random.default_rng(1))
-    model = saved(tmp_path / "sim.pt", SIM, state)
+    model = saved(tmp_path / "sim.pt", SIM, {name: t.half() for name, t in state.items()})
     folder = export(tmp_path, model, pool="input", precision="fp16")
+    assert open_bundle(folder).notes == load_checkpoint(model).notes != ()
     assert {p.dtype.name for p in load_pools(folder, open_bundle(folder)).values()} == {"float16"}
+    retrained = load_file(write_pools(folder, model, tmp_path / "new.safetensors").path)
+    assert {p.dtype.name for p in retrained.values()} == {"float16"}
     with pytest.raises(SpecError, match=r"can't be inputs of a bf16 graph.*choose fp16 or fp32"):
         export(tmp_path / "no", model, pool="input", precision="bf16")
 
@@ -191,11 +241,37 @@ def test_other_changes_are_refused(sim: tuple[Path, dict], tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new.pt"]
 
 
+def test_caches_depend_on_what_the_graphs_look_up(sim: tuple[Path, dict], tmp_path: Path):
+    """Which is the bundle's, not the new model's."""
+    folder = Path(shutil.copytree(sim[0], tmp_path / "bundle"))
+    prints = Fingerprints.of(SIM, sim[1], "ab" * 32)
+    known = {"entries": prints.entries, "all but pools": prints.but_pools, "looked up": "ab" * 32}
+    dataclasses.replace(open_bundle(folder), fingerprints=known).write(folder)
+    retrained = saved(tmp_path / "new.pt", SIM, with_pools(sim[1], lambda n: 1.0))
+    assert write_pools(folder, retrained, tmp_path / "new.safetensors").caches_valid
+
+
+@pytest.mark.parametrize("option", ["weights", "params"])
+def test_options_of_run_folders(sim: tuple[Path, dict], tmp_path: Path, option: str):
+    with pytest.raises(CheckpointError, match="are for FuxiCTR run folders only"):
+        write_pools(sim[0], sim[0].parent / "sim.pt", tmp_path, **{option: "x"})
+
+
 def test_bundle_with_constant_pools_is_refused(sim: tuple[Path, dict], tmp_path: Path):
     folder = Path(shutil.copytree(sim[0], tmp_path / "constant"))
     dataclasses.replace(open_bundle(folder), form=EventForm()).write(folder)
     with pytest.raises(BundleError, match="hold their pools: export with --pool input"):
         write_pools(folder, tmp_path / "any.pt", tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", POOLS_FILE, "other.safetensors"])
+def test_no_bundle_is_written_to(sim: tuple[Path, dict], place: str):
+    """Its hashes would no longer be those of its files."""
+    folder, _ = sim
+    before = listing(folder)
+    with pytest.raises(BundleError, match=r"is a bundle.*choose another --out"):
+        write_pools(folder, folder.parent / "sim.pt", folder / place)
+    assert listing(folder) == before
 
 
 @pytest.mark.parametrize("damage", ["gone", "renamed", "other shape", "garbage"])

@@ -25,6 +25,7 @@ from ckv_testing.fake_network import names, weights_of
 
 from ckv_export.checkpoint.native import save_native
 from ckv_export.cli.main import main
+from ckv_export.contract import EventForm
 from ckv_export.deploy.bundle import ExportRequest, export_bundle
 from ckv_export.deploy.engines import EngineOptions, build_engines
 from ckv_export.deploy.prepare import FormRequest
@@ -32,7 +33,7 @@ from ckv_export.deploy.publish import amended
 from ckv_export.deploy.refit import refit_bundle
 from ckv_export.engine import PluginChoice, Settings
 from ckv_export.errors import BundleError, CkvError, EngineError
-from ckv_export.manifest import Manifest, open_bundle
+from ckv_export.manifest import ITEM_TABLE_FILE, ItemTable, Manifest, open_bundle
 from ckv_export.model.fingerprint import Fingerprints
 from ckv_export.stages import Stages
 
@@ -176,6 +177,9 @@ def test_the_plugin_library_comes_with_them(
 
 def change(bundle: Path, **changes: Any) -> None:
     manifest = dataclasses.replace(open_bundle(bundle), **changes)
+    if manifest.item_table:
+        for name in ("decode_items.onnx", ITEM_TABLE_FILE):
+            (bundle / name).touch()
     manifest.with_files(bundle).write(bundle)
 
 
@@ -183,6 +187,8 @@ def change(bundle: Path, **changes: Any) -> None:
     ("changes", "says"),
     [
         ({"precision": "fp16"}, "differs from {old} in its precision"),
+        ({"form": EventForm("external")}, "in its form of events"),
+        ({"item_table": ItemTable(30, 4, "float32")}, "in its item table"),
         ({"operators": {"ckv": 2, "opset": 20}}, "in its operators"),
         ({"model": dataclasses.replace(SPEC, max_len=SPEC.max_len + 1)}, "in its model (max_len)"),
         ({"pool": "constant"}, "{new} was exported with --pool constant"),
@@ -240,9 +246,11 @@ def test_an_engine_that_fails_leaves_none_of_those_before_it(
     assert [Path(model).name for model in done] == ["prefill.onnx", "decode.onnx"]
 
 
-def test_damage_is_found_first(pair: tuple[Path, Path], tmp_path: Path):
-    file = open_bundle(pair[1]).engines[1].file
-    (pair[1] / file).write_bytes(b"{}")
+@pytest.mark.parametrize("damaged", ["new", "old"])
+def test_damage_is_found_first(pair: tuple[Path, Path], tmp_path: Path, damaged: str):
+    new, old = pair
+    file = new / "decode.onnx" if damaged == "new" else old / open_bundle(old).engines[1].file
+    file.write_bytes(b"{}")
     assert "its hash differs" in refuse(pair, BundleError, tmp_path)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from ckv_testing import fake_built
 from ckv_testing.bundles import manifest_of
 from ckv_testing.exports import Export
 from ckv_testing.fake_builder import FakeTensorRt
+from ckv_testing.fake_built import Runtime
+from ckv_testing.fake_engine import Diagnostics, Validity
 from ckv_testing.fake_network import names, weights_of
 from ckv_testing.refittable import GRAPHS, POOL, Files, edited, more_rows, retrained
 
@@ -107,7 +110,7 @@ def test_before_it_could_stay_refittable(
         ({"combined": "fused"}, ("has no values for 'fused'", "which", "needs")),
         ({"refit": True}, ("can't refit the engine",)),
         ({"serialize": True}, ("can't write the refitted engine",)),
-        ({"fixed": POOL}, ("can't exchange the weights", POOL, "which have changed")),
+        ({"fixed": POOL}, (f"can't exchange the weights {POOL}, which have changed",)),
     ],
 )
 def test_a_library_that_refuses(
@@ -161,7 +164,25 @@ def test_an_engine_that_was_not_built_for_it(
 
 
 def test_what_is_no_engine(built: BundleEngine, new: Path, full: FakeTensorRt, tmp_path: Path):
-    assert "can't load the engine" in refuse(replaced(built, "{"), new, full, tmp_path)
+    sentence = refuse(replaced(built, "{"), new, full, tmp_path)
+    assert re.search(r"can't load the engine .*: no engine$", sentence)
+
+
+def test_what_tensorrt_for_rtx_finds_invalid(
+    built: BundleEngine, new: Path, full: FakeTensorRt, tmp_path: Path
+):
+    """It is asked before it loads an engine, and says why."""
+
+    class RtxRuntime(Runtime):
+        def get_engine_validity(self, plan: bytes) -> tuple[Validity, int]:
+            return Validity.INVALID, Diagnostics.UNSUPPORTED_CC
+
+    found = {"EngineValidity": Validity, "EngineInvalidityDiagnostics": Diagnostics}
+    vars(full.module).update(found, Runtime=RtxRuntime)
+    full.backend = dataclasses.replace(full.backend, name="tensorrt_rtx")
+    entry = dataclasses.replace(built.entry, backend="tensorrt_rtx")
+    built = dataclasses.replace(built, entry=entry)
+    assert "it was not built for this GPU" in refuse(built, new, full, tmp_path)
 
 
 def test_another_graph(built: BundleEngine, full: FakeTensorRt, tmp_path: Path):

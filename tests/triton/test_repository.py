@@ -14,6 +14,7 @@ import pytest
 from ckv_testing.serving import Shop
 
 from ckv_export.cli.main import main
+from ckv_export.deploy import triton
 from ckv_export.errors import BundleError, InputError
 from ckv_export.manifest import EngineEntry, Manifest, open_bundle
 from ckv_export.triton.config import FILE_NAME, parse_config
@@ -46,11 +47,14 @@ def with_engines(shop: Shop, folder: Path, *targets: str) -> Manifest:
     return manifest
 
 
-def test_onnx_models_of_a_bundle(shops: Callable[[str], Shop], tmp_path: Path):
+def test_onnx_models_of_a_bundle(
+    shops: Callable[[str], Shop], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     shop = shops("sim")
     out = tmp_path / "repo"
     assert main(["triton", str(shop.folder), f"--out={out}", f"--store={STORE}"]) == 0
     name = shop.manifest.name
+    assert f"{name}, {name}_prefill, {name}_decode" in " ".join(capsys.readouterr().out.split())
     assert {p.name for p in out.iterdir()} == {
         name,
         f"{name}_prefill",
@@ -183,6 +187,24 @@ def test_nothing_else_is_ever_replaced_and_nothing_half_written(
     assert main([*command, "--force", "--platform=in-process"]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["launch.sh", shop.manifest.name] != first
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_what_comes_there_meanwhile_is_not_replaced(
+    shops: Callable[[str], Shop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "repo"
+
+    def write(*given: object) -> list[str]:
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+        return []
+
+    monkeypatch.setattr(triton, "write_repository", write)
+    shop = shops("sim")
+    with pytest.raises(BundleError, match="no repository that ckv-export wrote"):
+        triton.publish_repository(shop.folder, shop.manifest, RepositoryOptions(STORE), out, True)
+    assert [p.name for p in tmp_path.iterdir()] == ["repo"]
+    assert [p.name for p in out.iterdir()] == ["mine.txt"]
 
 
 def test_a_damaged_bundle_is_refused(shops: Callable[[str], Shop], tmp_path: Path):

@@ -40,6 +40,7 @@ class Runtime:
         try:
             return Engine(json.loads(bytes(plan)))
         except ValueError:
+            self.logger.log(self.logger.Severity.ERROR, "Error Code 1: Serialization (no engine)")
             return None
 
 
