@@ -1,28 +1,18 @@
-"""Builds of engines/cpp/ for the whole session; both start with the first test of this folder."""
+"""Builds of engines/cpp/ for the whole session."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ckv_testing.cmake import ROOT, Sources, registry_option
+from ckv_testing.cmake import ROOT, Build, Builds, Sources, registry_option
 
 # A module of this folder that its tests share.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from ckv_cpp import Library
-
-CPP = Sources(ROOT / "engines" / "cpp")
-# With sanitizers, optimising one of the files takes longer than compiling all the others.
-BUILDS = {
-    "release": ["-DCMAKE_CXX_FLAGS_RELEASE=-O1", *registry_option()],
-    "sanitize": ["-DCMAKE_CXX_FLAGS_RELEASE=-O0", "-DCKV_SANITIZE=ON", "-DCKV_ENGINE=OFF"],
-}
-Builds = dict[str, subprocess.Popen[str]]
 
 
 def missing() -> str | None:
@@ -36,34 +26,37 @@ def missing() -> str | None:
     return None
 
 
-@pytest.fixture(scope="session", autouse=True)
-def started() -> Iterator[Builds]:
-    """The builds, under way; none where something is missing."""
-    builds = {}
-    if missing() is None:
-        builds = {name: CPP.start(name, *options, jobs=1) for name, options in BUILDS.items()}
-    yield builds
-    for build in builds.values():
-        if build.poll() is None:
-            build.terminate()
+CPP = Builds(
+    Sources(ROOT / "engines" / "cpp"),
+    {
+        "cpp_build": Build(["-DCMAKE_CXX_FLAGS_RELEASE=-O1", *registry_option()]),
+        # With sanitizers, optimising one of the files takes longer than compiling all the others.
+        "sanitized_build": Build(
+            ["-DCMAKE_CXX_FLAGS_RELEASE=-O0", "-DCKV_SANITIZE=ON", "-DCKV_ENGINE=OFF"]
+        ),
+    },
+    missing,
+)
 
 
-def finished(started: Builds, name: str) -> Path:
-    if (reason := missing()) is not None:
-        pytest.skip(reason)
-    return CPP.finish(started[name], name)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    CPP.begin(session)
+
+
+def pytest_sessionfinish() -> None:
+    CPP.end()
 
 
 @pytest.fixture(scope="session")
-def cpp_build(started: Builds) -> Path:
+def cpp_build() -> Path:
     """Folder of the library, its tests and its example."""
-    return finished(started, "release")
+    return CPP.folder("cpp_build")
 
 
 @pytest.fixture(scope="session")
-def sanitized_build(started: Builds) -> Path:
+def sanitized_build() -> Path:
     """The same without the engine, under sanitizers."""
-    return finished(started, "sanitize")
+    return CPP.folder("sanitized_build")
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,13 @@
-"""Builds of plugins/ for the whole session.
-
-The builds by nvcc take longest, so they start with the first test of this folder and run beside
-the others until a test asks for one.
-"""
+"""Builds of plugins/ for the whole session."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from ckv_testing.cmake import ROOT, Sources, cuda_headers, registry_option, require
+from ckv_testing.cmake import ROOT, Build, Builds, Sources, cuda_headers, registry_option
 
 # Modules of this folder that its tests share.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -22,67 +16,78 @@ from ckv_native import Cpu
 
 PLUGINS = Sources(ROOT / "plugins")
 
-# One target, not optimised: that takes a third of the time, and no GPU will run it.
-NVCC_OPTIONS = (
-    "-DCKV_CUDA_TARGETS=80-real",
-    "-DCKV_TESTS=OFF",
-    "-DCMAKE_CUDA_FLAGS=-Xcicc=-O0 -Xptxas=-O0",
+
+def missing(*programs: str) -> str | None:
+    """Which of these and of what every build needs is not installed."""
+    wanted = ("cmake", "nice", *programs)
+    lacking = next((p for p in wanted if shutil.which(p) is None), None)
+    return None if lacking is None else f"{lacking} is not installed"
+
+
+def missing_without_nvcc() -> str | None:
+    headers = "CUDA's headers are not here: set CUDA_HOME"
+    return missing("c++") or (headers if cuda_headers() is None else None)
+
+
+# One target, not optimised: that takes a third of the time, and no GPU will run it. The kernels
+# as they are shipped come as PTX alone: that goes without nvcc's assembler.
+BY_NVCC = Builds(
+    PLUGINS,
+    {
+        "ptx_build": Build(targets=["ptx_programs"]),
+        "nvcc_build": Build(
+            [
+                "-DCKV_CUDA_TARGETS=80-real",
+                "-DCKV_TESTS=OFF",
+                "-DCMAKE_CUDA_FLAGS=-Xcicc=-O0 -Xptxas=-O0",
+                *registry_option(),
+            ]
+        ),
+    },
+    lambda: missing("nvcc"),
+)
+WITHOUT_NVCC = Builds(
+    PLUGINS,
+    {
+        "cpu_build": Build(
+            [
+                "-DCKV_CUDA=OFF",
+                "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+                f"-DCKV_CUDA_INCLUDE={cuda_headers()}",
+                *registry_option(),
+            ]
+        )
+    },
+    missing_without_nvcc,
 )
 
 
-# The kernels as they are shipped, but as PTX alone: that goes without nvcc's assembler.
-PTX_TARGETS = ("ptx_programs",)
-
-Builds = Mapping[str, "subprocess.Popen[str]"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nvcc_started() -> Iterator[Builds]:
-    """The builds by nvcc, under way; empty where there is none."""
-    if not all(map(shutil.which, ("cmake", "nvcc", "nice"))):
-        yield {}
-        return
-    builds = {
-        "nvcc": PLUGINS.start("nvcc", *NVCC_OPTIONS, *registry_option(), jobs=1),
-        "ptx": PLUGINS.start("ptx", jobs=1, targets=PTX_TARGETS),
-    }
-    yield builds
-    for build in builds.values():
-        if build.poll() is None:
-            build.terminate()
+def pytest_collection_finish(session: pytest.Session) -> None:
+    WITHOUT_NVCC.begin(session)
+    BY_NVCC.begin(session)
 
 
-def finished(builds: Builds, name: str) -> Path:
-    if not builds:
-        pytest.skip("nvcc or cmake is not installed")
-    return PLUGINS.finish(builds[name], name)
+def pytest_sessionfinish() -> None:
+    WITHOUT_NVCC.end()
+    BY_NVCC.end()
 
 
 @pytest.fixture(scope="session")
-def nvcc_build(nvcc_started: Builds) -> Path:
+def nvcc_build() -> Path:
     """Folder of the build for sm_80."""
-    return finished(nvcc_started, "nvcc")
+    return BY_NVCC.folder("nvcc_build")
 
 
 @pytest.fixture(scope="session")
-def ptx_build(nvcc_started: Builds) -> Path:
+def ptx_build() -> Path:
     """Folder of the kernels as PTX, with the GPU that runs it on the CPU."""
-    return finished(nvcc_started, "ptx")
+    return BY_NVCC.folder("ptx_build")
 
 
 @pytest.fixture(scope="session")
 def cpu_build() -> Path:
     """Folder of the build that needs no nvcc: reference, emulated kernels, plugins, tests."""
-    require("cmake", "c++")
-    if (headers := cuda_headers()) is None:
-        pytest.skip("CUDA's headers are not here: set CUDA_HOME")
-    options = [
-        "-DCKV_CUDA=OFF",
-        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
-        f"-DCKV_CUDA_INCLUDE={headers}",
-        *registry_option(),
-    ]
-    return PLUGINS.finish(PLUGINS.start("cpu", *options), "cpu")
+    return WITHOUT_NVCC.folder("cpu_build")
 
 
 @pytest.fixture(scope="session")

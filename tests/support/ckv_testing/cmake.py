@@ -12,8 +12,8 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -76,11 +76,49 @@ class Sources:
         return folder
 
 
-def require(*programs: str) -> None:
-    """Skip where a program is missing."""
-    for program in programs:
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
+@dataclass(frozen=True)
+class Build:
+    """What `Sources.start` is told."""
+
+    options: Sequence[str] = ()
+    targets: Sequence[str] = ()
+
+
+@dataclass
+class Builds:
+    """Builds of one folder, by the session fixture that hands each one's folder on.
+
+    They take longer than the tests, so those that a test of the session asks for begin before the
+    first one and run beside the others. `missing`: why none can be made here, if so.
+    """
+
+    sources: Sources
+    builds: Mapping[str, Build]
+    missing: Callable[[], str | None]
+    started: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+
+    def begin(self, session: pytest.Session) -> None:
+        """To be called when tests are collected."""
+        if session.config.option.collectonly or self.missing() is not None:
+            return
+        wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+        for name, build in self.builds.items():
+            if name in wanted:
+                self.started[name] = self.sources.start(
+                    name, *build.options, jobs=1, targets=build.targets
+                )
+
+    def folder(self, name: str) -> Path:
+        """That of a build when it is done; skips where it can't be made."""
+        if (reason := self.missing()) is not None:
+            pytest.skip(reason)
+        return self.sources.finish(self.started[name], name)
+
+    def end(self) -> None:
+        """Stop what nobody waits for any more."""
+        for build in self.started.values():
+            if build.poll() is None:
+                build.terminate()
 
 
 def cuda_headers() -> Path | None:
