@@ -45,7 +45,7 @@ CKV_DEVICE bool nothing_to_do(KernelArgs const& p) {
 template <typename T, Form kForm, int kRows, int kValues>
 struct Cores {
     // Grid: x = batch * heads * ceil(queries / kTile), at least one; z = ceil(head width / kValues).
-    using Shared = cores::Shared<kRows, kValues>;
+    // Dynamic shared memory: sizeof(cores::Shared<kRows, kValues>).
     static constexpr int kThreads = cores::kThreads;
     static constexpr int kTile = cores::kSide * kRows;
 
@@ -64,8 +64,7 @@ struct Cores {
 // A block of tensor cores, for heads of up to kHead columns.
 template <typename T, Form kForm, int kHead, int kWarps>
 struct TensorCores {
-    // Grid: x as above, z = 1.
-    using Shared = mma::Shared<T, kHead, kWarps>;
+    // Grid: x as above, z = 1. Dynamic shared memory: sizeof(mma::Shared<T, kHead, kWarps>).
     static constexpr int kThreads = 32 * kWarps;
     static constexpr int kTile = 16 * kWarps;
 

@@ -234,16 +234,13 @@ def test_same_model_gives_the_same_bytes(exported: Exported, tmp_path: Path):
         assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize(("rule", "value_rows"), [("aligned", 0), ("fuxictr", 13)])
-def test_smallest_window_is_empty_before_the_first_event(
-    rule: str, value_rows: int, tmp_path: Path
-):
+def test_smallest_window_is_empty_before_the_first_event(tmp_path: Path):
     """W = 2: its size is 0 or 1, neither of which may be taken for a constant.
 
     Without a pool for V the heads are split in the graph, not within an operator of ours.
     """
-    attention = AttentionSpec(16, 4, 2, 1 if value_rows else 16, 10, value_rows)
-    spec = make_spec("sim", window=2, mask_alignment=rule, attention=attention)
+    attention = AttentionSpec(16, 4, 2, 16, 10, 0)
+    spec = make_spec("sim", window=2, mask_alignment="fuxictr", attention=attention)
     state = draw_state(spec, np.random.default_rng(0))
     model = build_model(spec, state)
     graphs = PrefillGraph(model), DecodeGraph(model)
