@@ -98,11 +98,7 @@ def attention_launch(
     sides = [_side(named, side) for side in "kv"]
     width = sides[0][1] + sides[0][2]
     known = width.constant_value() // heads if width.is_constant else None
-    block = None
-    if tactic == TENSOR_CORES and known is not None:
-        block = tensor_core_block(known, _element(named["query"])[1])
-    if block is None:
-        block = core_block(TILES.get(tactic, 4), known)
+    block = _block(tactic, known, _element(named["query"])[1])
     tiles = trtp.cdiv(queries, block.queries)
     chunks = 1 if block.values is None else trtp.max(trtp.cdiv(width // heads, block.values), 1)
     return Launch(
@@ -123,6 +119,14 @@ def attention_tactics(query: Any, heads: int, generation: int) -> list[int]:
     known = generation >= 80 and width > 0
     block = tensor_core_block(width // heads, _element(query)[1]) if known else None
     return [*TILES, *([] if block is None else [TENSOR_CORES])]
+
+
+def _block(tactic: int, head_width: int | None, element_bytes: int) -> Block:
+    if tactic == TENSOR_CORES and head_width is not None:
+        block = tensor_core_block(head_width, element_bytes)
+        if block is not None:
+            return block
+    return core_block(TILES.get(tactic, 4), head_width)
 
 
 def core_block(tile: int, head_width: int | None) -> Block:

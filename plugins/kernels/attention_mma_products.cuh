@@ -62,8 +62,8 @@ struct Halves {
     uint32_t big[kCount], small[kCount];
 
     CKV_DEVICE void set(int i, float x) {
-        big[i] = (bits_of(x) + 0x1000U) & 0xFFFFE000U;
-        small[i] = bits_of(x - float_of(big[i]));
+        big[i] = (bits_as<uint32_t>(x) + 0x1000U) & 0xFFFFE000U;
+        small[i] = bits_as<uint32_t>(x - bits_as<float>(big[i]));
     }
 };
 
@@ -93,7 +93,7 @@ struct Products<float> {
                 device::load_matrices(q, &query[lane & 15][k + 8 * step + (lane >> 4) * 4]);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    a[step].set(i, float_of(q[i]));
+                    a[step].set(i, bits_as<float>(q[i]));
                 }
             }
 #pragma unroll
@@ -103,8 +103,8 @@ struct Products<float> {
 #pragma unroll
                 for (int step = 0; step < 2; ++step) {
                     Halves<2> halves;
-                    halves.set(0, float_of(b[2 * step]));
-                    halves.set(1, float_of(b[2 * step + 1]));
+                    halves.set(0, bits_as<float>(b[2 * step]));
+                    halves.set(1, bits_as<float>(b[2 * step + 1]));
                     multiply(scores[n], small[n], a[step], halves);
                 }
             }

@@ -102,30 +102,18 @@ CKV_DEVICE void load_transposed(uint32_t (&r)[4], void const* row) {
 
 // c [16, 8] += a [16, 16] b [16, 8], fp32 sums, in the warp-wide layout of mma.m16n8k16; of fp32
 // a [16, 8] b [8, 8] in that of mma.m16n8k8, and only the upper 19 bits of an element count (TF32).
-CKV_DEVICE void multiply(
-    float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __half /*type*/) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-CKV_DEVICE void multiply(
-    float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __nv_bfloat16 /*type*/) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-CKV_DEVICE void multiply(
-    float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, float /*type*/) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+#define CKV_MULTIPLY(T, instruction)                                                              \
+    CKV_DEVICE void multiply(                                                                     \
+        float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, T /*type*/) {            \
+        asm volatile("mma.sync.aligned." instruction                                              \
+                     " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"           \
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                             \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));             \
+    }
+CKV_MULTIPLY(__half, "m16n8k16.row.col.f32.f16.f16.f32")
+CKV_MULTIPLY(__nv_bfloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+CKV_MULTIPLY(float, "m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef CKV_MULTIPLY
 
 #endif
 

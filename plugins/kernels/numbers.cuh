@@ -29,29 +29,21 @@ struct alignas(2 * sizeof(T)) Pair {
     T low, high;
 };
 
+// The same bits as another type of that size.
+template <typename To, typename From>
+CKV_DEVICE To bits_as(From x) {
+    static_assert(sizeof(To) == sizeof(From), "no bit is made up or lost");
+    union {
+        From from;
+        To to;
+    } both{x};
+    return both.to;
+}
+
 // `low` in the lower half of the register, as mma fragments want neighbours along k.
 template <typename T>
 CKV_DEVICE uint32_t pack(float low, float high) {
-    union {
-        Pair<T> pair;
-        uint32_t bits;
-    } both{{from_float<T>(low), from_float<T>(high)}};
-    return both.bits;
-}
-
-CKV_DEVICE uint32_t bits_of(float x) {
-    union {
-        float number;
-        uint32_t bits;
-    } both{x};
-    return both.bits;
-}
-CKV_DEVICE float float_of(uint32_t bits) {
-    union {
-        uint32_t bits;
-        float number;
-    } both{bits};
-    return both.number;
+    return bits_as<uint32_t>(Pair<T>{from_float<T>(low), from_float<T>(high)});
 }
 
 // x / (1 + e^-x). Far below zero e^-x is inf, and the quotient 0.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from ckv_testing.scripts import load_script
 
 from ckv_export.cli.main import parser
 
@@ -19,13 +19,7 @@ SCRIPT = ROOT / "bench" / "on_gpu.py"
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("on_gpu", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "on_gpu", module)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT, monkeypatch)
 
 
 def test_without_a_gpu_it_says_so_and_leaves_nothing(tmp_path: Path) -> None:

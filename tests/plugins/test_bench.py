@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ckv_testing.scripts import load_script
 
 from ckv_export.model import pooled
 
@@ -23,12 +23,7 @@ SMALL = {"name": "small", "B": 2, "C": 3, "S": 5, "d": 8, "d_u": 2, "heads": 2, 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_kernel", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bench_kernel", module)
-    spec.loader.exec_module(module)
+    module = load_script(SCRIPT, monkeypatch)
     monkeypatch.setattr(module, "DEVICE", "cpu")
     return module
 
