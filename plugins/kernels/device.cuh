@@ -20,7 +20,7 @@
 #define CKV_DEVICE __device__ __forceinline__
 
 // Tensor-core and asynchronous-copy instructions begin with sm_80. A kernel that needs them is
-// empty below that, and the host never launches it there (launch.h, `compiled_for`).
+// empty below that, and the host never launches it there (launch.h, `runs_here`).
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 #define CKV_HAS_MMA 1
 #else
