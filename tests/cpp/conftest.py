@@ -17,7 +17,7 @@ from ckv_cpp import Library
 
 def missing() -> str | None:
     """What keeps the library from being built here."""
-    for program in ("cmake", "c++", "nice"):
+    for program in ("cmake", "c++", "nice", "flock"):
         if shutil.which(program) is None:
             return f"{program} is not installed"
     looked_in = ("/usr/include", "/usr/local/include")

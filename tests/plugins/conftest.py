@@ -19,7 +19,7 @@ PLUGINS = Sources(ROOT / "plugins")
 
 def missing(*programs: str) -> str | None:
     """Which of these and of what every build needs is not installed."""
-    wanted = ("cmake", "nice", *programs)
+    wanted = ("cmake", "nice", "flock", *programs)
     lacking = next((p for p in wanted if shutil.which(p) is None), None)
     return None if lacking is None else f"{lacking} is not installed"
 

@@ -6,7 +6,6 @@ a second run finds it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -41,11 +40,11 @@ class Sources:
 
     def start(
         self, name: str, *options: str, jobs: int = 2, targets: Sequence[str] = ()
-    ) -> subprocess.Popen[str]:
+    ) -> subprocess.Popen[bytes]:
         """Configure and build `targets` or everything; nothing to do where that is done already.
 
-        The lock keeps two sessions from building into one folder; it is the shell's, so it goes
-        when the build ends, however it ends.
+        The lock keeps two sessions, or two workers of one, from building into one folder. The
+        build waits for it, not the session, and it goes when the build ends, however it ends.
         """
         folder = self.build_folder(name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,21 +52,14 @@ class Sources:
             if stale != folder:
                 shutil.rmtree(stale, ignore_errors=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        lock = (folder / "lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
         configure = ["cmake", "-S", str(self.folder), "-B", str(folder), *generator, *options]
-        done = (folder / "done").exists()
         chosen = " ".join(("--target", *targets)) if targets else ""
-        build = f'nice cmake --build "$0" --parallel {jobs} {chosen}'
-        script = f'exec 2>&1; "$@" && {build} && touch "$0/done"'
-        return subprocess.Popen(
-            ["sh", "-c", "true" if done else script, str(folder), *configure],
-            stdout=(folder / "log").open("a" if done else "w"),
-            text=True,
-            pass_fds=[lock.fileno()],
-        )
+        build = f'"$@" && nice cmake --build "$0" --parallel {jobs} {chosen} && touch "$0/done"'
+        locked = 'exec 9>"$0/lock" && flock 9 && { [ -e "$0/done" ] || '
+        script = f'{locked}{{ exec >"$0/log" 2>&1; {build}; }}; }}'
+        return subprocess.Popen(["sh", "-c", script, str(folder), *configure])
 
-    def finish(self, build: subprocess.Popen[str], name: str) -> Path:
+    def finish(self, build: subprocess.Popen[bytes], name: str) -> Path:
         """The folder of a build when it is done; fails the test with its log where it isn't."""
         folder = self.build_folder(name)
         if build.wait() != 0:
@@ -95,7 +87,7 @@ class Builds:
     sources: Sources
     builds: Mapping[str, Build]
     missing: Callable[[], str | None]
-    started: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def begin(self, session: pytest.Session) -> None:
         """To be called when tests are collected."""
