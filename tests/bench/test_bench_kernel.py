@@ -1,4 +1,4 @@
-"""bench/bench_kernel.py where there is no GPU: its cases, its refusal, and its arithmetic."""
+"""bench/bench_kernel.py and its modules where there is no GPU: cases, refusal, arithmetic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,22 @@ SMALL = {"name": "small", "B": 2, "C": 3, "S": 5, "d": 8, "d_u": 2, "heads": 2, 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = load_script(SCRIPT, monkeypatch)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    return load_script(SCRIPT, monkeypatch)
+
+
+@pytest.fixture
+def kernel_cases(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return on_cpu("kernel_cases", monkeypatch)
+
+
+@pytest.fixture
+def kernel_rates(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return on_cpu("kernel_rates", monkeypatch)
+
+
+def on_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = load_script(SCRIPT.with_name(f"{name}.py"), monkeypatch)
     monkeypatch.setattr(module, "DEVICE", "cpu")
     return module
 
@@ -40,7 +55,7 @@ def test_without_a_gpu_it_says_so_and_exits_2() -> None:
 def test_cases_are_sound(bench: ModuleType) -> None:
     cases = bench.load_cases(ROOT / "bench" / "cases.json")
     assert all(hasattr(torch, dtype) for dtype in cases["dtypes"])
-    for kind in bench.KINDS:
+    for kind in bench.MAKERS:
         for case in cases[kind]:
             assert case["d_u"] < case["d"]
             assert case["d"] % case.get("heads", 1) == 0
@@ -74,16 +89,16 @@ def stand_in() -> SimpleNamespace:
 
 @pytest.mark.parametrize("kind", ["gather", "attention", "pointwise"])
 @pytest.mark.parametrize("padding", [0.0, 0.5, 1.0])
-def test_every_way_computes_the_same(bench: ModuleType, kind: str, padding: float) -> None:
+def test_every_way_computes_the_same(kernel_cases: ModuleType, kind: str, padding: float) -> None:
     case = SMALL | {"padding": padding}
-    work = bench.MAKERS[kind](stand_in(), case, torch.float32, seed=3)
+    work = kernel_cases.MAKERS[kind](stand_in(), case, torch.float32, seed=3)
     # Compiling takes longer than it tells, and SDPA gives NaN where all is masked.
     skipped = ["torch.compile"] + [n for n in work.ways if "sdpa" in n and padding == 1]
     for name in set(work.ways) - set(skipped):
-        assert not bench.wrong(work.ways[name](), work.expected, torch.float32), name
+        assert not kernel_cases.wrong(work.ways[name](), work.expected, torch.float32), name
     assert set(work.rivals) <= set(work.ways)
-    assert bench.wrong(work.expected + 1, work.expected, torch.float32)
-    assert bench.wrong(work.expected * float("nan"), work.expected, torch.float32)
+    assert kernel_cases.wrong(work.expected + 1, work.expected, torch.float32)
+    assert kernel_cases.wrong(work.expected * float("nan"), work.expected, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +110,7 @@ def test_every_way_computes_the_same(bench: ModuleType, kind: str, padding: floa
     ],
 )
 def test_an_fp32_product_costs_one_of_its_own_or_three_of_tf32(
-    bench: ModuleType,
+    kernel_rates: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     dtype: torch.dtype,
     microseconds: dict[bool, int],
@@ -107,17 +122,44 @@ def test_an_fp32_product_costs_one_of_its_own_or_three_of_tf32(
             assert work().dtype == dtype
             return microseconds[torch.backends.cuda.matmul.allow_tf32]
 
-    monkeypatch.setattr(bench, "SIDE", 10)
-    assert bench.product_rate(Timer(), dtype) == pytest.approx(2 * rate)
+    monkeypatch.setattr(kernel_rates, "SIDE", 10)
+    assert kernel_rates.product_rate(Timer(), dtype) == pytest.approx(2 * rate)
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_the_floor_counts_each_byte_once(bench: ModuleType) -> None:
-    work = bench.gather_work(stand_in(), SMALL, torch.float32, seed=3)
-    # 7 pool rows of 6 floats, 10 indices, 10 user parts of 2 floats, 10 vectors of 8 floats.
-    assert work.moved == 4 * (7 * 6 + 10 + 10 * 2 + 10 * 8)
-    rates = bench.Rates(copy=4.0, products={torch.float32: 1e9})
-    assert rates.floor(work.moved, work.operations, torch.float32) == work.moved / 4
+def test_a_floor_is_the_longer_of_copy_and_products(kernel_rates: ModuleType) -> None:
+    rates = kernel_rates.Rates(copy=4.0, products={torch.float32: 10.0, torch.float16: 100.0})
+    assert rates.floor(80, 100, torch.float32) == 20
+    assert rates.floor(80, 1000, torch.float32) == 100
+    assert rates.floor(80, 1000, torch.float16) == 20
+
+
+def test_each_byte_is_counted_once(kernel_cases: ModuleType) -> None:
+    few = SMALL | {"S": 200}
+    work = kernel_cases.gather_work(stand_in(), few, torch.float32, seed=3)
+    # 7 pool rows of 6 floats, 400 indices, 400 user parts of 2 floats, 400 vectors of 8 floats.
+    assert work.moved == 4 * (7 * 6 + 400 + 400 * 2 + 400 * 8)
+
+
+def test_rows_that_no_event_names_are_not_moved(kernel_cases: ModuleType) -> None:
+    many = SMALL | {"S": 50, "M": 90}
+    work = kernel_cases.gather_work(stand_in(), many, torch.float32, seed=3)
+    inputs = kernel_cases.Inputs(many, torch.float32, 3)
+    rows = len(set(inputs.key[1].flatten().tolist()))
+    assert rows < 90
+    assert work.moved == 4 * (rows * 6 + 100 + 100 * 2 + 100 * 8)
+
+
+def test_padding_is_neither_read_nor_multiplied(kernel_cases: ModuleType) -> None:
+    half = SMALL | {"S": 400, "padding": 0.5}
+    work = kernel_cases.attention_work(stand_in(), half, torch.float32, seed=3)
+    side = 4 * (7 * 6 + 400 + 400 * 2)
+    assert work.moved == 2 * side + 2 * 4 * 2 * 3 * 8 + 4 * 2 * 400
+    assert work.operations == 2 * (2 * 2 * 3 * 200 * 8)
+
+
+def test_verdicts(bench: ModuleType, kernel_cases: ModuleType) -> None:
+    work = kernel_cases.gather_work(stand_in(), SMALL, torch.float32, seed=3)
     assert bench.verdicts({"least_share_of_copy": 0.85}, work, 1.0,
                           {"ours": 2.0, "eager": 6.0, "torch.compile": 5.0}) == [
         "2.00 times the floor", "2.50 times the best rival", "share of copy 0.50 (target 0.85)"
