@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <functional>
+#include <set>
 
 #include "call.h"
 
@@ -29,13 +30,12 @@ public:
         cudaEventDestroy(stop_);
     }
 
-    // Median microseconds of `work`; `cold` empties the L2 before each launch.
+    // Median microseconds of `work` with an empty L2 (`cold`) or after a run of its own. What goes
+    // before also keeps the GPU busy until `work` is queued whole: launching takes time too.
     double median(bool cold, std::function<void()> const& work) {
         std::vector<float> times;
         for (int i = 0; i < kWarmup + kRepeats; ++i) {
-            if (cold) {
-                flush_.clear();
-            }
+            cold ? flush_.clear() : work();
             must(cudaEventRecord(start_), "cudaEventRecord");
             work();
             must(cudaEventRecord(stop_), "cudaEventRecord");
@@ -81,30 +81,46 @@ void line(char const* what, Shape const& s, Dtype dtype, double floor, double wa
         warm, cold);
 }
 
-// Bytes that cannot be avoided: each input read once, each output written once.
-double side_bytes(Shape const& s, int bytes) {
-    double const events = static_cast<double>(s.batch) * s.events;
-    double const rows = std::min(events, static_cast<double>(s.pool_rows));
-    return rows * s.pool_width * bytes + events * (4 + (s.width - s.pool_width) * bytes);
+// Every event seen, every index inside the pool: nothing that a kernel may leave out.
+Inputs all_seen(Shape const& s, Dtype dtype) {
+    Inputs in(s, dtype, 1);
+    std::fill(in.mask.begin(), in.mask.end(), 1);
+    for (auto& index : in.index) {
+        for (int32_t& row : index) {
+            row = std::clamp(row, 0, s.pool_rows - 1);
+        }
+    }
+    return in;
+}
+
+// Bytes of keys or values that cannot be avoided: each user part, each index and each pool row that
+// one names, once.
+double side_bytes(Inputs const& in, int which, Dtype dtype) {
+    auto const& index = in.index[which];
+    std::set<int32_t> const rows(index.begin(), index.end());
+    size_t const pool = rows.size() * static_cast<size_t>(in.shape.pool_width);
+    return static_cast<double>((pool + in.user[which].size()) * dtype_bytes(dtype) +
+                               index.size() * sizeof(int32_t));
 }
 
 void time_gather(Timer& timer, double bandwidth, Shape const& s, Dtype dtype) {
-    Inputs const in(s, dtype, 1);
+    Inputs const in = all_seen(s, dtype);
     Call const call(in, dtype, {});
     double const out_bytes = 1.0 * s.batch * s.events * s.width * dtype_bytes(dtype);
     Buffer out(static_cast<size_t>(out_bytes));
     auto const work = [&] {
         must(pool_gather_concat(call.gather(out.data()), nullptr), "pool_gather_concat");
     };
-    double const floor = (side_bytes(s, dtype_bytes(dtype)) + out_bytes) / bandwidth / 1e3;
+    double const floor = (side_bytes(in, 0, dtype) + out_bytes) / bandwidth / 1e3;
     line("gather", s, dtype, floor, timer.median(false, work), timer.median(true, work));
 }
 
 void time_attention(Timer& timer, double bandwidth, Shape const& s, Dtype dtype) {
-    Inputs const in(s, dtype, 1);
+    Inputs const in = all_seen(s, dtype);
     Call const call(in, dtype, {});
     double const queries = 2.0 * static_cast<double>(in.query.size()) * dtype_bytes(dtype);
-    double const bytes = 2 * side_bytes(s, dtype_bytes(dtype)) + queries;
+    double const bytes = side_bytes(in, 0, dtype) + side_bytes(in, 1, dtype) + queries +
+                         static_cast<double>(in.mask.size() * sizeof(int32_t));
     for (Tactic tactic : {Tactic::kAuto, Tactic::kWhole}) {
         auto const work = [&] {
             must(pooled_attention(call.softmax, tactic, call.workspace, nullptr), "attention");
