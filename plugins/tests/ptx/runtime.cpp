@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "ptx/fat_binary.h"
 #include "ptx/machine.h"
 #include "ptx/streams.h"
 
@@ -73,37 +74,6 @@ cudaError_t checked(F const& f) {
         gpu().failed = cudaErrorIllegalAddress;
         return said(gpu().failed);
     }
-}
-
-// The PTX of a fat binary: a header (magic number, 16-bit version, 16-bit own size, 64-bit size of
-// what follows), then entries (16-bit kind, 1 for PTX; 32-bit own size at 4, 64-bit size at 8).
-std::string text_of(void const* fat_binary) {
-    auto const read = [](char const* at, auto& x) { std::memcpy(&x, at, sizeof x); };
-    char const* data = nullptr;
-    read(static_cast<char const*>(fat_binary) + 8, data);
-    uint32_t magic = 0;
-    uint16_t own = 0;
-    uint64_t size = 0;
-    read(data, magic);
-    read(data + 6, own);
-    read(data + 8, size);
-    if (magic != 0xBA55ED50) {
-        throw Fault("this is no fat binary");
-    }
-    for (char const* at = data + own; at < data + own + size;) {
-        uint16_t kind = 0;
-        uint32_t header = 0;
-        uint64_t bytes = 0;
-        read(at, kind);
-        read(at + 4, header);
-        read(at + 8, bytes);
-        std::string text(at + header, bytes);
-        if (kind == 1 && text.find(".version") != std::string::npos) {
-            return text.substr(0, text.find('\0', text.find(".version")));
-        }
-        at += header + bytes;
-    }
-    throw Fault("this fat binary has no uncompressed PTX");
 }
 
 Function& function(void const* host) {
@@ -182,7 +152,7 @@ extern "C" {
 
 void** __cudaRegisterFatBinary(void* fat_binary) {
     auto& slot = gpu().modules[fat_binary];
-    slot = std::make_unique<Module>(text_of(fat_binary));
+    slot = std::make_unique<Module>(ptx_of(fat_binary));
     return reinterpret_cast<void**>(slot.get());
 }
 void __cudaRegisterFatBinaryEnd(void** /*module*/) {}
