@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ckv_export.cache.record.codec import Array, Buffer, Opened, Rows, open_record
-from ckv_export.cache.record.layout import RecordLayout, Section
-from ckv_export.cache.record.quantise import cells, load
+from ckv_export.cache.record.layout import Field, RecordLayout, Section
+from ckv_export.cache.record.quantise import cells, copied, load
 from ckv_export.errors import RecordError
 
 
@@ -68,24 +69,22 @@ def _padded(section: Section, users: Sequence[Rows], size: int) -> dict[str, Arr
     taken = [rows[max(len(rows) - size, 0) :] for rows in users]
     # Joined as bytes: numpy would compare the row types of every two users first.
     rows = np.frombuffer(b"".join(rows.view(np.uint8).data for rows in taken), section.row)
-    ends = np.cumsum([len(rows) for rows in taken], dtype=np.int64).tolist()
-    tensors = {}
-    for field in section.fields:
-        values = load(field, rows)
-        tensor = np.zeros(field.tensor_shape(len(users), size), field.dtype)
-        if field.padding:
-            entry = np.array(field.padding, field.dtype).reshape(field.shape)
-            np.moveaxis(tensor, field.axis + 1, 1)[:] = entry
-        _place(tensor, values, field.axis, ends)
-        tensors[field.name] = tensor
-    return tensors
+    counts = [len(rows) for rows in taken]
+    return {f.name: _tensor(f, load(f, rows), counts, size) for f in section.fields}
 
 
-def _place(tensor: Array, values: Array, axis: int, ends: Sequence[int]) -> None:
-    """Put the events of each user, which end at `ends` in `values`, at the end of their axis."""
-    target, source = np.moveaxis(tensor, axis + 1, 1), values
-    if source.ndim > axis + 1:
-        target, source = cells(target), cells(source)
-    for place, start, end in zip(target, [0, *ends], ends, strict=False):
-        if end > start:
-            place[start - end :] = source[start:end]
+def _tensor(field: Field, values: Array, counts: Sequence[int], size: int) -> Array:
+    """[B, .., size, ..]: padding, then the user's values, so many as `counts` says."""
+    if len(values) == len(counts) * size:
+        whole = np.moveaxis(values.reshape(len(counts), size, *field.shape), 1, field.axis + 1)
+        return whole if whole.flags.c_contiguous else copied(whole)
+    tensor = np.empty(field.tensor_shape(len(counts), size), field.dtype)
+    padding = np.resize(field.padding or 0, (1, *field.shape)).astype(field.dtype)
+    target = np.moveaxis(tensor, field.axis + 1, 1)
+    if values.ndim > field.axis + 1:
+        target, values, padding = cells(target), cells(values), cells(padding)
+    for user, end, count in zip(target, itertools.accumulate(counts), counts, strict=True):
+        user[: size - count] = padding
+        if count:
+            user[size - count :] = values[end - count : end]
+    return tensor

@@ -44,10 +44,10 @@ def load(field: Field, rows: NDArray[np.void]) -> Array:
     """Read what `store` wrote: [n, *field.shape] of `field.dtype`; raises `RecordError`."""
     stored = _get(field, rows)
     if field.dtype == "int32":
-        ids: Array = stored.astype(np.int32)
+        ids: Array = stored.astype(np.int32, copy=False)
         check_ids(field, ids)
         return ids
-    values: NDArray[np.float32] = stored.astype(np.float32)
+    values: NDArray[np.float32] = stored.astype(np.float32, copy=False)
     if field.scale is not None and values.size:
         scales = rows[field.scale].astype(np.float32)
         if np.signbit(scales).any():
@@ -67,6 +67,11 @@ def _multiply(vectors: NDArray[np.float32], scales: NDArray[np.float32]) -> None
         return
     for column in np.moveaxis(vectors, -1, 0):
         column *= scales
+
+
+def copied(array: Array) -> Array:
+    """`array` anew, contiguous."""
+    return np.array(cells(array), order="C").view(array.dtype).reshape(array.shape)
 
 
 def cells(array: Array) -> Array:
@@ -94,8 +99,7 @@ def _put(rows: NDArray[np.void], name: str, values: Array) -> None:
 def _get(field: Field, rows: NDArray[np.void]) -> Array:
     if field.name not in (rows.dtype.names or ()):
         return np.zeros((len(rows), *field.shape), field.dtype)
-    stored = rows[field.name]
-    return np.ascontiguousarray(cells(stored)).view(stored.dtype).reshape(stored.shape)
+    return copied(rows[field.name])
 
 
 def check_ids(field: Field, ids: Array) -> None:

@@ -36,9 +36,10 @@ def slow_batch(layout, records, size: int, padding: bool = False) -> dict[str, n
 
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("size", [None, 0, 1, 3, 4, 40])
-def test_every_batch(name, size, rng):
+@pytest.mark.parametrize("lengths", [LENGTHS, (4, 23, 20)], ids=["short and long", "long"])
+def test_every_batch(name, lengths, size, rng):
     layout = LAYOUTS[name]
-    records = [encode(layout, user(layout, n, rng)) for n in LENGTHS]
+    records = [encode(layout, user(layout, n, rng)) for n in lengths]
     got = batch(layout, records, size)
     padded = {None: 20 if layout.pad_to else 23}.get(size, size)
     wanted = slow_batch(layout, records, padded, name.startswith("padding of its own"))
@@ -46,6 +47,7 @@ def test_every_batch(name, size, rng):
     for name, tensor in wanted.items():
         assert got[name].dtype == tensor.dtype
         assert got[name].flags.c_contiguous
+        assert got[name].flags.writeable
         np.testing.assert_array_equal(got[name], tensor, err_msg=name)
 
 
