@@ -86,6 +86,8 @@ def test_tables_of_an_empty_history():
         (999_500, "1.00 MB"),
         (25e6, "25.0 MB"),
         (1.2e12, "1.20 TB"),
+        (3e15, "3.00 PB"),
+        (2e19, "20.0 EB"),
     ],
 )
 def test_bytes_text(size: float, text: str):
