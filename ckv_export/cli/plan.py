@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     for plan in made:
         rows = [(line.what, line.how, line.text) for line in plan.lines]
         console.print(table(f"{plan.cache} cache", ("what", "how", ""), rows))
-    beside = not_counted(manifest.model, demand)
-    if beside is not None:
-        console.print(beside)
+    console.print(not_counted(manifest, demand))
+    if manifest.item_table is not None:
+        console.print("With the bundle's item table none of a cache is kept, the history alone.")
     if measured is None:
         console.print("Cores and GPUs need measured times: give --bench FILE.")
     return 0

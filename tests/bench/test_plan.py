@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from ckv_testing.draw import DNN, PLAIN, make_spec
+from ckv_testing.records import MANIFESTS
 
 from ckv_export.bench.plan import (
     Demand,
@@ -28,9 +29,6 @@ def test_a_billion_users_to_the_byte():
     assert compact.value("bytes per user") == 12_000
     assert compact.value("all users") == 12_000_000_000_000
     assert compact.value("users per GB") == 83_333
-    beside = not_counted(SPEC, demand)
-    assert beside is not None
-    assert "4.00 kB a user" in beside  # 1000 ids of 4 bytes
     assert compact.value("servers for memory") == -(-12 * 10**12 // (512 * 10**9 - POOLS))
     assert compact.value("fetched per second") == 123_457 * 12_000
     assert compact.value("links") == 1
@@ -38,6 +36,24 @@ def test_a_billion_users_to_the_byte():
     assert fp32.value("all users") == 10**9 * 2_048_000
     assert fp32.value("servers for memory") == 4000
     assert fp32.value("links") == -(-123_457 * 2_048_000 // 12_500_000_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("two ids", ", and with any cache and without one the item ids: 4.00 kB a user"),
+        ("HSTU", ""),
+        ("HSTU with time", ", and with any cache and without one history time: 4.00 kB a user"),
+        (
+            "one id of many features",
+            ", and with any cache and without one history item_id: 4.00 kB a user",
+        ),
+    ],
+)
+def test_what_is_kept_beside_a_cache_is_said(name: str, beside: str):
+    """1000 numbers of 4 bytes."""
+    said = not_counted(MANIFESTS[name], Demand(1, 1000, 1))
+    assert said == f"Not counted: a record's header of 64 bytes{beside}."
 
 
 def test_a_window_caps_what_is_cached_and_a_partial_server_is_a_server():
