@@ -66,6 +66,7 @@ def test_a_batch_has_the_inputs_of_its_graph(name, rng):
 def test_no_users(layout):
     for name, tensor in batch(layout, [], 5).items():
         assert tensor.shape[0] == 0, name
+    assert batch(layout, [])["history_mask"].shape == (0, layout.pad_to or 0)
 
 
 def test_the_past_of_a_chunked_prefill_is_the_batch_under_its_names(rng):
@@ -76,6 +77,7 @@ def test_the_past_of_a_chunked_prefill_is_the_batch_under_its_names(rng):
     assert sorted(tensors) == sorted(names)
     for name, tensor in batch(layout, records).items():
         np.testing.assert_array_equal(tensors["past_" + name.split("_", 1)[1]], tensor)
+    assert past(layout, records, 9)["past_mask"].shape == (3, 9)
     for name in ("two ids, float32", "item table, float32"):
         with pytest.raises(RecordError, match="caches its whole history"):
             past(LAYOUTS[name], [])

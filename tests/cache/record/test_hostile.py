@@ -76,6 +76,8 @@ def test_bytes_behind_a_record(name, rng):
     data = encode(layout, user(layout, 2, rng))
     with pytest.raises(RecordError, match="followed by other bytes"):
         decode(layout, data + b"\0")
+    with pytest.raises(RecordError, match="followed by other bytes"):
+        append(layout, data + b"\0", user(layout, 1, rng))
     assert size(layout, data + b"\0") == len(data)
 
 
@@ -219,6 +221,7 @@ def test_what_can_not_be_encoded(rng):
     refused("no 'history_itm_id'; did you mean", history_itm_id=good["history_item_id"])
     refused(r"must have shape \[1, n, 2\], got \[3, 2\]", cache_k_user=good["cache_k_user"][0])
     refused(r"shape \[1, n\], got \[2, 3\]", cache_k_index=np.zeros((2, 3), np.int32))
+    refused(r"'history_item_id' must have shape \[n\], got \[\]", history_item_id=np.int32(3))
     refused("must be int32, got float32", history_item_id=np.zeros(3, np.float32))
     refused("must be float32, got int32", cache_k_user=np.zeros((1, 3, 2), np.int32))
     refused("as many events each", history_cate_id=good["history_cate_id"][1:])
