@@ -150,6 +150,7 @@ def test_records_outlive_new_pools_and_no_new_router(rng):
     ("offset", "value", "words"),
     [
         (0, b"CKVS", "no cache record: it starts with b'CKVS', not b'CKVR'"),
+        (4, b"\0\0", "format version 0,"),
         (4, b"\2\0", "format version 2, this library reads 1: prefill the user again"),
         (6, b"\x41\0", "contradicts its layout"),
         (28, b"\2", "contradicts its layout"),
@@ -219,6 +220,9 @@ def test_what_can_not_be_encoded(rng):
             encode(layout, good | changes)
 
     refused("no 'history_itm_id'; did you mean", history_itm_id=good["history_item_id"])
+    wrong = {n: a for n, a in good.items() if n != "history_item_id"} | {"history_itm_id": 0}
+    with pytest.raises(RecordError, match=r"needs 'history_item_id', .* did you mean 'history_itm"):
+        encode(layout, wrong)
     refused(r"must have shape \[1, n, 2\], got \[3, 2\]", cache_k_user=good["cache_k_user"][0])
     refused(r"shape \[1, n\], got \[2, 3\]", cache_k_index=np.zeros((2, 3), np.int32))
     refused(r"'history_item_id' must have shape \[n\], got \[\]", history_item_id=np.int32(3))
@@ -227,6 +231,7 @@ def test_what_can_not_be_encoded(rng):
     refused("as many events each", history_cate_id=good["history_cate_id"][1:])
     refused("as many events each", cache_k_index=good["cache_k_index"][:, 1:])
     refused(r"must lie in \[0, 10\), got 10", cache_k_index=np.full((1, 3), 10))
+    refused(rf"\[0, 10\), got {2**64 - 1}", cache_k_index=np.full((1, 3), 2**64 - 1, np.uint64))
     refused(r"\[0, 5\), got -1", history_cate_id=np.array([0, -1, 2]))
     refused("NaN or numbers too large", cache_v_user=np.full((1, 3, 3), np.nan, np.float32))
     refused("NaN or numbers too large", cache_v_user=np.full((1, 3, 3), 1e39))
