@@ -252,7 +252,7 @@ def test_the_graph_and_dtype_must_exist():
 
 def test_a_bundle_with_an_item_table_keeps_ids_unless_told_otherwise(rng):
     items = manifest(*RICH, form=EventForm(item_key=ITEM.name), items=True)
-    assert [f.name for f in RecordLayout.of(items).fields] == ["history_item_id"]
+    assert RecordLayout.of(items).describe() == "window 0\nevents history_item_id int32 1\n"
     assert RecordLayout.of(items).events.row_bytes == 4
     decode_layout = RecordLayout.of(items, graph="decode")
     assert decode_layout.window.fields
