@@ -254,6 +254,7 @@ def test_a_bundle_with_an_item_table_keeps_ids_unless_told_otherwise(rng):
     items = manifest(*RICH, form=EventForm(item_key=ITEM.name), items=True)
     assert RecordLayout.of(items).describe() == "window 0\nevents history_item_id int32 1\n"
     assert RecordLayout.of(items).events.row_bytes == 4
+    assert RecordLayout.of(items).codes == (0, 0, 0)
     decode_layout = RecordLayout.of(items, graph="decode")
     assert decode_layout.window.fields
     assert cut(decode_layout, user(decode_layout, 3, rng), 1, 2)
