@@ -64,8 +64,6 @@ def run(args: argparse.Namespace) -> int:
         rows = [(line.what, line.how, line.text) for line in plan.lines]
         console.print(table(f"{plan.cache} cache", ("what", "how", ""), rows))
     console.print(not_counted(manifest, demand))
-    if manifest.item_table is not None:
-        console.print("With the bundle's item table none of a cache is kept, the history alone.")
     if measured is None:
         console.print("Cores and GPUs need measured times: give --bench FILE.")
     return 0

@@ -41,19 +41,20 @@ def test_a_billion_users_to_the_byte():
 @pytest.mark.parametrize(
     ("name", "beside"),
     [
-        ("two ids", ", and with any cache and without one the item ids: 4.00 kB a user"),
-        ("HSTU", ""),
-        ("HSTU with time", ", and with any cache and without one history time: 4.00 kB a user"),
+        ("two ids", ", and with any cache and without one the item ids: 4.00 kB a user."),
+        ("HSTU", "."),
+        ("HSTU with time", ", and with any cache and without one history time: 4.00 kB a user."),
         (
-            "one id of many features",
-            ", and with any cache and without one history item_id: 4.00 kB a user",
+            "item table",
+            ", and with any cache and without one history item_id: 4.00 kB a user. With the "
+            "bundle's item table no cache is kept, the history alone.",
         ),
     ],
 )
 def test_what_is_kept_beside_a_cache_is_said(name: str, beside: str):
     """1000 numbers of 4 bytes."""
     said = not_counted(MANIFESTS[name], Demand(1, 1000, 1))
-    assert said == f"Not counted: a record's header of 64 bytes{beside}."
+    assert said == f"Not counted: a record's header of 64 bytes{beside}"
 
 
 def test_a_window_caps_what_is_cached_and_a_partial_server_is_a_server():
