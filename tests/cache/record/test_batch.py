@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from ckv_testing.records import LAYOUTS, MANIFESTS, PADDING, cut, user
 
-from ckv_export.cache.record import batch, decode, encode, past, user_events
-from ckv_export.errors import RecordError
+from ckv_export.cache.record import (
+    RecordLayout,
+    batch,
+    decode,
+    encode,
+    kept_events,
+    past,
+    user_events,
+)
+from ckv_export.contract import Range
+from ckv_export.errors import InputError, RecordError
 
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 LENGTHS = (3, 0, 1, 23, 4, 5, 20)
@@ -60,6 +71,21 @@ def test_a_batch_has_the_inputs_of_its_graph(name, rng):
     assert {t.name: (t.dtype, t.shape(sizes)) for t in wanted} == {
         n: (a.dtype.name, a.shape) for n, a in tensors.items()
     }
+
+
+@pytest.mark.parametrize(("longest", "padded"), [(7, 7), (99, 20)])
+def test_a_batch_is_as_long_as_model_and_engine_take(longest: int, padded: int):
+    """A target-attention model was trained with 20 events; HSTU scores any history as it is."""
+    for name, pad_to, kept in (("two ids", padded, padded), ("HSTU", None, longest)):
+        manifest = MANIFESTS[name]
+        profile = manifest.profile.replaced(manifest.model, {"S": Range(0, 1, longest)})
+        manifest = dataclasses.replace(manifest, profile=profile)
+        layout = RecordLayout.of(manifest)
+        assert layout.pad_to == pad_to
+        assert kept_events(layout, manifest) == kept_events(layout, manifest, kept) == kept
+        assert kept_events(layout, manifest, 3) == 3
+        with pytest.raises(InputError, match=f"at most {kept} for toy, .* got {kept + 1}:"):
+            kept_events(layout, manifest, kept + 1)
 
 
 @every_layout

@@ -162,6 +162,17 @@ def test_the_window_may_begin_later_than_the_history(rng):
         encode(layout, short)
 
 
+def test_entries_stand_before_the_history_in_a_row_of_hstu():
+    assert LAYOUTS["HSTU with time, float16"].describe().splitlines() == [
+        "window 0",
+        "events cache_k_index uint16 2",
+        "events cache_v_index uint16 2",
+        "events cache_k_user float16 2x2",
+        "events cache_v_user float16 2x3",
+        "events history_time int32 1",
+    ]
+
+
 def test_published_setting_takes_12_bytes_an_event():
     layout = RecordLayout.of(manifest(pools=(10000, 10000), users=(2, 2), window=50))
     assert layout.window.row_bytes == 12
