@@ -177,3 +177,4 @@ def test_published_setting_takes_12_bytes_an_event():
     layout = RecordLayout.of(manifest(pools=(10000, 10000), users=(2, 2), window=50))
     assert layout.window.row_bytes == 12
     assert layout.cap == 49
+    assert layout.describe().startswith("window 49\n")
