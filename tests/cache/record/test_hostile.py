@@ -232,13 +232,21 @@ def test_what_can_not_be_encoded(rng):
     refused("as many events each", cache_k_index=good["cache_k_index"][:, 1:])
     refused(r"must lie in \[0, 10\), got 10", cache_k_index=np.full((1, 3), 10))
     refused(rf"\[0, 10\), got {2**64 - 1}", cache_k_index=np.full((1, 3), 2**64 - 1, np.uint64))
+    one = user(layout, 1, rng) | {"cache_k_index": np.full((1, 1), 10)}
+    with pytest.raises(RecordError, match=r"\[0, 10\), got 10"):
+        encode(layout, one)
     refused(r"\[0, 5\), got -1", history_cate_id=np.array([0, -1, 2]))
     refused("NaN or numbers too large", cache_v_user=np.full((1, 3, 3), np.nan, np.float32))
     refused("NaN or numbers too large", cache_v_user=np.full((1, 3, 3), 1e39))
     refused("holds 70000, too large for float16", cache_v_user=np.full((1, 3, 3), 7e4))
     coarse = LAYOUTS["two ids, int8"]
-    with pytest.raises(RecordError, match="too large for int8"):
+    with pytest.raises(RecordError, match=r"holds 1e\+08, too large for int8"):
         encode(coarse, good | {"cache_v_user": np.full((1, 3, 3), -1e8)})
+    timed = LAYOUTS["HSTU with time, float16"]
+    for seconds in (2**31, -(2**31) - 1):
+        late = user(timed, 2, rng) | {"history_time": np.array([7, seconds])}
+        with pytest.raises(RecordError, match=rf"2147483648\), got {seconds}"):
+            encode(timed, late)
 
 
 def test_the_graph_and_dtype_must_exist():
