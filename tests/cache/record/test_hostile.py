@@ -254,8 +254,11 @@ def test_the_graph_and_dtype_must_exist():
         RecordLayout.of(manifest(), "flaot16")
     with pytest.raises(RecordError, match="one of decode, got 'decode_items'"):
         RecordLayout.of(manifest(), graph="decode_items")
-    with pytest.raises(RecordError, match="64 hex digits, got 'abc'"):
-        RecordLayout.of(manifest(fingerprint="abc"))
+    for short in ("abc", "abcd"):
+        with pytest.raises(RecordError, match=f"64 hex digits, got '{short}'"):
+            RecordLayout.of(manifest(fingerprint=short))
+    halves = manifest(fingerprint="ab" * 16 + "cd" * 16)
+    assert RecordLayout.of(halves).fingerprint == bytes.fromhex("ab" * 16)
 
 
 def test_a_bundle_with_an_item_table_keeps_ids_unless_told_otherwise(rng):
