@@ -11,9 +11,11 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from ckv_export.cache import CacheSizes, cache_sizes
+from ckv_export.cache.record import HEADER_BYTES
 from ckv_export.cache.units import bytes_text, count_text
 from ckv_export.contract import ModelSpec
 from ckv_export.errors import InputError
+from ckv_export.manifest import Manifest
 
 MOST_USERS = 10**9
 
@@ -136,14 +138,17 @@ def measured_ways(result: Mapping[str, Any], history: int) -> list[Measured]:
     ]
 
 
-def not_counted(spec: ModelSpec, demand: Demand) -> str | None:
-    """What else a server keeps of every user, whichever cache it has; None if that is nothing."""
-    ids = cache_sizes(spec, history=demand.history).item_id
-    if ids is None:
-        return None
+def not_counted(manifest: Manifest, demand: Demand) -> str:
+    """What else a server of this bundle keeps of every user, and what it may do without."""
+    sizes = cache_sizes(manifest.model, form=manifest.form, history=demand.history)
+    ids, rows = sizes.item_id, sizes.item_features
+    what = ", ".join(row.what for row in rows) if ids is None else "the item ids"
+    history = sum(row.bytes_per_user for row in (rows if ids is None else (ids,)))
+    beside = f", and with any cache and without one {what}: {bytes_text(history)} a user"
+    table = " With the bundle's item table no cache is kept, the history alone."
     return (
-        f"Not counted: the item ids that the long branch reads, {bytes_text(ids.bytes_per_user)} a "
-        "user with any cache and without one."
+        f"Not counted: a record's header of {HEADER_BYTES} bytes{beside if history else ''}."
+        f"{table if manifest.item_table else ''}"
     )
 
 

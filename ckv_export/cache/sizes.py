@@ -169,7 +169,7 @@ def cache_sizes(
         paper_ratio_k=attention.user_k / attention.d,
         paper_ratio_v=attention.user_v / attention.d,
         users=users,
-        notes=tuple(_notes(spec, user_dtype)),
+        notes=tuple(_notes(spec, user_dtype, form)),
     )
 
 
@@ -188,7 +188,7 @@ def users_per_gb(bytes_per_user: int) -> int | None:
     return GIGABYTE // bytes_per_user if bytes_per_user else None
 
 
-def _notes(spec: ModelSpec, user_dtype: str) -> Iterator[str]:
+def _notes(spec: ModelSpec, user_dtype: str, form: EventForm) -> Iterator[str]:
     attention = spec.attention
     yield f"A stored record is the cache, the history, and a header of {HEADER_BYTES} bytes."
     for side in ("k", "v"):
@@ -201,7 +201,7 @@ def _notes(spec: ModelSpec, user_dtype: str) -> Iterator[str]:
                 f"{2 * width} as fp16."
             )
     feature = item_id(spec)
-    if spec.has_long_branch and feature is not None:
+    if feature is not None and id_row(spec, form, 0) is not None:
         yield (
             f"The long branch reads the whole history. {feature.name!r}, the first categorical "
             "item feature, is taken as the item id by which a server can look the others up."

@@ -63,9 +63,7 @@ def run(args: argparse.Namespace) -> int:
     for plan in made:
         rows = [(line.what, line.how, line.text) for line in plan.lines]
         console.print(table(f"{plan.cache} cache", ("what", "how", ""), rows))
-    beside = not_counted(manifest.model, demand)
-    if beside is not None:
-        console.print(beside)
+    console.print(not_counted(manifest, demand))
     if measured is None:
         console.print("Cores and GPUs need measured times: give --bench FILE.")
     return 0

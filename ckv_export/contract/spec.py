@@ -292,7 +292,7 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `from_dict` reads it back."""
-        return dataclasses.asdict(self) | {"options": dict(self.options)}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from ckv_testing.draw import DNN, PLAIN, make_spec
+from ckv_testing.records import MANIFESTS
 
 from ckv_export.bench.plan import (
     Demand,
@@ -28,9 +29,6 @@ def test_a_billion_users_to_the_byte():
     assert compact.value("bytes per user") == 12_000
     assert compact.value("all users") == 12_000_000_000_000
     assert compact.value("users per GB") == 83_333
-    beside = not_counted(SPEC, demand)
-    assert beside is not None
-    assert "4.00 kB a user" in beside  # 1000 ids of 4 bytes
     assert compact.value("servers for memory") == -(-12 * 10**12 // (512 * 10**9 - POOLS))
     assert compact.value("fetched per second") == 123_457 * 12_000
     assert compact.value("links") == 1
@@ -38,6 +36,25 @@ def test_a_billion_users_to_the_byte():
     assert fp32.value("all users") == 10**9 * 2_048_000
     assert fp32.value("servers for memory") == 4000
     assert fp32.value("links") == -(-123_457 * 2_048_000 // 12_500_000_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("two ids", ", and with any cache and without one the item ids: 4.00 kB a user."),
+        ("HSTU", "."),
+        ("HSTU with time", ", and with any cache and without one history time: 4.00 kB a user."),
+        (
+            "item table",
+            ", and with any cache and without one history item_id: 4.00 kB a user. With the "
+            "bundle's item table no cache is kept, the history alone.",
+        ),
+    ],
+)
+def test_what_is_kept_beside_a_cache_is_said(name: str, beside: str):
+    """1000 numbers of 4 bytes."""
+    said = not_counted(MANIFESTS[name], Demand(1, 1000, 1))
+    assert said == f"Not counted: a record's header of 64 bytes{beside}"
 
 
 def test_a_window_caps_what_is_cached_and_a_partial_server_is_a_server():
@@ -87,12 +104,24 @@ def test_processors_follow_from_measured_requests():
 
 
 def test_the_arithmetic_is_shown():
-    (compact, *_) = plans(SPEC, Demand(10, 1000, 7))
-    shown = {line.what: line.how for line in compact.lines}
-    assert shown["all users"] == "10 users x 12,000"
-    assert shown["bytes per event"].startswith("(2 K index uint16 + ")
-    servers = "(512,000,000,000 less 20,320,000 of pools) / 12,000, rounded down"
-    assert shown["users per server"] == servers
+    (compact, *_) = plans(SPEC, Demand(10, 5000, 7))
+    assert {line.what: (line.how, line.text) for line in compact.lines} == {
+        "cached events per user": ("of 5,000 events of history", "1,000"),
+        "bytes per event": (
+            "(2 K index uint16 + 2 V index uint16 + 4 K user part fp16 + 4 V user part fp16)",
+            "12 B",
+        ),
+        "bytes per user": ("1,000 events x 12", "12.0 kB"),
+        "users per GB": ("1,000,000,000 / 12,000, rounded down", "83,333"),
+        "all users": ("10 users x 12,000", "120 kB"),
+        "users per server": (
+            "(512,000,000,000 less 20,320,000 of pools) / 12,000, rounded down",
+            "42,664,973",
+        ),
+        "servers for memory": ("10 users / 42,664,973, rounded up", "1"),
+        "fetched per second": ("7 requests x 12,000", "84.0 kB/s"),
+        "links": ("84,000 / 12,500,000,000 a second, rounded up", "1"),
+    }
     way = Measured("a", "cpu", "compact", 1_500_000, threads=2, stored="fp16")
     (compact, *_) = plans(SPEC, Demand(10, 1000, 7, utilisation=50), [way])
     assert compact.lines[-1].how == (
@@ -112,28 +141,30 @@ def test_times_from_records_of_another_dtype_are_said_to_be(user_dtype: str):
 
 
 def test_every_layer_is_counted_and_every_pool():
-    """By hand: three layers of row numbers of 2 and 4 bytes, int8 user parts and their scales."""
+    """By hand: two layers of row numbers of 2 and 4 bytes, int8 user parts and their scales."""
     spec = ModelSpec(
         kind="hstu",
         features=PLAIN,
         attention=AttentionSpec(256, 8, 2, 3, 100, 70_000),
         dnn=DNN,
         max_len=40,
-        num_layers=3,
+        num_layers=2,
     )
     compact, fp16, _ = plans(spec, Demand(7, 2000, 5, user_dtype="int8", memory=10**9))
-    each = 3 * ((2 + 4) + (2 + 2) + (3 + 2))
-    assert compact.lines[1].how.startswith("3 layers x (2 K index uint16 + ")
+    each = 2 * ((2 + 4) + (2 + 2) + (3 + 2))
+    assert compact.lines[1].how.startswith("2 layers x (2 K index uint16 + ")
     assert compact.value("bytes per event") == each
     assert compact.value("cached events per user") == 2000  # no window
     assert compact.value("fetched per second") == 5 * 2000 * each
-    pools = 3 * 4 * (100 * 254 + 70_000 * 253)
+    pools = 2 * 4 * (100 * 254 + 70_000 * 253)
     assert compact.value("users per server") == (10**9 - pools) // (2000 * each)
-    assert fp16.value("bytes per event") == 3 * 2 * 256 * 2
-    assert fp16.value("users per server") == 10**9 // (2000 * 3 * 2 * 256 * 2)
+    assert fp16.value("bytes per event") == 2 * 2 * 256 * 2
+    assert fp16.value("users per server") == 10**9 // (2000 * 2 * 2 * 256 * 2)
 
 
-@pytest.mark.parametrize(("text", "number"), [("1e9", 10**9), ("12.5e9", 12_500_000_000), ("7", 7)])
+@pytest.mark.parametrize(
+    ("text", "number"), [("1e9", 10**9), ("12.5e9", 12_500_000_000), ("7", 7), ("1e18", 10**18)]
+)
 def test_whole_numbers_are_read_exactly(text: str, number: int):
     assert whole_number(text) == number
 
@@ -152,8 +183,8 @@ def test_other_texts_are_refused(text: str):
     [
         ({"users": 0}, "users must lie in 1 to 1,000,000,000, got 0"),
         ({"users": 10**9 + 1}, "users must lie"),
-        ({"history": -1}, "history must lie"),
-        ({"requests": 0}, "requests must lie"),
+        ({"history": -1}, "history must lie in 0 to 10,000,000, got -1"),
+        ({"requests": 0}, "requests must lie in 1 to 1,000,000,000,000, got 0"),
         ({"memory": 0}, "memory must lie"),
         ({"link": 0}, "link must lie"),
         ({"utilisation": 0}, "utilisation must lie"),
@@ -165,9 +196,10 @@ def test_impossible_demands_are_refused(changes: dict, says: str):
         Demand(**{"users": 1, "history": 1, "requests": 1} | changes)
 
 
-def test_a_server_that_holds_no_user_is_refused():
+@pytest.mark.parametrize(("history", "memory"), [(1000, POOLS + 11_999), (0, POOLS)])
+def test_a_server_that_holds_no_user_is_refused(history: int, memory: int):
     with pytest.raises(InputError, match=r"holds no user beside pools of 20\.3 MB"):
-        plans(SPEC, Demand(1, 1000, 1, memory=POOLS + 1))
+        plans(SPEC, Demand(1, history, 1, memory=memory))
 
 
 def test_a_result_for_other_histories_says_nothing():

@@ -21,6 +21,7 @@ def brute_force(events: list[int], rows: int) -> dict[str, float]:
         "events": len(events),
         "rows_used": len(counts),
         "rows_dead": rows - len(counts),
+        "used_share": len(counts) / rows,
         "entropy": entropy,
         "effective_rows": math.exp(entropy) if events else 0,
         "top_1_percent": sum(shares[: math.ceil(rows / 100)]),
@@ -72,7 +73,7 @@ def test_a_pool_of_one_row_is_used_evenly(events: int, even: float):
 
 
 def test_even_use_has_full_entropy():
-    (use,) = pool_occupancy(np.arange(400) % 200, rows=200)
+    (use,) = pool_occupancy(np.arange(400, dtype=np.uint16) % 200, rows=200)
     assert use.normalised_entropy == pytest.approx(1)
     assert use.effective_rows == pytest.approx(200)
     assert (use.top_1_percent, use.top_10_percent) == pytest.approx((0.01, 0.1))
@@ -86,7 +87,7 @@ def test_counts_of_batches_add_up():
 
 @pytest.mark.parametrize("bad", [-1, 10])
 def test_a_row_outside_the_pool_is_refused(bad: int):
-    words = rf"K row numbers of layer 0 must lie in \[0, 10\), got {bad}"
+    words = rf"K row numbers of layer 0 must lie in \[0, 10\), got {bad} and 0 more outside"
     with pytest.raises(EventsError, match=words):
         pool_occupancy(np.array([0, bad, 3]), rows=10)
 
@@ -98,6 +99,7 @@ def test_a_row_outside_the_pool_is_refused(bad: int):
         (np.zeros((2, 3), int), None, r"shape \[N\] or \[B, L, S\], got \[2, 3\]"),
         (np.zeros((2, 1, 3), int), np.ones((2, 4), bool), r"shape \[2, 3\], got \[2, 4\]"),
         (np.zeros(3, int), np.ones(4, bool), r"shape \[3\], got"),
+        (np.zeros((1, 1, 3), int), np.ones(3, bool), r"shape \[1, 3\], got \[3\]"),
     ],
 )
 def test_wrong_shapes(index: np.ndarray, mask: np.ndarray | None, words: str):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -69,6 +70,57 @@ def test_tables_say_the_numbers(report: CacheReport):
     assert "…" not in text
 
 
+def says(report: CacheReport, *rows: str) -> None:
+    """Each of `rows` stands in the tables, cells apart by a blank."""
+    text = " ".join(rendered(report).split())
+    for row in rows:
+        assert row in text
+
+
+def test_the_sizes_by_hand():
+    attention = AttentionSpec(16, 1, 2, 3, 500, 500)
+    spec = dataclasses.replace(SPEC, attention=attention)
+    says(
+        CacheReport(cache_sizes(spec, users=10**6)),
+        "sim: stored per user (49 of 1,000 events cached)",
+        "V user part fp16 6 49 1 294 B",
+        "the compact cache 14 686 B",
+        "K and V, full fp32 128 49 1 6.27 kB",
+        "a stored record 4.75 kB",  # 64 + 686 + 4000
+        "or item_id alone int32 4 1,000 1 4.00 kB",
+        "pools of 54.0 kB in fp32",  # 500 rows of 14 and 13 numbers
+        "cache alone CollectiveKV 686 B 1,457,725 21.9% 10.9% "
+        "full fp16 3.14 kB 318,877 full fp32 6.27 kB 159,438",
+        "K 12.5%, V 18.8%",
+        "cache alone 686 MB 3.14 GB 6.27 GB",
+    )
+
+
+def test_the_pool_use_by_hand():
+    index = np.repeat([3, 1, 5], [6, 3, 1])
+    uses = pool_occupancy(index, rows=200, side="v")
+    says(
+        CacheReport(cache_sizes(SPEC), uses),
+        "V layer 0 10 200 3 197 10 2.5 0.169 90.0% 100% 60.0%",
+    )
+
+
+def test_the_spectrum_by_hand():
+    """Of three users the second is held against the basis of the others, whose order is its own
+    turned round."""
+    a, b = (np.diag(np.sqrt(energy)) for energy in ([90.0, 5, 4, 1], [1.0, 4, 5, 90]))
+    spectrum = kv_spectrum([a, b, a], layer=1, pool_width=3)
+    says(
+        CacheReport(cache_sizes(SPEC), spectrum=(spectrum,)),
+        "K layer 1 3 12 4 2 3 4 2.6 69.3%",
+        "dimensions 1 2 4",
+        "basis of other users 1.0% 5.0% 100%",
+        "each user's own basis 90.0% 95.0% 100%",
+        "shared fraction 1.1% 5.3% 100%",
+        "Energy of 1 users captured by a basis found on 2 other users",
+    )
+
+
 def test_tables_of_an_empty_history():
     text = rendered(CacheReport(cache_sizes(SPEC, history=0)))
     assert "0 B" in text
@@ -86,6 +138,8 @@ def test_tables_of_an_empty_history():
         (999_500, "1.00 MB"),
         (25e6, "25.0 MB"),
         (1.2e12, "1.20 TB"),
+        (3e15, "3.00 PB"),
+        (2e19, "20.0 EB"),
     ],
 )
 def test_bytes_text(size: float, text: str):
@@ -97,12 +151,12 @@ def test_bytes_text(size: float, text: str):
     [
         (None, "-"),
         (0, "0%"),
-        (1e-7, "<0.001%"),
+        (9e-6, "<0.001%"),
         (12 / 2048, "0.59%"),
         (0.0974, "9.7%"),
         (0.2, "20.0%"),
         (0.375, "37.5%"),
-        (0.99999, ">99.9%"),
+        (0.9996, ">99.9%"),
         (1, "100%"),
         (1.5, "150%"),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 from ckv_export.cache import cache_sizes
 from ckv_export.cache.sizes import users_per_gb
-from ckv_export.contract import AttentionSpec, DnnSpec, FeatureSpec, ModelSpec
+from ckv_export.contract import AttentionSpec, DnnSpec, EventForm, FeatureSpec, ModelSpec
 from ckv_export.errors import InputError
 
 ITEM = FeatureSpec("item_id", "item", "categorical", 64, vocab_size=24323)
@@ -73,10 +73,17 @@ def test_history_of_the_long_branch_counts_on_both_sides():
 
 
 def test_first_categorical_item_feature_is_the_id():
-    sizes = cache_sizes(model(IMAGE, PRICE, ITEM))
+    sizes = cache_sizes(model(TAGS, IMAGE, PRICE, ITEM))
     assert sizes.item_id is not None
     assert sizes.item_id.what == "or item_id alone"
     assert any("'item_id'" in note for note in sizes.notes)
+
+
+def test_an_id_that_decode_takes_is_the_whole_history():
+    sizes = cache_sizes(model(IMAGE, PRICE, ITEM), form=EventForm(item_key="item_id"))
+    assert sizes.item_id is None
+    assert [row.what for row in sizes.item_features] == ["history item_id"]
+    assert not any("look the others up" in note for note in sizes.notes)
 
 
 def test_without_a_categorical_item_feature_there_is_no_smaller_history():
@@ -95,7 +102,7 @@ def test_a_side_without_a_pool_is_stored_whole():
     }
     assert sizes.compact_bytes == 518 * 49
     assert (sizes.paper_ratio_k, sizes.paper_ratio_v) == (1.0, 2 / 256)
-    assert any("K has no pool" in note for note in sizes.notes)
+    assert "K has no pool: all 256 numbers are stored for every event." in sizes.notes
 
 
 @pytest.mark.parametrize(("pool", "index"), [(65536, ("uint16", 2)), (65537, ("int32", 4))])
@@ -110,8 +117,9 @@ def test_layers_multiply_and_a_whole_history_model_needs_no_ids():
     sizes = cache_sizes(model(ITEM, IMAGE, window=None, layers=3))
     assert sizes.cached_events == 1000
     assert sizes.compact_bytes == 12 * 1000 * 3
-    assert sizes.comparisons[0].full_fp32 == 2048 * 1000 * 3
-    assert len(sizes.comparisons) == 1
+    (alone,) = sizes.comparisons
+    assert (alone.full_fp16, alone.full_fp32) == (1024 * 1000 * 3, 2048 * 1000 * 3)
+    assert not any("long branch" in note for note in sizes.notes)
     assert sizes.item_features == ()
     assert sizes.pool_bytes == 3 * 2 * 10000 * 254 * 4
 
@@ -126,7 +134,9 @@ def test_user_dtypes(dtype: str, per_event: int):
 
 
 def test_int8_of_narrow_user_parts_says_that_it_saves_nothing():
-    assert sum("saves nothing" in n for n in cache_sizes(model(), "int8").notes) == 2
+    notes = cache_sizes(model(user_v=1), "int8").notes
+    assert "int8 saves nothing on K: 2 + 2 bytes with the scale, 4 as fp16." in notes
+    assert "int8 saves nothing on V: 1 + 2 bytes with the scale, 2 as fp16." in notes
     wide = cache_sizes(model(user_k=3, user_v=3), "int8")
     assert not any("saves nothing" in n for n in wide.notes)
 
@@ -134,6 +144,7 @@ def test_int8_of_narrow_user_parts_says_that_it_saves_nothing():
 def test_no_user_part_stores_no_scale():
     sizes = cache_sizes(model(user_k=0, user_v=0), "int8")
     assert sizes.compact_bytes == 4 * 49
+    assert not any("saves nothing" in note for note in sizes.notes)
 
 
 @pytest.mark.parametrize(("history", "cached"), [(0, 0), (1, 1), (49, 49), (50, 49), (1000, 49)])
@@ -154,6 +165,8 @@ def test_users_per_gb_and_totals():
     data = cache_sizes(model(), users=1_000_000).to_dict()["comparisons"][0]
     assert data["users_per_gb"]["compact"] == 10**9 // 588 == users_per_gb(588)
     assert data["total_bytes"]["compact"] == 588_000_000
+    assert users_per_gb(600) == 1_666_666  # and two thirds of one
+    assert cache_sizes(model(), users=0).to_dict()["comparisons"][0]["total_bytes"]["compact"] == 0
     assert "total_bytes" not in cache_sizes(model()).to_dict()["comparisons"][0]
 
 

@@ -50,6 +50,7 @@ def test_shared_basis_against_projections(seed: int, d: int, lengths: list[int])
         assert shared is None
         return
     assert shared is not None
+    assert (shared.users_a, shared.users_b) == (len(users[::2]), len(users[1::2]))
     basis = np.linalg.svd(a, full_matrices=False)[2]
     total = sum((u**2).sum() for u in b)
     for r, by_a, by_own, fraction in zip(
@@ -95,6 +96,8 @@ def test_ranks_for_energy_by_hand():
     assert spectrum.pool_energy == pytest.approx(0.99)
     shares = np.array([0.9, 0.05, 0.04, 0.01])
     assert spectrum.effective_rank == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    roots = np.sqrt(shares) / np.sqrt(shares).sum()
+    assert spectrum.effective_rank_rv == pytest.approx(np.exp(-(roots * np.log(roots)).sum()))
 
 
 def test_equal_singular_values_have_full_effective_rank():
@@ -163,6 +166,7 @@ def test_powers_of_two(d: int, ranks: tuple[int, ...]):
         ([np.ones(3)], "must have shape"),
         (np.ones((2, 3)), r"shape \[B, S, d\], got \[2, 3\]"),
         ([np.array([[np.nan]])], "must be finite"),
+        ([np.array([[np.inf]])], "must be finite"),
     ],
 )
 def test_bad_events(users: object, words: str):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from ckv_testing.draw import DNN, make_spec
 from ckv_testing.forms import ATTENTION, BY_ID, EXTERNAL, HSTU, ITEM, SIM, TIME, WIDE
@@ -115,6 +117,25 @@ def test_graphs_of_ids_alone_and_times():
         "user_face float32 B 7",
         "score float32 B C",
     ]
+
+
+def test_pools_as_inputs_are_those_that_a_graph_reads():
+    """Prefill of HSTU reads those of all layers but the last, prefill of a window none."""
+    form = EventForm(pools="float16")
+
+    def pools(graph: GraphSpec) -> list[str]:
+        return [line for line in written(graph) if line.startswith("pool_")]
+
+    below = ["pool_k_0 float16 10 30", "pool_v_0 float16 7 31"]
+    assert pools(prefill_io(HSTU, form)) == below
+    last = ["pool_k_1 float16 10 30", "pool_v_1 float16 7 31"]
+    assert pools(decode_io(HSTU, form)) == [*below, *last]
+    assert pools(prefill_io(SIM, form)) == pools(decode_io(SIM)) == []
+    plain_k = dataclasses.replace(ATTENTION, user_k=8, pool_rows_k=0)
+    spec = dataclasses.replace(SIM, attention=plain_k)
+    assert pools(decode_io(spec, form)) == ["pool_v_0 float16 7 7"]
+    with pytest.raises(SpecError, match="one of float32, float16, got 'bfloat16'"):
+        EventForm(pools="bfloat16")
 
 
 @pytest.mark.parametrize("spec", [SIM, HSTU], ids=["sim", "hstu"])

@@ -53,6 +53,8 @@ def test_default_profile_is_the_models_own():
     assert profile.axes["S"] == Range(0, 30, 30)
     assert profile.axes["K"] == Range(0, 4, 4)
     assert profile.axes["T"] == Range(0, 1, 30)
+    assert profile.axes["C"] == Range(1, 100, 1024)
+    assert profile.with_items(7).axes == {**profile.axes, "I": Range(7, 7, 7)}
     assert Profile.default(make_spec("sim", window=50, max_len=30)).axes["K"] == Range(0, 30, 30)
     assert Profile.default(make_spec("sim", max_len=1)).axes["T"] == Range(0, 1, 1)
 

@@ -139,9 +139,18 @@ def test_sizes_fit_into_int32(path: str):
             ModelSpec.from_dict(changed(plain, path, size))
 
 
-def test_model_without_item_feature_is_refused():
+@pytest.mark.parametrize(
+    "feature", [("age", "user", "numeric", 2), ("time", "item", "timestamp", 0)]
+)
+def test_model_without_item_feature_is_refused(feature: tuple[str, str, str, int]):
     with pytest.raises(SpecError, match="at least one feature of role 'item'"):
-        make_spec("sim", features=(FeatureSpec("age", "user", "numeric", 2),))
+        make_spec("sim", features=(FeatureSpec(*feature),))
+
+
+def test_an_event_happens_once():
+    times = (FeatureSpec(name, "item", "timestamp", 0) for name in ("seen", "bought"))
+    with pytest.raises(SpecError, match="at most one timestamp, got seen, bought"):
+        make_spec("sim", features=(*RICH, *times))
 
 
 def test_baseline_without_pool_is_refused():
@@ -153,6 +162,12 @@ def test_unprojected_vector_has_one_width():
     with pytest.raises(SpecError, match=r"as wide as it is long, got width 3 and length 4$"):
         FeatureSpec("image", "item", "vector", 3, length=4)
     assert FeatureSpec("image", "item", "vector", 3, length=4, projected=True).inner == (4,)
+
+
+@pytest.mark.parametrize(("role", "width"), [("user", 0), ("item", 3)])
+def test_a_timestamp_is_of_an_event_and_embeds_nothing(role: str, width: int):
+    with pytest.raises(SpecError, match="'time': a timestamp is an item feature of width 0"):
+        FeatureSpec("time", role, "timestamp", width)
 
 
 @pytest.mark.parametrize("kind", ["sequence", "vector"])

@@ -13,6 +13,7 @@ from ckv_export.training.data import TOPICS, make_catalogue
 
 def test_histories_are_left_padded_with_zeros_and_of_all_lengths(small_data) -> None:
     clicks = small_data.train
+    assert (len(clicks), len(small_data.held_out)) == (1200, 300)
     lengths = clicks.mask.sum(1)
     assert (lengths == 0).any()
     assert (lengths == 1).any()
@@ -61,6 +62,20 @@ def test_clicks_follow_interests_old_and_new(small_data) -> None:
     assert last[clicked].float().mean() > 2 * last[~clicked].float().mean()
     assert before[clicked].float().mean() > 1.2 * before[~clicked].float().mean()
     assert 0.45 < clicks.label.mean() < 0.55
+    real = clicks.mask.unsqueeze(1).expand_as(seen)[clicked]
+    recent, older = (
+        seen[clicked][:, part][real[:, part]].float().mean()
+        for part in (slice(-10, None), slice(None, -10))
+    )
+    assert recent > 1.1 * older  # an event of late tells more of a click
+
+
+def test_users_tell_of_none_one_or_two_interests_and_of_how_much_they_did(small_data) -> None:
+    clicks = small_data.train
+    told = clicks.user["declared"] > 0
+    assert told.sum(1).unique().tolist() == [0, 1, 2]
+    assert (told[:, 1:] <= told[:, :-1]).all()
+    torch.testing.assert_close(clicks.user["activity"], clicks.mask.float().mean(1))
 
 
 def test_the_seed_decides() -> None:

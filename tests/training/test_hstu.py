@@ -9,6 +9,7 @@ import torch
 
 from ckv_export.model.reference_hstu import HstuReference
 from ckv_export.training import demo_data, initial_state
+from ckv_export.training.evaluate import pool_rows, rows_used
 from ckv_export.training.hstu import HstuAtOnce, training_model
 
 
@@ -40,6 +41,18 @@ def test_scores_and_cache_are_the_references(spec, timed: bool) -> None:
     for one, other in pairs:
         torch.testing.assert_close(one.user["k"][clicks.mask], other.user["k"][clicks.mask])
         assert torch.equal(one.index["v"][clicks.mask], other.index["v"][clicks.mask])
+
+
+def test_rows_of_every_layer_are_counted(spec) -> None:
+    state = initial_state(spec, 0)
+    clicks = demo_data(spec, 0, train=24, held_out=1, candidates=3).train
+    layers = HstuAtOnce(spec, state).cache(clicks.history, clicks.mask)
+    wanted = {
+        side: sum(len(entries.index[side][clicks.mask].unique()) for entries in layers)
+        for side in "kv"
+    }
+    assert rows_used(spec, state, clicks) == wanted
+    assert pool_rows(spec) == {"k": 2 * 24, "v": 2 * 24}
 
 
 def test_router_losses_are_of_every_layer_and_of_the_candidates_too(spec) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,12 +93,20 @@ def test_a_demo_is_saved_beside_its_held_out_events(
 ) -> None:
     few = type(small_data)(small_data.train.take(slice(64)), small_data.held_out)
     monkeypatch.setattr(demo, "demo_spec", small_spec)
-    monkeypatch.setattr(demo, "demo_data", lambda spec, seed: few)
-    report = train_demo("sim", tmp_path / "model.pt", seed=2)
+    monkeypatch.setattr(demo, "demo_data", lambda spec, seed: {2: few}[seed])
+    asked = []
+    monkeypatch.setattr(demo, "train", lambda *a, **how: asked.append(how) or train(*a, **how))
+    progress = []
+    report = train_demo(
+        "sim", tmp_path / "model.pt", seed=2, progress=lambda *p: progress.append(p)
+    )
     loaded = load_checkpoint(tmp_path / "model.pt")
+    assert [how["seed"] for how in asked] == [2]
+    assert [step for step, _, _ in progress] == [demo.EPOCHS]  # a batch in each
     assert loaded.spec == small_spec()
     assert len(report.epoch_losses) == demo.EPOCHS
-    assert (tmp_path / "events.npz").is_file()
+    with np.load(tmp_path / "events.npz") as file:
+        np.testing.assert_array_equal(file["label"], few.held_out.label)
 
 
 def test_an_unknown_demo_is_refused() -> None:

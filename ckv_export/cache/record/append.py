@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ckv_export.cache.record.codec import Array, Buffer, Rows, open_record, pack_events, size
-from ckv_export.cache.record.header import HEADER_BYTES, MOST_EVENTS, Header
+from ckv_export.cache.record.header import HEADER_BYTES, Header
 from ckv_export.cache.record.layout import RecordLayout
 from ckv_export.errors import RecordError
 
@@ -35,8 +35,9 @@ def append_into(
     """Append to the record at the start of `buffer`; returns the record's new size in bytes.
 
     `arrays`: as for `encode`, of the new events alone. `max_events`: the oldest events beyond that
-    many are dropped. A bytearray is resized to the record, which must fill it; a memoryview must
-    have room (`RecordError` otherwise) and may have more.
+    many are dropped. A bytearray is resized to the record, which must fill it (`BufferError` while
+    something else holds a view of it); a memoryview must have room (`RecordError` otherwise) and
+    may have more.
 
     The result is byte for byte what `encode` makes of all the events. Everything is checked before
     the first byte changes; raises `RecordError`. Without dropping, what is written is the header,
@@ -52,8 +53,8 @@ def append_into(
     if isinstance(buffer, bytearray):
         old.release()
         view.release()
-        missing = change.size(layout) - len(buffer)
-        buffer.extend(bytes(max(missing, 0)))
+        # At least one byte: a buffer that can't be resized says so before it changes.
+        buffer.extend(bytes(max(change.size(layout) - len(buffer), 1)))
         with memoryview(buffer) as grown:
             change.apply(layout, grown, window, events)
         del buffer[change.size(layout) :]
@@ -81,8 +82,6 @@ class _Change:
         cls, layout: RecordLayout, header: Header, added: int, max_events: int | None
     ) -> _Change:
         events = header.events + added
-        if events > MOST_EVENTS:
-            raise RecordError(f"a record holds at most {MOST_EVENTS} events, got {events}")
         events = events if max_events is None else min(events, max_events)
         window = layout.window_rows(events)
         return cls(header, events, window, min(added, events), min(added, window))

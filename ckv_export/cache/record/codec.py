@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ckv_export.cache.record.header import HEADER_BYTES, MOST_EVENTS, Header, read_header
+from ckv_export.cache.record.header import HEADER_BYTES, Header, read_header
 from ckv_export.cache.record.layout import Field, RecordLayout, Section
 from ckv_export.cache.record.quantise import load, store
 from ckv_export.errors import RecordError, nearest
@@ -108,8 +108,6 @@ def pack_events(layout: RecordLayout, arrays: Mapping[str, Array]) -> tuple[Rows
     """Rows of one user's tensors: the last ones of the window, and all events."""
     _check_names(layout, arrays)
     events = _packed(layout.events, arrays, None)
-    if len(events) > MOST_EVENTS:
-        raise RecordError(f"a record holds at most {MOST_EVENTS} events, got {len(events)}")
     return _packed(layout.window, arrays, layout.window_rows(len(events))), events
 
 

@@ -19,12 +19,16 @@ _CHECKSUM = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class Header:
-    """Events, rows of the window, and the checksums of both sections."""
+    """Events, rows of the window, and the checksums of both sections; raises `RecordError`."""
 
     events: int
     window_rows: int
     window_checksum: int
     events_checksum: int
+
+    def __post_init__(self) -> None:
+        if self.events > MOST_EVENTS:
+            raise RecordError(f"a record holds at most {MOST_EVENTS} events, got {self.events}")
 
     def pack(self, layout: RecordLayout) -> bytes:
         """The header's bytes in a record of `layout`."""

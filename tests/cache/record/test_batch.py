@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from ckv_testing.records import LAYOUTS, MANIFESTS, PADDING, cut, user
 
-from ckv_export.cache.record import batch, decode, encode, past, user_events
-from ckv_export.errors import RecordError
+from ckv_export.cache.record import (
+    RecordLayout,
+    batch,
+    decode,
+    encode,
+    kept_events,
+    past,
+    user_events,
+)
+from ckv_export.contract import Range
+from ckv_export.errors import InputError, RecordError
 
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 LENGTHS = (3, 0, 1, 23, 4, 5, 20)
@@ -64,10 +75,26 @@ def test_a_batch_has_the_inputs_of_its_graph(name, rng):
     }
 
 
+@pytest.mark.parametrize(("longest", "padded"), [(7, 7), (99, 20)])
+def test_a_batch_is_as_long_as_model_and_engine_take(longest: int, padded: int):
+    """A target-attention model was trained with 20 events; HSTU scores any history as it is."""
+    for name, pad_to, kept in (("two ids", padded, padded), ("HSTU", None, longest)):
+        manifest = MANIFESTS[name]
+        profile = manifest.profile.replaced(manifest.model, {"S": Range(0, 1, longest)})
+        manifest = dataclasses.replace(manifest, profile=profile)
+        layout = RecordLayout.of(manifest)
+        assert layout.pad_to == pad_to
+        assert kept_events(layout, manifest) == kept_events(layout, manifest, kept) == kept
+        assert kept_events(layout, manifest, 3) == 3
+        with pytest.raises(InputError, match=f"at most {kept} for toy, .* got {kept + 1}:"):
+            kept_events(layout, manifest, kept + 1)
+
+
 @every_layout
 def test_no_users(layout):
     for name, tensor in batch(layout, [], 5).items():
         assert tensor.shape[0] == 0, name
+    assert batch(layout, [])["history_mask"].shape == (0, layout.pad_to or 0)
 
 
 def test_the_past_of_a_chunked_prefill_is_the_batch_under_its_names(rng):
@@ -78,6 +105,7 @@ def test_the_past_of_a_chunked_prefill_is_the_batch_under_its_names(rng):
     assert sorted(tensors) == sorted(names)
     for name, tensor in batch(layout, records).items():
         np.testing.assert_array_equal(tensors["past_" + name.split("_", 1)[1]], tensor)
+    assert past(layout, records, 9)["past_mask"].shape == (3, 9)
     for name in ("two ids, float32", "item table, float32"):
         with pytest.raises(RecordError, match="caches its whole history"):
             past(LAYOUTS[name], [])

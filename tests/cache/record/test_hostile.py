@@ -76,6 +76,8 @@ def test_bytes_behind_a_record(name, rng):
     data = encode(layout, user(layout, 2, rng))
     with pytest.raises(RecordError, match="followed by other bytes"):
         decode(layout, data + b"\0")
+    with pytest.raises(RecordError, match="followed by other bytes"):
+        append(layout, data + b"\0", user(layout, 1, rng))
     assert size(layout, data + b"\0") == len(data)
 
 
@@ -118,7 +120,7 @@ def test_records_of_another_layout(name, rng):
     data = encode(layout, user(layout, 2, rng))
     for other in LAYOUTS.values():
         if other.describe() != layout.describe():
-            with pytest.raises(RecordError, match="another layout"):
+            with pytest.raises(RecordError, match=r"another layout .*, which is window \d+; .*$"):
                 count(other, data)
 
 
@@ -148,6 +150,7 @@ def test_records_outlive_new_pools_and_no_new_router(rng):
     ("offset", "value", "words"),
     [
         (0, b"CKVS", "no cache record: it starts with b'CKVS', not b'CKVR'"),
+        (4, b"\0\0", "format version 0,"),
         (4, b"\2\0", "format version 2, this library reads 1: prefill the user again"),
         (6, b"\x41\0", "contradicts its layout"),
         (28, b"\2", "contradicts its layout"),
@@ -217,20 +220,33 @@ def test_what_can_not_be_encoded(rng):
             encode(layout, good | changes)
 
     refused("no 'history_itm_id'; did you mean", history_itm_id=good["history_item_id"])
+    wrong = {n: a for n, a in good.items() if n != "history_item_id"} | {"history_itm_id": 0}
+    with pytest.raises(RecordError, match=r"needs 'history_item_id', .* did you mean 'history_itm"):
+        encode(layout, wrong)
     refused(r"must have shape \[1, n, 2\], got \[3, 2\]", cache_k_user=good["cache_k_user"][0])
     refused(r"shape \[1, n\], got \[2, 3\]", cache_k_index=np.zeros((2, 3), np.int32))
+    refused(r"'history_item_id' must have shape \[n\], got \[\]", history_item_id=np.int32(3))
     refused("must be int32, got float32", history_item_id=np.zeros(3, np.float32))
     refused("must be float32, got int32", cache_k_user=np.zeros((1, 3, 2), np.int32))
     refused("as many events each", history_cate_id=good["history_cate_id"][1:])
     refused("as many events each", cache_k_index=good["cache_k_index"][:, 1:])
     refused(r"must lie in \[0, 10\), got 10", cache_k_index=np.full((1, 3), 10))
+    refused(rf"\[0, 10\), got {2**64 - 1}", cache_k_index=np.full((1, 3), 2**64 - 1, np.uint64))
+    one = user(layout, 1, rng) | {"cache_k_index": np.full((1, 1), 10)}
+    with pytest.raises(RecordError, match=r"\[0, 10\), got 10"):
+        encode(layout, one)
     refused(r"\[0, 5\), got -1", history_cate_id=np.array([0, -1, 2]))
     refused("NaN or numbers too large", cache_v_user=np.full((1, 3, 3), np.nan, np.float32))
     refused("NaN or numbers too large", cache_v_user=np.full((1, 3, 3), 1e39))
     refused("holds 70000, too large for float16", cache_v_user=np.full((1, 3, 3), 7e4))
     coarse = LAYOUTS["two ids, int8"]
-    with pytest.raises(RecordError, match="too large for int8"):
+    with pytest.raises(RecordError, match=r"holds 1e\+08, too large for int8"):
         encode(coarse, good | {"cache_v_user": np.full((1, 3, 3), -1e8)})
+    timed = LAYOUTS["HSTU with time, float16"]
+    for seconds in (2**31, -(2**31) - 1):
+        late = user(timed, 2, rng) | {"history_time": np.array([7, seconds])}
+        with pytest.raises(RecordError, match=rf"2147483648\), got {seconds}"):
+            encode(timed, late)
 
 
 def test_the_graph_and_dtype_must_exist():
@@ -238,14 +254,18 @@ def test_the_graph_and_dtype_must_exist():
         RecordLayout.of(manifest(), "flaot16")
     with pytest.raises(RecordError, match="one of decode, got 'decode_items'"):
         RecordLayout.of(manifest(), graph="decode_items")
-    with pytest.raises(RecordError, match="64 hex digits, got 'abc'"):
-        RecordLayout.of(manifest(fingerprint="abc"))
+    for short in ("abc", "abcd"):
+        with pytest.raises(RecordError, match=f"64 hex digits, got '{short}'"):
+            RecordLayout.of(manifest(fingerprint=short))
+    halves = manifest(fingerprint="ab" * 16 + "cd" * 16)
+    assert RecordLayout.of(halves).fingerprint == bytes.fromhex("ab" * 16)
 
 
 def test_a_bundle_with_an_item_table_keeps_ids_unless_told_otherwise(rng):
     items = manifest(*RICH, form=EventForm(item_key=ITEM.name), items=True)
-    assert [f.name for f in RecordLayout.of(items).fields] == ["history_item_id"]
+    assert RecordLayout.of(items).describe() == "window 0\nevents history_item_id int32 1\n"
     assert RecordLayout.of(items).events.row_bytes == 4
+    assert RecordLayout.of(items).codes == (0, 0, 0)
     decode_layout = RecordLayout.of(items, graph="decode")
     assert decode_layout.window.fields
     assert cut(decode_layout, user(decode_layout, 3, rng), 1, 2)

@@ -17,6 +17,7 @@ from ckv_export.cache.record import (
     encode,
     size,
 )
+from ckv_export.cache.record.header import Header
 from ckv_export.errors import RecordError
 
 EVENTS = (0, 1, 2, 3, 4, 5, 6, 23)
@@ -111,9 +112,29 @@ def test_a_buffer_without_room_stays_as_it_was(rng):
     data = encode(layout, cut(layout, arrays, 0, 2))
     buffer = bytearray(data + bytes(layout.events.row_bytes - 1))
     before = bytes(buffer)
-    with pytest.raises(RecordError, match=rf"takes {len(before) + 1} bytes, the buffer has"):
+    words = rf"takes {len(before) + 1} bytes, the buffer has {len(before)}$"
+    with pytest.raises(RecordError, match=words):
         append_into(layout, memoryview(buffer), cut(layout, arrays, 2, 3))
     assert buffer == before
+    buffer.append(0)
+    append_into(layout, memoryview(buffer), cut(layout, arrays, 2, 3))
+    assert buffer == encode(layout, arrays)
+
+
+@pytest.mark.parametrize("most", [3, 6, 9])
+def test_a_buffer_that_can_not_be_resized_stays_as_it_was(most: int, rng):
+    layout = LAYOUTS["two ids, float16"]
+    before = encode(layout, user(layout, 6, rng))
+    buffer = bytearray(before)
+    with memoryview(buffer), pytest.raises(BufferError):
+        append_into(layout, buffer, user(layout, 2, rng), max_events=most)
+    assert buffer == before
+
+
+def test_a_record_counts_its_events_in_four_bytes():
+    with pytest.raises(RecordError, match="at most 4294967295 events, got 4294967296"):
+        Header(2**32, 0, 0, 0)
+    assert Header(2**32 - 1, 0, 0, 0).pack(LAYOUTS["two ids, float16"])
 
 
 @every_layout
@@ -141,7 +162,19 @@ def test_the_window_may_begin_later_than_the_history(rng):
         encode(layout, short)
 
 
+def test_entries_stand_before_the_history_in_a_row_of_hstu():
+    assert LAYOUTS["HSTU with time, float16"].describe().splitlines() == [
+        "window 0",
+        "events cache_k_index uint16 2",
+        "events cache_v_index uint16 2",
+        "events cache_k_user float16 2x2",
+        "events cache_v_user float16 2x3",
+        "events history_time int32 1",
+    ]
+
+
 def test_published_setting_takes_12_bytes_an_event():
     layout = RecordLayout.of(manifest(pools=(10000, 10000), users=(2, 2), window=50))
     assert layout.window.row_bytes == 12
     assert layout.cap == 49
+    assert layout.describe().startswith("window 49\n")
