@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from ckv_export.contract import ModelSpec
 from ckv_export.errors import ParityFailure
-from ckv_export.parity.compare import TensorResult, compare_rows, compare_values
+from ckv_export.parity.compare import TensorResult, alike, compare_rows, compare_values
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.replay import CaseRun, comparable, replay
 from ckv_export.parity.tolerances import (
     MOST_EXCUSED_SCORES,
+    entry_tolerances,
     routing_of,
     selection_of,
     tolerance_of,
@@ -131,24 +132,22 @@ def compare_run(run: CaseRun, precision: str) -> Iterator[TensorResult]:
         yield from _compare_entries(case, chunks, "cache", run.chunked, precision)
     got = {n: a for n, a in run.decoded.items() if n != "score"}
     yield from _compare_entries(case, name, "append", got, precision)
-    layers = next(iter(got.values())).shape[1]
     counted = unflipped_users(case, got)
-    yield _compare_score(case, name, run.decoded["score"], counted, layers, precision)
+    yield _compare_score(case, name, run.decoded["score"], counted, case.layers, precision)
 
 
 def _compare_entries(
     case: ExpectedCase, name: str, group: str, got: Arrays, precision: str
 ) -> Iterator[TensorResult]:
-    layers = next(iter(got.values())).shape[1]
     same = comparable(case, group, got)
+    needed = [routing_of(layer, precision).margin for layer in range(case.layers)]
     for tensor, array in got.items():
         expected = case.outputs[tensor]
         if tensor in case.margins:
-            needed = [routing_of(layer, precision).margin for layer in range(layers)]
             yield compare_rows(name, tensor, array, expected, case.margins[tensor], needed, same)
         else:
-            bound = tolerance_of(tensor, layers, precision)
-            yield compare_values(name, tensor, array, expected, bound, same)
+            bounds = entry_tolerances(tensor, case.layers, precision)
+            yield compare_values(name, tensor, array, expected, bounds, same)
 
 
 def _compare_score(
@@ -163,14 +162,14 @@ def _compare_score(
     if case.selection is not None:
         near = case.selection.astype(np.float64) < selection_of(layers, precision)
     bound = tolerance_of("score", layers, precision)
-    return compare_values(name, "score", score, case.outputs["score"], bound, counted, near)
+    return compare_values(name, "score", score, case.outputs["score"], [bound], counted, near)
 
 
 def unflipped_users(case: ExpectedCase, got: Arrays) -> NDArray[np.bool_]:
     """Users whose appended events got the reference's rows: only their scores are comparable."""
     users = np.ones(case.outputs["score"].shape[0], bool)
     for tensor in case.margins:
-        if tensor in got and got[tensor].shape == case.outputs[tensor].shape:
+        if tensor in got and alike(got[tensor], case.outputs[tensor]):
             users &= (got[tensor] == case.outputs[tensor]).all(axis=(1, 2))
     return users
 

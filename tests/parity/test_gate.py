@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from ckv_testing import hstu_models
 from ckv_testing.draw import KINDS, draw_state, make_spec
 from ckv_testing.exports import Export
 from ckv_testing.runs import Tampered
@@ -19,9 +20,12 @@ from ckv_export.errors import ParityFailure
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.model import ops
-from ckv_export.model.registry import build_model
-from ckv_export.parity.expected import ExpectedCase, load, save
+from ckv_export.model.registry import build_model, build_reference
+from ckv_export.parity.expected import ExpectedCase, load, record, save
 from ckv_export.parity.gate import RuntimeResult, judge, require_pass
+from ckv_export.parity.inputs import generate
+from ckv_export.parity.page import write_report
+from ckv_export.parity.report import ParityReport
 from ckv_export.parity.tolerances import EXPLAINED_MARGIN
 from ckv_export.runtimes.base import Arrays, Runner
 from ckv_export.runtimes.torch import TorchRunner
@@ -265,6 +269,40 @@ def test_one_wrong_output_of_decode(tensor: str, change, exported: Exported):
         arrays[tensor] = np.ascontiguousarray(change(arrays[tensor])).astype(arrays[tensor].dtype)
 
     assert failed(judged(made, prefill, Tampered(decode, outputs=outputs))) == {tensor}
+
+
+FORMS = {
+    "an event too few": lambda a: a[:, :, :-1] if a.ndim > 2 else a[:, :-1],
+    "a user too few": lambda a: a[:-1],
+    "the shape of one": lambda a: np.zeros((1,) * a.ndim, a.dtype),
+    "no axis for users": lambda a: a.reshape(-1),
+    "double numbers": lambda a: a.astype(np.float64),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["sim", "hstu"])
+def test_output_of_another_form(kind: str, form: str, tmp_path: Path):
+    """It fails as a wrong number does: named, and with a report."""
+    rng = np.random.default_rng(1)
+    layered = kind == "hstu"
+    spec = hstu_models.make_spec("two layers") if layered else make_spec(kind)
+    state = hstu_models.draw(spec, rng, 8) if layered else draw_state(spec, rng)
+    state = {name: tensor.float() for name, tensor in state.items()}
+    cases = record(build_reference(spec, state), generate(spec, 0)[6:8])
+    runners = split(spec, state)
+    for graph, name in [(g, t.name) for g in (0, 1) for t in runners[g].io.outputs]:
+
+        def change(arrays: Arrays, name: str = name) -> None:
+            arrays[name] = FORMS[form](arrays[name])
+
+        tampered: list[Runner] = [*runners]
+        tampered[graph] = Tampered(runners[graph], outputs=change)
+        outcome = judge(spec, *tampered, cases)
+        assert name in failed(outcome)
+        assert outcome.first_failure.tensor == name
+        assert "where the reference has" in outcome.first_failure.sentence()
+        write_report(ParityReport("toy", "ab" * 32, 0, len(cases), (outcome,), {}), tmp_path)
 
 
 def test_wrong_row_in_the_cache_does_not_hide_what_else_is_wrong(exported: Exported):
