@@ -31,14 +31,12 @@ EVERY_CASE = "all cases"
 class RuntimeResult:
     """All comparisons of one runtime, in the order in which a request computes the tensors.
 
-    `runs`: what they were made on; `precision`: of the graphs, it chooses the tolerances; `name`:
-    of the runtime as `--runtime` takes it.
+    `runs`: what they were made on; `name`: of the runtime as `--runtime` takes it.
     """
 
     runtime: RunnerMetadata
     results: tuple[TensorResult, ...]
     runs: tuple[CaseRun, ...] = field(default=(), compare=False, repr=False)
-    precision: str = "fp32"
     name: str = ""
 
     @property
@@ -76,7 +74,7 @@ def judge(
     runs = tuple(replay(spec, prefill, decode, cases))
     results = [result for run in runs for result in compare_run(run, precision)]
     results += _overall(results, spec.num_layers, precision)
-    return RuntimeResult(decode.metadata(), tuple(results), runs, precision)
+    return RuntimeResult(decode.metadata(), tuple(results), runs)
 
 
 def judge_all(
@@ -126,20 +124,20 @@ def require_pass(outcome: RuntimeResult) -> None:
 def compare_run(run: CaseRun, precision: str) -> Iterator[TensorResult]:
     """The comparisons of one case, in the order of computation."""
     case, name = run.case, run.case.case.name
-    yield from _compare_entries(case, name, "cache", run.cache, precision)
+    yield from _compare_entries(case, name, run.cache, precision)
     if run.chunked is not None:
         chunks = f"{name}, prefill in two chunks"
-        yield from _compare_entries(case, chunks, "cache", run.chunked, precision)
+        yield from _compare_entries(case, chunks, run.chunked, precision)
     got = {n: a for n, a in run.decoded.items() if n != "score"}
-    yield from _compare_entries(case, name, "append", got, precision)
+    yield from _compare_entries(case, name, got, precision)
     counted = unflipped_users(case, got)
     yield _compare_score(case, name, run.decoded["score"], counted, case.layers, precision)
 
 
 def _compare_entries(
-    case: ExpectedCase, name: str, group: str, got: Arrays, precision: str
+    case: ExpectedCase, name: str, got: Arrays, precision: str
 ) -> Iterator[TensorResult]:
-    same = comparable(case, group, got)
+    same = comparable(case, got)
     needed = [routing_of(layer, precision).margin for layer in range(case.layers)]
     for tensor, array in got.items():
         expected = case.outputs[tensor]

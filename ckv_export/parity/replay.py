@@ -96,7 +96,7 @@ def forced_entries(spec: ModelSpec, case: ExpectedCase, cache: Arrays) -> Arrays
     are the reference's too: they follow from other keys and values.
     """
     forced = {}
-    same = comparable(case, "cache", cache)
+    same = comparable(case, cache)
     for name, got in cache.items():
         expected = case.outputs[name]
         if name.endswith("_index") or not alike(got, expected):
@@ -106,11 +106,11 @@ def forced_entries(spec: ModelSpec, case: ExpectedCase, cache: Arrays) -> Arrays
     return kept(spec, forced)
 
 
-def comparable(case: ExpectedCase, group: str, got: Arrays) -> NDArray[np.bool_]:
-    """Which entries [B, L, N] of ``<group>_*`` no flip of a lower layer has touched."""
+def comparable(case: ExpectedCase, got: Arrays) -> NDArray[np.bool_]:
+    """Which entries [B, L, N], cached or appended ones, no flip of a lower layer has touched."""
     flipped = np.zeros(case.outputs[next(iter(got))].shape[:3], bool)
     for name in case.margins:
-        if name.startswith(group) and name in got and alike(got[name], case.outputs[name]):
+        if name in got and alike(got[name], case.outputs[name]):
             flipped |= got[name] != case.outputs[name]
     below = np.zeros_like(flipped)
     below[:, 1:] = np.maximum.accumulate(np.maximum.accumulate(flipped, axis=1), axis=2)[:, :-1]

@@ -108,7 +108,7 @@ def test_only_what_no_flip_below_touches_is_comparable():
     got[0, 0, 2] = 1
     got[0, 1, 4] = 1
     case = ExpectedCase(Case("x", {}), {"cache_k_index": index}, {"cache_k_index": index + 1.0})
-    same = comparable(case, "cache", {"cache_k_index": got})
+    same = comparable(case, {"cache_k_index": got})
     assert same[0].tolist() == [
         [True] * 5,
         [True, True, False, False, False],
