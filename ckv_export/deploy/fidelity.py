@@ -255,7 +255,7 @@ def _steps(
     planned: Sequence[Case],
     stages: Stages,
 ) -> dict[str, StepsReport]:
-    """Every judged runtime over the planned requests."""
+    """Every judged runtime over the planned requests, unless its outputs can't be fed back."""
     if not planned:
         return {}
     manifest, truth = subject.manifest, subject.truth
@@ -265,7 +265,7 @@ def _steps(
         truth = GraphTruth(subject.request.bundle, manifest)
     with stages.stage("many steps: the truth"):
         expected = truth.record(planned)
-    judged = {outcome.name for outcome in outcomes}
+    judged = {o.name for o in outcomes if all(run.sound for run in o.runs)}
     found = {}
     for contender in (c for c in lineup.contenders if c.name in judged):
         with stages.stage(f"many steps: {contender.name}") as stage:

@@ -74,7 +74,7 @@ def _judged(
 ) -> RuntimeResult | str:
     """The outcome, or why there is none."""
     spec = manifest.model
-    taken = [c for c in cases if contender.takes(c, spec.cached_events(c.case.cached))]
+    taken = [c for c in cases if contender.takes(spec, c)]
     if not taken:
         return "none of the cases is within its profile: build it with wider ranges"
     try:

@@ -22,8 +22,8 @@ class TensorResult:
     element with that difference was allowed; `where`: its position; `explained`: differing row
     numbers excused by their router margin, or scores by their selection margin; `worst_margin`:
     largest margin of a differing row number; `needed`: below what it would have been excused;
-    `mean`: of the absolute differences, divided by the tensor's scale; `told`: the sentence, where
-    a result is about all cases.
+    `mean`: of the absolute differences, divided by the tensor's scale; `told`: the sentence, of a
+    result about all cases or about a tensor that can't be compared.
     """
 
     case: str
@@ -52,8 +52,6 @@ class TensorResult:
         """What differs, where and by how much."""
         if self.told:
             return self.told
-        if not self.passed and self.where is None:
-            return f"{self.tensor} of case {self.case!r} has another shape than the reference's"
         place = "" if self.where is None else f" at {list(self.where)}"
         if self.worst_margin is not None:
             return (
@@ -67,32 +65,41 @@ class TensorResult:
         )
 
 
+def alike(got: Array, expected: Array) -> bool:
+    """Whether two tensors can be compared: of the same shape and type."""
+    return got.shape == expected.shape and got.dtype == expected.dtype
+
+
 def compare_values(
     case: str,
     tensor: str,
     got: Array,
     expected: Array,
-    tolerance: Tolerance,
+    bounds: Sequence[Tolerance],
     counted: NDArray[np.bool_] | None = None,
     excusable: NDArray[np.bool_] | None = None,
 ) -> TensorResult:
     """Compare floats elementwise; `counted`, bool of the first axes, leaves rows out.
 
-    A NaN or infinity on either side is a difference without bound. `excusable`, bool of the
-    tensor's shape: finite elements whose difference counts as explained where it is too large.
+    `bounds`: one for all, or one of each layer of tensors [B, L, N, ...]. A NaN or infinity on
+    either side is a difference without bound, and never left out. `excusable`, bool of the tensor's
+    shape: finite elements whose difference counts as explained where it is too large.
     """
-    if got.shape != expected.shape:
-        return _other_shape(case, tensor, got)
+    if not alike(got, expected):
+        return _not_alike(case, tensor, got, expected)
     finite = np.isfinite(got) & np.isfinite(expected)
     wanted = np.where(finite, expected, 0.0).astype(np.float64)
     difference = np.where(finite, np.abs(np.where(finite, got, 0.0) - wanted), np.inf)
     if counted is not None:
-        difference[~counted] = 0.0
+        left_out = ~counted.reshape(counted.shape + (1,) * (got.ndim - counted.ndim))
+        difference[left_out & finite] = 0.0
     size = np.abs(wanted)
     scale = max(1.0, float(size.max(initial=0.0)))
-    allowed = tolerance.absolute * scale + tolerance.relative * size
+    absolute = _by_layer([b.absolute for b in bounds], got.ndim)
+    relative = _by_layer([b.relative for b in bounds], got.ndim)
+    allowed = absolute * scale + relative * size
     if difference.size == 0:
-        return TensorResult(case, tensor, 0, 0.0, tolerance.absolute, None, 0, None, True)
+        return TensorResult(case, tensor, 0, 0.0, bounds[0].absolute, None, 0, None, True)
     explained = 0
     if excusable is not None:
         excused = excusable & np.isfinite(difference) & (difference > allowed)
@@ -116,8 +123,15 @@ def compare_values(
     )
 
 
-def _other_shape(case: str, tensor: str, got: Array) -> TensorResult:
-    return TensorResult(case, tensor, got.size, math.inf, 0.0, None, 0, None, False)
+def _not_alike(case: str, tensor: str, got: Array, expected: Array) -> TensorResult:
+    forms = (f"{array.dtype} {list(array.shape)}" for array in (got, expected))
+    told = f"{tensor} of case {case!r} is {' where the reference has '.join(forms)}"
+    return TensorResult(case, tensor, got.size, math.inf, 0.0, None, 0, None, False, told=told)
+
+
+def _by_layer(numbers: Sequence[float], ndim: int) -> NDArray[np.float64]:
+    """One number for all, or one of each layer of tensors [B, L, ...], to broadcast."""
+    return np.array(numbers).reshape(-1, *[1] * (ndim - 2))
 
 
 def compare_rows(
@@ -134,16 +148,15 @@ def compare_rows(
     `needed`: one for all, or one of each layer of tensors [B, L, N]. `counted`, bool of the
     tensor's shape, leaves rows out.
     """
-    if got.shape != expected.shape:
-        return _other_shape(case, tensor, got)
+    if not alike(got, expected):
+        return _not_alike(case, tensor, got, expected)
     flipped = got != expected
     if counted is not None:
         flipped &= counted
     count = int(flipped.sum())
     if count == 0:
         return TensorResult(case, tensor, got.size, 0.0, 0.0, None, 0, None, True)
-    bound = np.array(needed) if len(needed) == 1 else np.array(needed)[None, :, None]
-    wrong = flipped & ~(margin.astype(np.float64) < bound)
+    wrong = flipped & ~(margin.astype(np.float64) < _by_layer(needed, got.ndim))
     first = tuple(int(i) for i in np.argwhere(wrong if wrong.any() else flipped)[0])
     return TensorResult(
         case,

@@ -40,6 +40,11 @@ class ExpectedCase:
     margins: Arrays
     selection: Array | None = None
 
+    @property
+    def layers(self) -> int:
+        """L, the layers that cache."""
+        return next(a.shape[1] for name, a in self.outputs.items() if name.startswith("cache_"))
+
 
 def record(
     reference: Reference, cases: Iterable[Case], form: EventForm = FEATURES

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from ckv_export.contract import ModelSpec
 from ckv_export.errors import ParityFailure
-from ckv_export.parity.compare import TensorResult, compare_rows, compare_values
+from ckv_export.parity.compare import TensorResult, alike, compare_rows, compare_values
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.replay import CaseRun, comparable, replay
 from ckv_export.parity.tolerances import (
     MOST_EXCUSED_SCORES,
+    entry_tolerances,
     routing_of,
     selection_of,
     tolerance_of,
@@ -30,14 +31,12 @@ EVERY_CASE = "all cases"
 class RuntimeResult:
     """All comparisons of one runtime, in the order in which a request computes the tensors.
 
-    `runs`: what they were made on; `precision`: of the graphs, it chooses the tolerances; `name`:
-    of the runtime as `--runtime` takes it.
+    `runs`: what they were made on; `name`: of the runtime as `--runtime` takes it.
     """
 
     runtime: RunnerMetadata
     results: tuple[TensorResult, ...]
     runs: tuple[CaseRun, ...] = field(default=(), compare=False, repr=False)
-    precision: str = "fp32"
     name: str = ""
 
     @property
@@ -75,7 +74,7 @@ def judge(
     runs = tuple(replay(spec, prefill, decode, cases))
     results = [result for run in runs for result in compare_run(run, precision)]
     results += _overall(results, spec.num_layers, precision)
-    return RuntimeResult(decode.metadata(), tuple(results), runs, precision)
+    return RuntimeResult(decode.metadata(), tuple(results), runs)
 
 
 def judge_all(
@@ -125,30 +124,28 @@ def require_pass(outcome: RuntimeResult) -> None:
 def compare_run(run: CaseRun, precision: str) -> Iterator[TensorResult]:
     """The comparisons of one case, in the order of computation."""
     case, name = run.case, run.case.case.name
-    yield from _compare_entries(case, name, "cache", run.cache, precision)
+    yield from _compare_entries(case, name, run.cache, precision)
     if run.chunked is not None:
         chunks = f"{name}, prefill in two chunks"
-        yield from _compare_entries(case, chunks, "cache", run.chunked, precision)
+        yield from _compare_entries(case, chunks, run.chunked, precision)
     got = {n: a for n, a in run.decoded.items() if n != "score"}
-    yield from _compare_entries(case, name, "append", got, precision)
-    layers = next(iter(got.values())).shape[1]
+    yield from _compare_entries(case, name, got, precision)
     counted = unflipped_users(case, got)
-    yield _compare_score(case, name, run.decoded["score"], counted, layers, precision)
+    yield _compare_score(case, name, run.decoded["score"], counted, case.layers, precision)
 
 
 def _compare_entries(
-    case: ExpectedCase, name: str, group: str, got: Arrays, precision: str
+    case: ExpectedCase, name: str, got: Arrays, precision: str
 ) -> Iterator[TensorResult]:
-    layers = next(iter(got.values())).shape[1]
-    same = comparable(case, group, got)
+    same = comparable(case, got)
+    needed = [routing_of(layer, precision).margin for layer in range(case.layers)]
     for tensor, array in got.items():
         expected = case.outputs[tensor]
         if tensor in case.margins:
-            needed = [routing_of(layer, precision).margin for layer in range(layers)]
             yield compare_rows(name, tensor, array, expected, case.margins[tensor], needed, same)
         else:
-            bound = tolerance_of(tensor, layers, precision)
-            yield compare_values(name, tensor, array, expected, bound, same)
+            bounds = entry_tolerances(tensor, case.layers, precision)
+            yield compare_values(name, tensor, array, expected, bounds, same)
 
 
 def _compare_score(
@@ -163,14 +160,14 @@ def _compare_score(
     if case.selection is not None:
         near = case.selection.astype(np.float64) < selection_of(layers, precision)
     bound = tolerance_of("score", layers, precision)
-    return compare_values(name, "score", score, case.outputs["score"], bound, counted, near)
+    return compare_values(name, "score", score, case.outputs["score"], [bound], counted, near)
 
 
 def unflipped_users(case: ExpectedCase, got: Arrays) -> NDArray[np.bool_]:
     """Users whose appended events got the reference's rows: only their scores are comparable."""
     users = np.ones(case.outputs["score"].shape[0], bool)
     for tensor in case.margins:
-        if tensor in got and got[tensor].shape == case.outputs[tensor].shape:
+        if tensor in got and alike(got[tensor], case.outputs[tensor]):
             users &= (got[tensor] == case.outputs[tensor]).all(axis=(1, 2))
     return users
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckv_export.cache.pool_file import load_pools
-from ckv_export.contract import Profile
+from ckv_export.contract import ModelSpec, Profile
 from ckv_export.engine.backends import load
 from ckv_export.errors import CkvError, InputError, nearest
 from ckv_export.manifest import EngineEntry, Manifest
 from ckv_export.parity.expected import ExpectedCase
+from ckv_export.parity.replay import prefilled
 from ckv_export.runtimes import onnxruntime as ort
 from ckv_export.runtimes.base import Runner
 from ckv_export.runtimes.bf16 import RoundedBf16Runner
@@ -41,12 +42,21 @@ class Contender:
     runners: Callable[[], list[Runner]]
     profiles: tuple[tuple[Profile, ...], ...] = ()
 
-    def takes(self, case: ExpectedCase, cached: int) -> bool:
-        """Whether a case of `cached` entries K lies within a profile of every graph."""
-        score = case.outputs["score"].shape
-        sizes = {"B": score[0], "C": score[1], "S": case.case.cached, "T": case.case.appended}
-        sizes["K"] = cached
-        return all(any(_within(p, sizes) for p in graph) for graph in self.profiles)
+    def takes(self, spec: ModelSpec, case: ExpectedCase) -> bool:
+        """Whether all requests of a case lie within a profile of the graph that answers them."""
+        users, candidates = case.outputs["score"].shape
+        events = case.case.cached
+        decode = {"B": users, "C": candidates, "S": events, "T": case.case.appended}
+        decode["K"] = spec.cached_events(events)
+        prefill = [
+            {"B": users, "S": part.stop - part.start, "K": part.start}
+            for part in prefilled(spec, case)
+        ]
+        return all(
+            any(_within(profile, sizes) for profile in graph)
+            for number, graph in enumerate(self.profiles)
+            for sizes in ([decode] if number else prefill)
+        )
 
 
 def _within(profile: Profile, sizes: Mapping[str, int]) -> bool:
@@ -125,13 +135,19 @@ def onnxruntime_runners(folder: Path, manifest: Manifest, provider: str = ort.CP
 
 
 def _engines(manifest: Manifest, backend: str) -> list[Sequence[EngineEntry]]:
-    """The complete sets of engines of a backend: one per graph, built for the same GPUs."""
-    groups: dict[tuple[str, ...], dict[str, EngineEntry]] = {}
+    """The complete sets of engines of a backend: one per graph, of the same name."""
+    groups: dict[str, dict[str, EngineEntry]] = {}
     for entry in manifest.engines:
         if entry.backend == backend:
-            groups.setdefault(tuple(entry.targets), {})[entry.graph] = entry
+            groups.setdefault(_name(entry), {})[entry.graph] = entry
     names = manifest.graph_names
     return [[g[n] for n in names] for g in groups.values() if set(names) <= set(g)]
+
+
+def _name(entry: EngineEntry) -> str:
+    """Library, GPUs and kind of plugin, which tell the sets of a bundle's engines apart."""
+    plugin = f", {entry.plugin['kind']} plugin" if entry.plugin else ""
+    return f"{entry.backend} {'-'.join(entry.targets)}{plugin}"
 
 
 def _engine_problem(backend: str, folder: Path, found: bool) -> str | None:
@@ -154,12 +170,10 @@ def _gpu_problem() -> str | None:
 
 
 def _on_engine(entries: Sequence[EngineEntry], folder: Path, manifest: Manifest) -> Contender:
-    backend = entries[0].backend
-
     def runners() -> list[Runner]:
         pools = load_pools(folder, manifest)
         plain = [TensorRtRunner.of_bundle(folder, manifest, entry) for entry in entries]
         return [BoundRunner(runner, pools) for runner in plain]
 
     profiles = tuple(tuple(map(Profile.from_dict, e.profiles or (e.profile,))) for e in entries)
-    return Contender(f"{backend} {'-'.join(entries[0].targets)}", runners, profiles)
+    return Contender(_name(entries[0]), runners, profiles)

@@ -57,6 +57,9 @@ def _runtime(report: ParityReport, outcome: RuntimeResult) -> list[str]:
     runtime = outcome.runtime
     title = f"{runtime.runtime} {runtime.version}, {runtime.device}"
     parts = [f"<h2>{html.escape(title)}</h2>"]
+    left = report.cases - len(outcome.runs)
+    if left:
+        parts.append(f"<p>Not judged by {left} of the cases, which are beyond its profile.</p>")
     if outcome.first_failure:
         parts.append(f"<p>First to diverge: {html.escape(outcome.first_failure.sentence())}.</p>")
     sentence = localized_sentence(report, outcome)

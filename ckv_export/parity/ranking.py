@@ -47,11 +47,12 @@ class RankingReport:
 
 def ranking_report(runs: Sequence[CaseRun], top: int) -> RankingReport:
     """Rank by the scores as they were served, flipped rows and all."""
+    runs = [run for run in runs if run.sound]
     pairs = [
         (got.astype(np.float64), truth.astype(np.float64))
         for run in runs
         for got, truth in zip(run.as_served["score"], run.case.outputs["score"], strict=True)
-        if got.shape == truth.shape and truth.size > 1 and np.isfinite([got, truth]).all()
+        if truth.size > 1 and np.isfinite([got, truth]).all()
     ]
     aucs = _aucs(runs)
     if not pairs:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ckv_export.contract import GraphSpec, ModelSpec
+from ckv_export.parity.compare import alike
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.runtimes.base import Arrays, Runner
 
@@ -34,6 +35,11 @@ class CaseRun:
         """Decode's outputs as a user would get them, flipped rows and all."""
         return self.decoded if self.served is None else self.served
 
+    @property
+    def sound(self) -> bool:
+        """Whether all outputs can be compared, or given to another graph."""
+        return all_alike(self.case, self.cache) and all_alike(self.case, self.decoded)
+
 
 def replay(
     spec: ModelSpec, prefill: Runner, decode: Runner, cases: Iterable[ExpectedCase]
@@ -44,18 +50,23 @@ def replay(
 
 
 def _replay_one(spec: ModelSpec, prefill: Runner, decode: Runner, case: ExpectedCase) -> CaseRun:
-    events = case.case.cached
-    cache = prefill.infer(prefill_feeds(prefill.io, case, slice(0, events)))
-    chunked = None
-    if spec.layers_see_history and events > 1:
-        chunked = _in_chunks(prefill, case)
+    whole, *parts = prefilled(spec, case)
+    cache = prefill.infer(prefill_feeds(prefill.io, case, whole))
+    sound = all_alike(case, cache)
+    chunked = _in_chunks(prefill, case, parts) if sound and parts else None
     forced = forced_entries(spec, case, chunked or cache)
     decoded = decode.infer(decode_feeds(decode.io, case, forced))
     served = None
-    own = kept(spec, cache)
-    if _flipped(own, forced) and _are_rows(spec, own):
-        served = decode.infer(decode_feeds(decode.io, case, own))
+    if sound:
+        own = kept(spec, cache)
+        if _flipped(own, forced) and _are_rows(spec, own):
+            served = decode.infer(decode_feeds(decode.io, case, own))
     return CaseRun(case, cache, chunked, decoded, served)
+
+
+def all_alike(case: ExpectedCase, got: Arrays) -> bool:
+    """Whether outputs have the shapes and types of the reference's."""
+    return all(alike(array, case.outputs[name]) for name, array in got.items())
 
 
 def _flipped(own: Arrays, forced: Arrays) -> bool:
@@ -85,25 +96,32 @@ def forced_entries(spec: ModelSpec, case: ExpectedCase, cache: Arrays) -> Arrays
     are the reference's too: they follow from other keys and values.
     """
     forced = {}
-    same = comparable(case, "cache", cache)
+    same = comparable(case, cache)
     for name, got in cache.items():
         expected = case.outputs[name]
-        if name.endswith("_index") or got.shape != expected.shape:
+        if name.endswith("_index") or not alike(got, expected):
             forced[name] = expected
         else:
             forced[name] = np.where(same[..., None], got, expected)
     return kept(spec, forced)
 
 
-def comparable(case: ExpectedCase, group: str, got: Arrays) -> NDArray[np.bool_]:
-    """Which entries [B, L, N] of ``<group>_*`` no flip of a lower layer has touched."""
-    flipped = np.zeros(next(iter(got.values())).shape[:3], bool)
+def comparable(case: ExpectedCase, got: Arrays) -> NDArray[np.bool_]:
+    """Which entries [B, L, N], cached or appended ones, no flip of a lower layer has touched."""
+    flipped = np.zeros(case.outputs[next(iter(got))].shape[:3], bool)
     for name in case.margins:
-        if name.startswith(group) and name in got and got[name].shape == flipped.shape:
+        if name in got and alike(got[name], case.outputs[name]):
             flipped |= got[name] != case.outputs[name]
     below = np.zeros_like(flipped)
     below[:, 1:] = np.maximum.accumulate(np.maximum.accumulate(flipped, axis=1), axis=2)[:, :-1]
     return ~below
+
+
+def prefilled(spec: ModelSpec, case: ExpectedCase) -> list[slice]:
+    """What prefill is given: the whole history and, where entries depend on it, two chunks."""
+    events = case.case.cached
+    chunked = spec.layers_see_history and events > 1
+    return [slice(0, events), *(chunks(case) if chunked else ())]
 
 
 def chunks(case: ExpectedCase) -> tuple[slice, slice]:
@@ -112,9 +130,9 @@ def chunks(case: ExpectedCase) -> tuple[slice, slice]:
     return slice(0, cut), slice(cut, events)
 
 
-def _in_chunks(prefill: Runner, case: ExpectedCase) -> Arrays:
-    parts = [prefill.infer(prefill_feeds(prefill.io, case, part)) for part in chunks(case)]
-    return {name: np.concatenate([p[name] for p in parts], axis=2) for name in parts[0]}
+def _in_chunks(prefill: Runner, case: ExpectedCase, parts: Sequence[slice]) -> Arrays:
+    found = [prefill.infer(prefill_feeds(prefill.io, case, part)) for part in parts]
+    return {name: np.concatenate([f[name] for f in found], axis=2) for name in found[0]}
 
 
 def prefill_feeds(io: GraphSpec, case: ExpectedCase, part: slice) -> Arrays:

@@ -83,6 +83,7 @@ class RoutingReport:
 
 def routing_report(runs: Sequence[CaseRun]) -> RoutingReport:
     """What became of the row numbers in these runs, of one runtime."""
+    runs = [run for run in runs if run.sound]
     layers: list[LayerRouting] = []
     for side in ("k", "v"):
         found = [pair for run in runs for pair in _routed(run, side)]
@@ -108,12 +109,11 @@ def _routed(run: CaseRun, side: str) -> Iterator[tuple[NDArray[np.bool_], Floats
             continue
         expected, margin = run.case.outputs[name], run.case.margins[name]
         real = inputs[f"{mask}_mask"].astype(bool)
-        if got[name].shape == expected.shape:
-            flips = got[name] != expected
-            yield (
-                np.moveaxis(flips, 1, 0)[:, real],
-                np.moveaxis(margin, 1, 0)[:, real].astype(np.float64),
-            )
+        flips = got[name] != expected
+        yield (
+            np.moveaxis(flips, 1, 0)[:, real],
+            np.moveaxis(margin, 1, 0)[:, real].astype(np.float64),
+        )
 
 
 def _layer(layer: int, side: str, flips: NDArray[np.bool_], margin: Floats) -> LayerRouting:

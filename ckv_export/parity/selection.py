@@ -30,8 +30,8 @@ def selection_margin(
     history: Mapping[str, Tensor],
     mask: Tensor,
     candidates: Mapping[str, Tensor],
-) -> NDArray[np.float32] | None:
-    """Margin [B, C] of the choices made for each candidate; None for a kind that makes none.
+) -> NDArray[np.float32]:
+    """Margin [B, C] of the choices made for each candidate.
 
     `history`: features of all events [B, N, ...], `mask` [B, N]. Infinity where nothing could
     have been chosen otherwise.
@@ -39,8 +39,6 @@ def selection_margin(
     spec = reference.spec
     if spec.layers_see_history:
         return _routed(reference, history, mask, candidates)
-    if spec.kind not in _MARGINS:
-        return None
     events, targets = (
         reference.embed(spec.embedded_item_features, values).double().numpy()
         for values in (history, candidates)

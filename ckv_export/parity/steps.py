@@ -22,12 +22,12 @@ from ckv_export.runtimes.base import Arrays, Runner
 class StepResult:
     """One request: `events` in all after it; rows returned that differ; errors of its scores.
 
-    `user_error`: largest of the user parts that it returned.
+    `user_error`: largest of the user parts that it returned, None where one isn't finite.
     """
 
     events: int
     flips: int
-    user_error: float
+    user_error: float | None
     score: ScoreErrors
 
 
@@ -106,14 +106,15 @@ def _written_back(cache: Arrays, got: Arrays) -> Arrays:
 
 
 def _compared(step: ExpectedCase, got: Arrays) -> StepResult:
-    flips, error = 0, 0.0
+    flips, errors = 0, [0.0]
     for name, array in got.items():
         expected = step.outputs[name]
         if name.endswith("_index"):
             flips += int((array != expected).sum())
         elif name.endswith("_user"):
             difference = np.abs(array.astype(np.float64) - expected.astype(np.float64))
-            error = max(error, float(difference.max(initial=0.0)))
+            errors.append(float(difference.max(initial=0.0)))
     events = step.case.cached + step.case.appended
     scores = score_errors([(got["score"], step.outputs["score"])])
+    error = max(errors) if np.isfinite(errors).all() else None
     return StepResult(events, flips, error, scores)

@@ -131,6 +131,11 @@ def tolerance_of(tensor: str, layers: int = 1, precision: str = "fp32") -> Toler
     return Tolerance(row.absolute * layers, row.relative * layers, row.reason, typical)
 
 
+def entry_tolerances(tensor: str, layers: int, precision: str) -> list[Tolerance]:
+    """The rows for an output ``*_user``, one of each layer: the first is of fp32 in any model."""
+    return [tolerance_of(tensor, layers), *[tolerance_of(tensor, layers, precision)] * (layers - 1)]
+
+
 def routing_of(layer: int = 0, precision: str = "fp32") -> Routing:
     """What excuses a flipped row number of a layer, counted from 0."""
     return ROUTINGS.get(f"router, layered, {precision}" if layer else "router", ROUTINGS["router"])

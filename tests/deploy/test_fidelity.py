@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from ckv_testing.bundles import manifest_of
 from ckv_testing.draw import draw_state, make_spec
 from ckv_testing.exports import Export
+from ckv_testing.runs import Tampered
 
 from ckv_export.cache.item_table import save_item_table
 from ckv_export.checkpoint.native import save_native
@@ -21,11 +23,11 @@ from ckv_export.deploy.fidelity import FidelityRequest, check_fidelity
 from ckv_export.deploy.item_table import build_item_table, require_item_model
 from ckv_export.deploy.prepare import FormRequest
 from ckv_export.errors import EngineError, InputError
-from ckv_export.manifest import ItemTable
+from ckv_export.manifest import ItemTable, open_bundle
 from ckv_export.model.events import EventEmbedding
 from ckv_export.model.registry import build_model
-from ckv_export.parity.lineup import Contender, Lineup, line_up
-from ckv_export.runtimes.base import Runner
+from ckv_export.parity.lineup import Contender, Lineup, line_up, onnxruntime_runners
+from ckv_export.runtimes.base import Arrays, Runner
 from ckv_export.stages import Stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,11 +88,8 @@ def test_real_events_of_ids(bundle: Path, model: Path, tmp_path: Path, rng: np.r
         check(bundle, seed=1)
 
 
-def test_a_runtime_that_turns_out_not_to_run(bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its steps are left out; asked for by name, it is refused."""
-
-    def runners() -> list[Runner]:
-        raise EngineError("built for another GPU")
+def join_in(monkeypatch: pytest.MonkeyPatch, runners: Callable[[], list[Runner]]) -> None:
+    """Let an engine be in every line-up."""
 
     def with_an_engine(*given: Any) -> Lineup:
         found = line_up(*given)
@@ -98,11 +97,37 @@ def test_a_runtime_that_turns_out_not_to_run(bundle: Path, monkeypatch: pytest.M
         return Lineup(contenders, {n: w for n, w in found.not_run.items() if n != "tensorrt"})
 
     monkeypatch.setattr(fidelity, "line_up", with_an_engine)
+
+
+def test_a_runtime_that_turns_out_not_to_run(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its steps are left out; asked for by name, it is refused."""
+
+    def runners() -> list[Runner]:
+        raise EngineError("built for another GPU")
+
+    join_in(monkeypatch, runners)
     report = check(bundle, steps=2)
     assert report.not_run["tensorrt sm89"] == "built for another GPU"
     assert list(report.steps) == ["onnxruntime-cpu"]
     with pytest.raises(InputError, match="tensorrt sm89 can't run here: built for another GPU"):
         check(bundle, runtimes=("tensorrt",))
+
+
+def test_a_runtime_whose_outputs_can_not_be_fed_back(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its steps are left out, and its failure is reported as any other."""
+
+    def shorten(arrays: Arrays) -> None:
+        arrays["cache_k_user"] = arrays["cache_k_user"][:, :, 1:]
+
+    def runners() -> list[Runner]:
+        prefill, *others = onnxruntime_runners(bundle, open_bundle(bundle))
+        return [Tampered(prefill, outputs=shorten), *others]
+
+    join_in(monkeypatch, runners)
+    report = check(bundle, steps=2, localize=True)
+    assert [o.passed for o in report.outcomes] == [True, False]
+    assert list(report.steps) == ["onnxruntime-cpu"]
+    assert "no tensor differs" in report.localized["tensorrt sm89"]
 
 
 @pytest.mark.parametrize("table", [False, True], ids=["features of a file", "item table"])

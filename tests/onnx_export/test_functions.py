@@ -15,7 +15,7 @@ HALF = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11}
 NAMES = ("PooledAttention", "PooledPointwiseAttention")
 USERS, CANDIDATES, EVENTS, WIDTH, HEADS = 2, 3, 7, 8, 2
-SCALE = 0.375
+SCALE = 7.0**-0.5
 
 Arrays = dict[str, np.ndarray]
 
@@ -87,20 +87,39 @@ def expected(name: str, a: Arrays) -> np.ndarray:
     return out
 
 
+def run(name: str, precision: str, arrays: Arrays) -> np.ndarray:
+    """What ONNX Runtime makes of one node."""
+    session = onnxruntime.InferenceSession(
+        model_of(name, precision, arrays).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (got,) = session.run(None, arrays)
+    return got
+
+
 @pytest.mark.parametrize("precision", ROUNDOFF)
 @pytest.mark.parametrize("name", NAMES)
 def test_body_computes_the_formula(name: str, precision: str, rng: np.random.Generator):
     arrays = drawn(name, precision, rng)
-    model = model_of(name, precision, arrays)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    (got,) = session.run(None, arrays)
+    got = run(name, precision, arrays)
     want = expected(name, arrays)
     assert got.dtype == HALF[precision]
     size = np.abs(want).max()
     np.testing.assert_allclose(got, want, rtol=0, atol=16 * ROUNDOFF[precision] * size)
     assert np.ptp(want[1]) > 0.01 * size
+
+
+def test_masked_events_weigh_nothing_however_little_the_others_match(rng: np.random.Generator):
+    arrays = drawn("PooledAttention", "fp32", rng)
+    for name in ("pool_k", "user_k"):
+        arrays[name] = 1 + np.abs(arrays[name])
+    arrays["query"][:] = -1e4
+    arrays["mask"][1] = np.arange(EVENTS) > 2
+    before = run("PooledAttention", "fp32", arrays)
+    values = np.concatenate([arrays["pool_v"][arrays["index_v"][0]], arrays["user_v"][0]], axis=-1)
+    mean = np.broadcast_to(values.mean(0), before[0].shape)
+    np.testing.assert_allclose(before[0], mean, atol=1e-6, err_msg="all are masked: all alike")
+    arrays["user_v"][1, :3] += 1
+    np.testing.assert_array_equal(run("PooledAttention", "fp32", arrays)[1], before[1])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,6 +11,7 @@ from ckv_export.parity.tolerances import (
     EXPLAINED_MARGIN,
     TOLERANCES,
     Tolerance,
+    entry_tolerances,
     routing_of,
     tolerance_of,
 )
@@ -20,7 +21,7 @@ BOUND = Tolerance(0.5, 0.25, "for these tests")
 
 def values(got, expected, counted=None, bound=BOUND) -> TensorResult:
     arrays = (np.asarray(x, np.float32) for x in (got, expected))
-    return compare_values("case", "score", *arrays, bound, counted)
+    return compare_values("case", "score", *arrays, [bound], counted)
 
 
 def test_equal_numbers_pass_with_no_error():
@@ -99,6 +100,10 @@ def test_empty_tensors_pass(shape: tuple[int, ...]):
 def test_rows_left_out_do_not_count():
     got, expected = [[9.0, 0.0], [0.0, np.nan], [0.0, 0.0]], np.zeros((3, 2))
     assert not values(got, expected).passed
+    result = values(got, expected, np.array([True, False, True]))
+    assert not result.passed
+    assert result.where == (1, 1), "no flip makes a NaN"
+    got[1][1] = 8.0
     assert values(got, expected, np.array([False, False, True])).passed
     assert values(got, expected, np.zeros(3, bool)).passed
     result = values(got, expected, np.array([True, False, True]))
@@ -106,15 +111,19 @@ def test_rows_left_out_do_not_count():
     assert result.where == (0, 0)
 
 
+@pytest.mark.parametrize("got", [np.zeros((2, 1), np.int32), np.zeros((2, 3))])
 @pytest.mark.parametrize("compared", ["values", "rows"])
-def test_other_shapes_are_no_match(compared: str):
-    got, expected = np.zeros((2, 1), np.int32), np.zeros((2, 3), np.int32)
+def test_other_shapes_and_types_are_no_match(compared: str, got: np.ndarray):
+    expected = np.zeros((2, 3), np.int32)
     if compared == "values":
-        result = values(got, expected)
+        result = compare_values("case", "score", got, expected, [BOUND])
     else:
         result = compare_rows("case", "score", got, expected, np.zeros((2, 3)))
     assert not result.passed
-    assert result.sentence() == "score of case 'case' has another shape than the reference's"
+    assert result.sentence() == (
+        f"score of case 'case' is {got.dtype} {list(got.shape)} where the reference has "
+        "int32 [2, 3]"
+    )
     assert result.to_dict()["error"] is None, "JSON knows no infinity"
 
 
@@ -213,6 +222,19 @@ def test_what_is_computed_in_fp32_anyway_is_judged_so():
     assert all(r.most < 0.05 for r in layered), "or a wrong router would pass"
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_user_parts_of_a_half_precision_are_bounded_by_layer(precision: str):
+    bounds = entry_tolerances("cache_k_user", 3, precision)
+    assert bounds[0] == tolerance_of("cache_k_user", 3)
+    assert bounds[1:] == [tolerance_of("cache_k_user", 3, precision)] * 2
+    expected = np.ones((1, 3, 2, 1))
+    for layer, passed in ((0, False), (1, True), (2, True)):
+        got = expected.copy()
+        got[0, layer] += 1e-3
+        result = compare_values("c", "cache_k_user", got, expected, bounds)
+        assert result.passed == passed
+
+
 def test_each_layer_has_a_margin_of_its_own():
     got, expected = np.array([[[1], [1]]]), np.array([[[2], [2]]])
     for margin, passed in (([0.5, 5.0], True), ([1.5, 5.0], False), ([0.5, 20.0], False)):
@@ -227,13 +249,13 @@ def test_each_layer_has_a_margin_of_its_own():
 
 def test_near_ties_of_the_selection_excuse_scores_but_not_nan():
     near = np.array([[True, True, False]])
-    result = compare_values("c", "score", np.array([[9.0, 0.0, 0.0]]), np.zeros((1, 3)), BOUND,
+    result = compare_values("c", "score", np.array([[9.0, 0.0, 0.0]]), np.zeros((1, 3)), [BOUND],
                             excusable=near)  # fmt: skip
     assert result.passed
     assert result.explained == 1
     for bad in ([[0.0, 0.0, 9.0]], [[np.nan, 0.0, 0.0]], [[0.0, np.inf, 0.0]]):
         result = compare_values(
-            "c", "score", np.array(bad), np.zeros((1, 3)), BOUND, excusable=near
+            "c", "score", np.array(bad), np.zeros((1, 3)), [BOUND], excusable=near
         )
         assert not result.passed
 

@@ -10,19 +10,24 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from ckv_testing import hstu_models
 from ckv_testing.draw import KINDS, draw_state, make_spec
 from ckv_testing.exports import Export
 from ckv_testing.runs import Tampered
 from onnx import numpy_helper
 
+from ckv_export.contract import ModelSpec
 from ckv_export.errors import ParityFailure
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.model import ops
-from ckv_export.model.registry import build_model
-from ckv_export.parity.expected import ExpectedCase, load, save
-from ckv_export.parity.gate import RuntimeResult, judge, require_pass
-from ckv_export.parity.tolerances import EXPLAINED_MARGIN
+from ckv_export.model.registry import build_model, build_reference
+from ckv_export.parity.expected import ExpectedCase, load, record, save
+from ckv_export.parity.gate import EVERY_CASE, RuntimeResult, judge, judge_all, require_pass
+from ckv_export.parity.inputs import generate
+from ckv_export.parity.page import write_report
+from ckv_export.parity.report import ParityReport
+from ckv_export.parity.tolerances import EXPLAINED_MARGIN, ROUNDOFF
 from ckv_export.runtimes.base import Arrays, Runner
 from ckv_export.runtimes.torch import TorchRunner
 
@@ -267,6 +272,46 @@ def test_one_wrong_output_of_decode(tensor: str, change, exported: Exported):
     assert failed(judged(made, prefill, Tampered(decode, outputs=outputs))) == {tensor}
 
 
+FORMS = {
+    "an event too few": lambda a: a[:, :, :-1] if a.ndim > 2 else a[:, :-1],
+    "a user too few": lambda a: a[:-1],
+    "the shape of one": lambda a: np.zeros((1,) * a.ndim, a.dtype),
+    "no axis for users": lambda a: a.reshape(-1),
+    "double numbers": lambda a: a.astype(np.float64),
+}
+
+
+def drawn(kind: str) -> tuple[ModelSpec, tuple[TorchRunner, TorchRunner], list[ExpectedCase]]:
+    """A model, its split form, and three of its cases; the first is of one event."""
+    rng = np.random.default_rng(1)
+    layered = kind == "hstu"
+    spec = hstu_models.make_spec("two layers") if layered else make_spec(kind)
+    state = hstu_models.draw(spec, rng, 8) if layered else draw_state(spec, rng)
+    state = {name: tensor.float() for name, tensor in state.items()}
+    chosen = [case for n, case in enumerate(generate(spec, 0)) if n in (2, 6, 7)]
+    cases = record(build_reference(spec, state), chosen)
+    return spec, split(spec, state), cases
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["sim", "hstu"])
+def test_output_of_another_form(kind: str, form: str, tmp_path: Path):
+    """It fails as a wrong number does: named, and with a report."""
+    spec, runners, cases = drawn(kind)
+    for graph, name in [(g, t.name) for g in (0, 1) for t in runners[g].io.outputs]:
+
+        def change(arrays: Arrays, name: str = name) -> None:
+            arrays[name] = FORMS[form](arrays[name])
+
+        tampered: list[Runner] = [*runners]
+        tampered[graph] = Tampered(runners[graph], outputs=change)
+        outcome = judge(spec, *tampered, cases)
+        assert name in failed(outcome)
+        assert outcome.first_failure.tensor == name
+        assert "where the reference has" in outcome.first_failure.sentence()
+        write_report(ParityReport("toy", "ab" * 32, 0, len(cases), (outcome,), {}), tmp_path)
+
+
 def test_wrong_row_in_the_cache_does_not_hide_what_else_is_wrong(exported: Exported):
     """Decode is fed the reference's rows: only the rows and the score's own fault show."""
     made = exported("sim")
@@ -318,6 +363,109 @@ def test_scores_after_an_excused_flip_are_not_compared(exported: Exported):
 
     outcome = judge(made.spec, prefill, Tampered(decode, outputs=others), close)
     assert failed(outcome) == {"score"}
+
+
+@pytest.mark.parametrize("tensor", ["cache_k_index", "cache_v_user"])
+def test_what_is_wrong_behind_a_past_alone(tensor: str):
+    """Prefill of a whole history is right, of its second chunk it isn't."""
+    spec, (prefill, decode), cases = drawn("hstu")
+    past = []
+
+    def see(arrays: Arrays) -> None:
+        past.append(arrays["past_mask"].shape[1])
+
+    def change(arrays: Arrays) -> None:
+        if past[-1]:
+            arrays[tensor][:, 1] += arrays[tensor].dtype.type(1)
+
+    outcome = judge(spec, Tampered(prefill, see, change), decode, cases)
+    # Decode is fed what was prefilled in chunks, but for row numbers.
+    assert failed(outcome) == ({tensor} if tensor.endswith("_index") else {tensor, "score"})
+    assert outcome.first_failure.tensor == tensor
+    assert outcome.first_failure.case.endswith("prefill in two chunks")
+
+
+@pytest.mark.parametrize(
+    ("layer", "precision", "passed"), [(1, "fp16", True), (1, "fp32", False), (0, "fp16", False)]
+)
+def test_flip_is_excused_by_what_its_layer_may_round(layer: int, precision: str, passed: bool):
+    spec, (prefill, decode), cases = drawn("hstu")
+
+    def flip(arrays: Arrays) -> None:
+        arrays["cache_k_index"][0, layer, 0] ^= 1
+
+    close = [with_margin(cases[0], 1e-3)]
+    assert judge(spec, Tampered(prefill, outputs=flip), decode, close, precision).passed == passed
+
+
+@pytest.mark.parametrize("user", [0, 1])
+def test_what_follows_from_an_excused_flip_is_not_compared(user: int):
+    """User 0's event got another row, so in the layer above it is another; user 1's isn't."""
+    spec, (prefill, decode), cases = drawn("hstu")
+
+    def change(arrays: Arrays) -> None:
+        arrays["cache_k_index"][0, 0, 0] ^= 1
+        arrays["cache_v_index"][user, 1, 0] ^= 1
+        arrays["cache_v_user"][user, 1, 0] += 1
+
+    close = with_margin(cases[0], EXPLAINED_MARGIN * 2)
+    close.margins["cache_k_index"][:, 0] = EXPLAINED_MARGIN / 2
+    outcome = judge(spec, Tampered(prefill, outputs=change), decode, [close])
+    if user == 0:
+        assert outcome.passed
+    else:
+        assert {"cache_v_index", "cache_v_user"} <= failed(outcome)
+
+
+def test_half_precision_excuses_no_more_flips_than_rounding_makes():
+    """Each of two by its margin, both together not; in fp32 it is the margin alone that counts."""
+    spec, (prefill, decode), cases = drawn("hstu")
+
+    def flip(arrays: Arrays) -> None:
+        arrays["cache_k_index"][:2, 1, 0] ^= 1
+
+    tampered, close = Tampered(prefill, outputs=flip), [with_margin(cases[0], 0.0)]
+    assert judge(spec, tampered, decode, close).passed
+    outcome = judge(spec, tampered, decode, close, "fp16")
+    assert failed_over_all(outcome) == "cache_k_index"
+    assert "were excused as near-ties" in outcome.first_failure.sentence()
+
+
+@pytest.mark.parametrize("allowed", [0.95, 1.05])
+def test_mean_error_of_a_half_precision_is_a_roundoff_a_layer(allowed: float):
+    """Over all scores: that of the first case is as much larger as there are others."""
+    spec, (prefill, decode), cases = drawn("hstu")
+    sizes = [case.outputs["score"].size for case in cases]
+    error = allowed * 2 * ROUNDOFF["fp16"] * sum(sizes) / sizes[0]
+
+    def shift(arrays: Arrays) -> None:
+        if arrays["score"].shape == cases[0].outputs["score"].shape:
+            arrays["score"] += np.float32(error)
+
+    tampered = Tampered(decode, outputs=shift)
+    outcome = judge_all(spec, [prefill, tampered], cases, None, "fp16")
+    if allowed < 1:
+        assert outcome.passed
+    else:
+        assert failed_over_all(outcome) == "score"
+
+
+def test_user_parts_have_a_mean_error_too():
+    spec, (prefill, decode), cases = drawn("hstu")
+
+    def shift(arrays: Arrays) -> None:
+        arrays["cache_v_user"][:, 1] += np.float32(30 * ROUNDOFF["fp16"])
+
+    outcome = judge(spec, Tampered(prefill, outputs=shift), decode, cases, "fp16")
+    assert failed_over_all(outcome) == "cache_v_user"
+
+
+def failed_over_all(outcome: RuntimeResult) -> str:
+    """The tensor that no single case fails by."""
+    first = outcome.first_failure
+    assert first is not None
+    assert first.case == EVERY_CASE
+    return first.tensor
 
 
 def test_outcome_of_nothing_passes_vacuously():

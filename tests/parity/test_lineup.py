@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ckv_testing import hstu_models
 from ckv_testing.bundles import manifest_of
+from ckv_testing.draw import make_spec
 from ckv_testing.exports import Export
 from ckv_testing.runs import Tampered
 
@@ -18,7 +20,11 @@ from ckv_export.contract import Profile
 from ckv_export.errors import ExportError, InputError
 from ckv_export.manifest import EngineEntry, Manifest
 from ckv_export.parity.bundle import judge_lineup
+from ckv_export.parity.expected import ExpectedCase
+from ckv_export.parity.inputs import Case
 from ckv_export.parity.lineup import Contender, Lineup, line_up, restricted
+from ckv_export.parity.page import page
+from ckv_export.parity.report import ParityReport
 from ckv_export.runtimes import onnxruntime as ort
 from ckv_export.stages import Stages
 
@@ -137,10 +143,45 @@ def test_engines_need_every_graph_and_a_gpu(made, manifest, monkeypatch: pytest.
     assert restricted(lineup, ["tensorrt_rtx"]).contenders == lineup.contenders[-1:]
 
 
+def test_engines_with_and_without_a_plugin_are_both_judged(made, manifest, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("ckv_export.parity.lineup.load", lambda name: name)
+    plain = [engine(g, "tensorrt", "sm86", {"B": "1:2:3"}) for g in ("prefill", "decode")]
+    library = [dataclasses.replace(e, plugin={"kind": "library"}) for e in plain]
+    built = dataclasses.replace(manifest, engines=(*plain, *library))
+    both = restricted(line_up(made.folder, built), ["tensorrt"]).contenders
+    assert [c.name for c in both] == ["tensorrt sm86", "tensorrt sm86, library plugin"]
+
+
+def test_case_that_prefill_takes_in_parts_fits_with_every_part():
+    """The past of the first is empty: an engine that wants one can't be given the case."""
+    spec = hstu_models.make_spec("two layers")
+    outputs = {"score": np.zeros((2, 3), np.float32)}
+    masks = {"history_mask": np.ones((2, 30), bool), "append_mask": np.ones((2, 1), bool)}
+    case = ExpectedCase(Case("thirty", masks), outputs, {})
+    decode = Profile.from_dict({"K": "30:30:30"})
+    for ranges, taken in (
+        ({"S": "0:30:30", "K": "0:30:30"}, True),
+        ({"S": "0:30:30", "K": "10:30:30"}, False),
+        ({"S": "10:30:30", "K": "0:10:10"}, True),
+        ({"S": "11:30:30", "K": "0:10:10"}, False),
+        ({"S": "10:30:30", "K": "0:9:9"}, False),
+    ):
+        contender = Contender("x", list, ((Profile.from_dict(ranges),), (decode,)))
+        assert contender.takes(spec, case) == taken, ranges
+    sim = make_spec("sim", window=31)
+    assert Contender("x", list, ((Profile.from_dict({"S": "30:30:30"}),), (decode,))).takes(
+        sim, case
+    )
+
+
 def test_cases_beyond_a_profile_are_left_out(made, manifest):
     """And told: an engine is not judged by shapes that it wasn't built for."""
     full = line_up(made.folder, manifest).contenders[0]
-    small = Contender("small", full.runners, ((Profile.from_dict({"S": "0:4:6", "T": "0:1:1"}),),))
+    ranges = {"S": "0:4:6"}, {"S": "0:4:6", "T": "0:1:1"}
+    small = Contender("small", full.runners, tuple((Profile.from_dict(r),) for r in ranges))
     stages = Stages()
     outcomes, _ = judge_lineup(
         made.folder, manifest, made.cases, Lineup((small,), {}), False, stages
@@ -148,7 +189,10 @@ def test_cases_beyond_a_profile_are_left_out(made, manifest):
     sizes = [(r.case.case.cached, r.case.case.appended) for r in outcomes[0].runs]
     wanted = [(c.case.cached, c.case.appended) for c in made.cases]
     assert sizes == [(s, t) for s, t in wanted if s <= 6 and t <= 1]
-    assert f"{len(wanted) - len(sizes)} cases are beyond" in stages.finished[-1].remark
+    left = len(wanted) - len(sizes)
+    assert f"{left} cases are beyond" in stages.finished[-1].remark
+    report = ParityReport.of(manifest, made.cases, outcomes, {}, seed=0)
+    assert f"Not judged by {left} of the cases" in page(report)
     none = Contender("none", full.runners, ((Profile.from_dict({"B": "1000"}),),))
     outcomes, not_run = judge_lineup(
         made.folder, manifest, made.cases, Lineup((none,), {}), False, Stages()

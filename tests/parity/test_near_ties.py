@@ -26,7 +26,7 @@ from ckv_export.runtimes.torch import TorchRunner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NEAR, FAR = 2.0**-22, 2.0**-9
+NEAR, FAR = 2.0**-22, 2.0**-18
 
 FEATURES = (
     FeatureSpec("item_id", "item", "categorical", 6, vocab_size=30),

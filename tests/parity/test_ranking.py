@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,7 +90,8 @@ def test_report_is_the_mean_over_users(rng: np.random.Generator):
     labels = rng.integers(0, 2, (5, 12)).astype(np.float32)
     single = rng.random((3, 1)).astype(np.float32)
     runs = [
-        scored(got[:2], truth[:2], labels[:2]),
+        # Fed the reference's rows it ranks rightly; what users get counts.
+        replace(scored(truth[:2], truth[:2], labels[:2]), served={"score": got[:2]}),
         scored(got[2:], truth[2:], labels[2:]),
         scored(single, single),
     ]

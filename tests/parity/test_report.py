@@ -30,7 +30,7 @@ def outcome(*results, runtime: str = "onnxruntime", device: str = "cpu") -> Runt
 
 def score(got: float, expected: float = 0.0, case: str = "one event", tensor: str = "score"):
     arrays = (np.array([[x]], np.float32) for x in (got, expected))
-    return compare_values(case, tensor, *arrays, TOLERANCES["score"])
+    return compare_values(case, tensor, *arrays, [TOLERANCES["score"]])
 
 
 def rows(got: int, margin: float, tensor: str = "cache_k_index"):

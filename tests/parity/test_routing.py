@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from ckv_testing.draw import make_spec
 from ckv_testing.exports import Export
 from ckv_testing.runs import Tampered, scored
 
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.gate import judge
 from ckv_export.parity.inputs import Case
-from ckv_export.parity.replay import CaseRun, comparable, forced_entries
+from ckv_export.parity.replay import CaseRun, comparable, forced_entries, kept
 from ckv_export.parity.routing import EDGES, QUANTILES, margins, routing_report, score_errors
 from ckv_export.parity.tolerances import EXPLAINED_MARGIN
 
@@ -107,7 +108,7 @@ def test_only_what_no_flip_below_touches_is_comparable():
     got[0, 0, 2] = 1
     got[0, 1, 4] = 1
     case = ExpectedCase(Case("x", {}), {"cache_k_index": index}, {"cache_k_index": index + 1.0})
-    same = comparable(case, "cache", {"cache_k_index": got})
+    same = comparable(case, {"cache_k_index": got})
     assert same[0].tolist() == [
         [True] * 5,
         [True, True, False, False, False],
@@ -125,6 +126,14 @@ def test_forced_entries_are_the_references_behind_a_flip(exported: Exported):
     forced = forced_entries(spec, case, got)
     assert not forced["cache_k_index"].any()
     assert forced["cache_k_user"][0, :, :, 0].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_decode_is_given_no_more_than_its_window():
+    """An engine may have been built for no more entries."""
+    spec, entries = make_spec("sim", window=5), np.arange(18).reshape(1, 1, 9, 2)
+    found = kept(spec, {"cache_k_user": entries, "cache_k_index": entries[..., 0]})
+    np.testing.assert_array_equal(found["cache_k_user"], entries[:, :, 5:])
+    np.testing.assert_array_equal(found["cache_k_index"], entries[:, :, 5:, 0])
 
 
 def test_served_scores_show_what_forcing_hides(exported: Exported):
@@ -150,13 +159,15 @@ def test_served_scores_show_what_forcing_hides(exported: Exported):
     assert all(run.served is None for run in untouched.runs), "nothing flipped: one run is enough"
 
 
-def test_rows_beyond_the_pool_are_not_served(exported: Exported):
+@pytest.mark.parametrize("beyond", ["first behind the last", "last before the first"])
+def test_rows_beyond_the_pool_are_not_served(beyond: str, exported: Exported):
     made = exported("sim")
     prefill, decode = made.torch_runners()
+    row = made.spec.attention.pool_rows("k") if beyond.startswith("first") else -1
 
-    def beyond(arrays) -> None:
-        arrays["cache_k_index"] += 1000
+    def change(arrays) -> None:
+        arrays["cache_k_index"][:, :, -1:] = row
 
-    outcome = judge(made.spec, Tampered(prefill, outputs=beyond), decode, made.cases)
+    outcome = judge(made.spec, Tampered(prefill, outputs=change), decode, made.cases[:8])
     assert outcome.first_failure.tensor == "cache_k_index"
     assert all(run.served is None for run in outcome.runs)

@@ -74,6 +74,17 @@ def test_own_entries_are_fed_back(exported: Exported):
     assert [step.user_error for step in report.steps] == pytest.approx([1.0] * 4, abs=1e-4)
 
 
+def test_user_parts_that_are_no_numbers_are_no_small_error(exported: Exported):
+    made = exported("sim")
+    prefill, decode = made.torch_runners()
+
+    def spoil(arrays) -> None:
+        arrays["append_k_user"][0, 0, 0] = np.nan
+
+    report = many_steps(made.spec, prefill, Tampered(decode, outputs=spoil), planned(made, 2), "it")
+    assert [step.user_error for step in report.steps] == [None, None]
+
+
 def test_flips_of_each_step_are_counted(exported: Exported):
     made = exported("sim")
     prefill, decode = made.torch_runners()
