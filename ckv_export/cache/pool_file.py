@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ckv_export.engine.files import beside
-from ckv_export.errors import BundleError
+from ckv_export.errors import BundleError, reason
 from ckv_export.manifest import POOLS_FILE, Manifest
 
 Pools = dict[str, NDArray[np.generic]]
@@ -36,7 +36,7 @@ def save_pools(
         with beside(path) as temporary:
             save_file(contiguous, temporary, metadata=about)
     except (OSError, SafetensorError) as error:
-        raise BundleError(f"can't write the pools {path}: {error}") from error
+        raise BundleError(f"can't write the pools {path}: {reason(error)}") from error
 
 
 def load_pools(folder: Path, manifest: Manifest) -> Pools:
@@ -48,7 +48,7 @@ def load_pools(folder: Path, manifest: Manifest) -> Pools:
         with safe_open(path, framework="numpy") as file:
             pools = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise BundleError(f"{path} holds no pools: {error}") from error
+        raise BundleError(f"{path} holds no pools: {reason(error)}") from error
     wanted = manifest.form.pool_tensors(manifest.model, manifest.model.num_layers)
     shapes = {t.name: (t.dtype, t.axes) for t in wanted}
     found = {name: (str(pool.dtype), pool.shape) for name, pool in pools.items()}

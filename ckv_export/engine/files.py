@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ckv_export.errors import EngineError
+from ckv_export.errors import EngineError, reason
 
 
 @contextlib.contextmanager
@@ -31,5 +31,5 @@ def write_plan(plan: Any, out: Path) -> int:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise EngineError(f"can't write the engine {out}: {error}") from error
+        raise EngineError(f"can't write the engine {out}: {reason(error)}") from error
     return view.nbytes
