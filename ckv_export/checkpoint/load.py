@@ -10,7 +10,7 @@ from ckv_export.checkpoint.result import Checkpoint
 from ckv_export.checkpoint.run_folder import FEATURE_MAP
 from ckv_export.errors import CheckpointError
 
-__all__ = ["Checkpoint", "load_checkpoint"]
+__all__ = ["Checkpoint", "is_checkpoint", "load_checkpoint"]
 
 
 def load_checkpoint(
@@ -30,6 +30,11 @@ def load_checkpoint(
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a file, or a folder with a file that tells what model it is of."""
+    return path.is_file() or any((path / name).is_file() for name in (CONFIG, FEATURE_MAP))
+
+
 def _load(path: Path, weights: str | None, params: str | None) -> Checkpoint:
     """Choose the reader."""
     if path.suffix == ".model" and path.is_file():
@@ -38,7 +43,7 @@ def _load(path: Path, weights: str | None, params: str | None) -> Checkpoint:
         return load_run_folder(path.parent, path.name, params)
     if (path / FEATURE_MAP).is_file() and not (path / WEIGHTS).is_file():
         return load_run_folder(path, weights, params)
-    if not path.is_file() and not (path / CONFIG).is_file():
+    if not is_checkpoint(path):
         raise CheckpointError(f"{path}: {_what_is_missing(path)}")
     if weights is not None or params is not None:
         raise CheckpointError(f"{path}: --weights and --params are for FuxiCTR run folders only")
