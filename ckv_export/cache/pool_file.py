@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from ckv_export.cache.tensor_file import save_tensors
 from ckv_export.engine.files import beside
 from ckv_export.errors import BundleError, reason
 from ckv_export.manifest import POOLS_FILE, Manifest
@@ -30,11 +30,10 @@ def save_pools(
     `fingerprint`: of the model they are of; `entries`: of the caches that go with them. Raises
     `BundleError` where they can't be written.
     """
-    contiguous = {name: np.ascontiguousarray(pool) for name, pool in pools.items()}
     about = {"fingerprint": fingerprint, "entries": entries}
     try:
         with beside(path) as temporary:
-            save_file(contiguous, temporary, metadata=about)
+            save_tensors(temporary, pools, about)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"can't write the pools {path}: {reason(error)}") from error
 
