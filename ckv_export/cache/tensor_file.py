@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 def save_tensors(
     path: Path,
     tensors: Mapping[str, NDArray[np.generic]],
-    metadata: Mapping[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> None:
     """Write `tensors` with the permissions of any new file.
 
@@ -24,5 +24,5 @@ def save_tensors(
     path.touch()
     mode = path.stat().st_mode
     # It may put another file in its place, which its owner alone can read.
-    save_file(contiguous, path, metadata=metadata and dict(metadata))
+    save_file(contiguous, path, metadata=metadata)
     path.chmod(mode)
