@@ -63,6 +63,10 @@ def test_two_targets_in_one_engine_each(cli, bundle: Path, bundle_copy: Path):
         check(bundle_copy, file, graph, ["sm86", "sm120"])
         line = next(x for x in result.out.splitlines() if x.startswith(f"build {graph} engine"))
         assert re.search(r"done +\d+\.\d s .*sm86, sm120", line)
+        entry, size = engines_of(bundle_copy)[file], (bundle_copy / file).stat().st_size
+        about = (f"{size / 1e6:.2f} MB", entry["backend_version"], entry["layers"])
+        row = next(x for x in result.out.splitlines() if file in x)
+        assert [cell.strip() for cell in row.split("\u2502")[2:-1]] == [str(c) for c in about]
     for path in (p for p in bundle.rglob("*") if p.is_file()):
         if path.name != "manifest.json":
             assert (bundle_copy / path.relative_to(bundle)).read_bytes() == path.read_bytes()
@@ -120,7 +124,9 @@ def test_export_with_engines(cli, same_graphs, run_folder: Path, tmp_path: Path)
     assert after == before
 
 
-def test_two_profiles_from_a_file_and_the_engine_cache(cli, bundle_copy: Path, tmp_path: Path):
+def test_two_profiles_from_a_file_and_the_engine_cache(
+    cli, bundle_copy: Path, tmp_path: Path, monkeypatch
+):
     """The second build is a copy of the first, found by what it is built from."""
     ranges = tmp_path / "profiles.yaml"
     ranges.write_text("short: {history: 0:5, batch: 1:8:32}\nlong: {history: 5:20, batch: 1}\n")
@@ -145,6 +151,13 @@ def test_two_profiles_from_a_file_and_the_engine_cache(cli, bundle_copy: Path, t
     assert again.out.count("from the engine cache") == len(GRAPHS)
     assert {file: (bundle_copy / file).read_bytes() for file in entries} == data
     open_bundle(bundle_copy)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ckv_export.cli.build._print_summary", interrupt)
+    late = cli(*words, f"--engine-cache={cache}").sentence()
+    assert late == f"interrupted, but the engines of {bundle_copy} are built"
 
 
 @pytest.mark.parametrize(
