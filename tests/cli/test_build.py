@@ -147,7 +147,10 @@ def test_two_profiles_from_a_file_and_the_engine_cache(
     assert "What was built" in result.out
     assert "--profile=1" in result.out
     data = {file: (bundle_copy / file).read_bytes() for file in entries}
-    again = cli(*words, f"--engine-cache={cache}")
+    monkeypatch.chdir(bundle_copy)
+    again = cli("build", ".", *words[2:], f"--engine-cache={cache}")
+    monkeypatch.chdir(tmp_path)
+    assert again.code == 0, again.err
     assert again.out.count("from the engine cache") == len(GRAPHS)
     assert {file: (bundle_copy / file).read_bytes() for file in entries} == data
     open_bundle(bundle_copy)
