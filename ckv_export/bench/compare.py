@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ckv_export.bench.statistics import RatioInterval, ratio_of_medians
-from ckv_export.errors import InputError
+from ckv_export.errors import InputError, reason
 
 SCHEMA_VERSION = 1
 LEAST_WINDOWS = 3
@@ -64,7 +64,7 @@ def load(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text())
         version, _ = result["schema_version"], result["ways"]
     except OSError as error:
-        raise InputError(f"can't read the result {path}: {error.strerror}") from error
+        raise InputError(f"can't read the result {path}: {reason(error)}") from error
     except KeyError as error:
         raise InputError(f"{path} is no result of ckv-export bench: it lacks {error}") from error
     except (ValueError, TypeError) as error:

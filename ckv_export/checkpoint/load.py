@@ -8,7 +8,7 @@ from ckv_export.checkpoint.fuxictr import load_run_folder
 from ckv_export.checkpoint.native import CONFIG, WEIGHTS, load_native_file, load_native_folder
 from ckv_export.checkpoint.result import Checkpoint
 from ckv_export.checkpoint.run_folder import FEATURE_MAP
-from ckv_export.errors import CheckpointError
+from ckv_export.errors import CheckpointError, reason
 
 __all__ = ["Checkpoint", "is_checkpoint", "load_checkpoint"]
 
@@ -27,7 +27,7 @@ def load_checkpoint(
     try:
         return _load(Path(path), weights, params)
     except OSError as error:  # a folder that may not be listed, a name that is too long
-        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: can't be read: {reason(error)}") from error
 
 
 def is_checkpoint(path: Path) -> bool:

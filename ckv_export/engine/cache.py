@@ -39,7 +39,7 @@ def require_place(cache: Path) -> None:
     try:
         there = next(p for p in (cache, *cache.absolute().parents) if _is_there(p))
     except OSError as error:
-        raise EngineError(f"can't write to the engine cache {cache}: {error.strerror}") from error
+        raise EngineError(f"can't write to the engine cache {cache}: {reason(error)}") from error
     if not there.is_dir():
         raise EngineError(f"can't write to the engine cache {cache}: {there} is no folder")
     if not os.access(there, os.W_OK):

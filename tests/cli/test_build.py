@@ -57,6 +57,7 @@ def test_two_targets_in_one_engine_each(cli, bundle: Path, bundle_copy: Path):
     """Everything that was in the bundle stays, and the gate still passes."""
     result = cli("build", bundle_copy, *RTX, "--target", "sm86", "--target", "sm120")
     assert result.code == 0, result.err
+    assert "Building engine" in result.err, "the library's own progress"
     files = {g: f"engines/{g}.tensorrt_rtx.sm86-sm120.engine" for g in GRAPHS}
     assert set(engines_of(bundle_copy)) == set(files.values())
     for graph, file in files.items():
@@ -114,6 +115,11 @@ def test_export_with_engines(cli, same_graphs, run_folder: Path, tmp_path: Path)
         check(made, f"engines/{graph}.tensorrt_rtx.sm86.engine", graph, ["sm86"])
     assert manifest_of(made)["profile"]["C"] == "1:10:50"
     assert {"build prefill engine", "build decode engine"} <= set(manifest_of(made)["timings"])
+    assert "Building engine" in result.err
+    assert "What was built" in result.out
+    assert "No engines were built" not in result.out
+    sizes = [f"{Path(e).name} {(made / e).stat().st_size / 1e6:.1f} MB" for e in engines_of(made)]
+    assert all(f"engines/{size}" in " ".join(result.out.split()) for size in sizes)
     printed = [shlex.split(x) for x in result.out.splitlines() if x.startswith("  ckv-export ")]
     build = next(command for command in printed if command[1] == "build")
     before = engines_of(made)

@@ -19,7 +19,7 @@ from ckv_testing.hstu import SPEC as HSTU
 from ckv_export.cache.record import HEADER_BYTES
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.checkpoint.native import save_native
-from ckv_export.cli.export import _again, _summary, request_of
+from ckv_export.cli.export import _again, _print_summary, _summary, request_of
 from ckv_export.cli.main import parser, with_default_verb
 from ckv_export.contract import Range, decode_io, prefill_io
 from ckv_export.deploy.bundle import Exported, ExportRequest
@@ -297,6 +297,7 @@ def test_summary_says_what_was_made(export, cli):
     assert export.printed.count("Parity of ") == 2
     assert "Routing" not in export.printed, "that is in the report"
     assert "No engines were built" in export.printed
+    assert "What was built" not in export.printed
     assert "Parity was not checked" not in export.printed
 
 
@@ -310,6 +311,12 @@ def test_what_an_event_costs_is_that_of_all_layers(bundle: Path):
     assert layers > 1
     assert found["cache per event"] == told
     assert (found["parity"], found["precision"], found["pools"]) == ("not checked", "bf16", "input")
+
+
+def test_notes_are_told(bundle: Path, capsys: pytest.CaptureFixture[str]):
+    manifest = dataclasses.replace(open_bundle(bundle), notes=("its rotations [0, 1] are frozen",))
+    _print_summary(Exported(bundle, manifest, None), ExportRequest(Path("m"), Path("o")))
+    assert "\nnote: its rotations [0, 1] are frozen\n" in capsys.readouterr().out
 
 
 def test_one_line_a_stage_with_its_seconds(export):

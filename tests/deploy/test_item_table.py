@@ -230,6 +230,8 @@ def test_items_of_more_than_an_id_need_a_file(rng: np.random.Generator):
     checkpoint = Checkpoint(spec, draw_state(spec, rng), "sim", "native", (), ())
     with pytest.raises(SpecError, match=r"\(cate_id\): give --item-features"):
         prepare(checkpoint, FormRequest(item_table=True))
+    with pytest.raises(SpecError, match="must be one of item_id, cate_id, got 'price'"):
+        prepare(checkpoint, FormRequest(item_table=True, item_key="price"))
 
 
 def test_embeddings_from_outside_and_a_table_exclude_each_other(rng: np.random.Generator):

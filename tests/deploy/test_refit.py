@@ -278,6 +278,7 @@ def test_the_command_says_what_is_valid_and_what_proves_it(
     assert "Prefill again." in out
     manifest = open_bundle(new)
     for e in manifest.engines:
+        assert f"refit {e.file} done" in out
         size = f"{manifest.files[e.file].bytes / 1e6:.2f} MB"
         assert " \u2502 ".join((e.file, size, e.backend_version, str(e.seconds))) in out
     assert re.search(rf"ckv-export parity {re.escape(str(new))}$", out)
