@@ -21,7 +21,7 @@ from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.checkpoint.native import save_native
 from ckv_export.cli.export import _again, _print_summary, _summary, request_of
 from ckv_export.cli.main import parser, with_default_verb
-from ckv_export.contract import Range, decode_io, prefill_io
+from ckv_export.contract import EventForm, Range, decode_io, prefill_io
 from ckv_export.deploy.bundle import Exported, ExportRequest
 from ckv_export.deploy.prepare import FormRequest
 from ckv_export.manifest import open_bundle
@@ -311,6 +311,14 @@ def test_what_an_event_costs_is_that_of_all_layers(bundle: Path):
     assert layers > 1
     assert found["cache per event"] == told
     assert (found["parity"], found["precision"], found["pools"]) == ("not checked", "bf16", "input")
+
+
+def test_a_record_of_ids_alone_is_smaller(bundle: Path):
+    plain = open_bundle(bundle)
+    by_id = dataclasses.replace(plain, form=EventForm(item_key="item_id"))
+    told = dict(_summary(Exported(bundle, by_id, None)))["cache per user"]
+    cached, record = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) B", told))
+    assert record == HEADER_BYTES + cached + 4 * plain.model.max_len
 
 
 def test_notes_are_told(bundle: Path, capsys: pytest.CaptureFixture[str]):
