@@ -24,7 +24,7 @@ from ckv_export.cli.main import parser, with_default_verb
 from ckv_export.contract import EventForm, Range, decode_io, prefill_io
 from ckv_export.deploy.bundle import Exported, ExportRequest
 from ckv_export.deploy.prepare import FormRequest
-from ckv_export.manifest import open_bundle
+from ckv_export.manifest import FileEntry, open_bundle
 from ckv_export.parity.report import ParityReport
 
 FILES = {
@@ -301,15 +301,19 @@ def test_summary_says_what_was_made(export, cli):
     assert "Parity was not checked" not in export.printed
 
 
-def test_what_an_event_costs_is_that_of_all_layers(bundle: Path):
+def test_summary_of_a_model_of_layers_and_pools_as_inputs(bundle: Path):
     """Row numbers of two bytes, user parts in fp16."""
-    manifest = dataclasses.replace(open_bundle(bundle), model=HSTU, precision="bf16", pool="input")
+    sizes = {"weights.bin": 3_000_000, "pools.safetensors": 1_200_000, "parity.html": 9}
+    changes = {"files": {name: FileEntry("", size) for name, size in sizes.items()}}
+    changes |= {"model": HSTU, "precision": "bf16", "pool": "input"}
+    manifest = dataclasses.replace(open_bundle(bundle), **changes)
     found = dict(_summary(Exported(bundle, manifest, None)))
     a, layers = HSTU.attention, HSTU.num_layers
     each, full = layers * 2 * (1 + a.user_k + 1 + a.user_v), layers * 2 * 4 * a.d
     told = f"{each:g} B, {each / full:.2%} of {full:g} B of fp32 K and V"
     assert layers > 1
     assert found["cache per event"] == told
+    assert found["graphs"] == "weights.bin 3.0 MB, pools.safetensors 1.2 MB"
     assert (found["parity"], found["precision"], found["pools"]) == ("not checked", "bf16", "input")
 
 
