@@ -58,6 +58,7 @@ def test_two_targets_in_one_engine_each(cli, bundle: Path, bundle_copy: Path):
     result = cli("build", bundle_copy, *RTX, "--target", "sm86", "--target", "sm120")
     assert result.code == 0, result.err
     assert "Building engine" in result.err, "the library's own progress"
+    assert result.out.startswith("verify hashes  ")
     files = {g: f"engines/{g}.tensorrt_rtx.sm86-sm120.engine" for g in GRAPHS}
     assert set(engines_of(bundle_copy)) == set(files.values())
     for graph, file in files.items():

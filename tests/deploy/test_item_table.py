@@ -234,6 +234,14 @@ def test_items_of_more_than_an_id_need_a_file(rng: np.random.Generator):
         prepare(checkpoint, FormRequest(item_table=True, item_key="price"))
 
 
+def test_items_that_are_an_id_alone_need_none(rng: np.random.Generator):
+    spec = make_spec("sim", features=PLAIN[:1])
+    checkpoint = Checkpoint(spec, draw_state(spec, rng), "sim", "native", (), ())
+    prepared = prepare(checkpoint, FormRequest(item_table=True))
+    assert prepared.form == EventForm(item_key="item_id")
+    assert [graph.io.name for graph in prepared.graphs] == ["prefill", "decode", "decode_items"]
+
+
 def test_embeddings_from_outside_and_a_table_exclude_each_other(rng: np.random.Generator):
     spec = make_spec("sim", features=PLAIN[:1])
     checkpoint = Checkpoint(spec, draw_state(spec, rng), "sim", "native", (), ())

@@ -107,6 +107,7 @@ def refuse(pair: tuple[Path, Path], kind: type[CkvError], tmp_path: Path) -> str
 def test_every_engine_with_the_new_weights(pair: tuple[Path, Path], full: FakeTensorRt):
     new, old = pair
     source, plain = open_bundle(old), open_bundle(new)
+    assert plain.form.pools is None, "they stay constants of the graphs"
     before = contents(old)
     stages = Stages()
     refitted = refit_bundle(new, old, stages)
