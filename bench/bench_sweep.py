@@ -65,7 +65,7 @@ def measured(sizes: dict[str, int], seconds: float) -> dict[str, Any]:
             phases=("decode", "request"),
             only="ONNX Runtime",
         )
-        return run_bench(request, Stages())
+        return run_bench(request, Stages(), environment())
 
 
 def point(axis: str, value: int, seconds: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ckv_export.contract import FeatureSpec, TensorSpec
-from ckv_export.errors import EventsError, MissingDependency, nearest
+from ckv_export.errors import EventsError, MissingDependency, nearest, reason
 from ckv_export.runtimes.base import Array, Arrays
 
 
@@ -29,7 +29,7 @@ def read_arrays(path: Path) -> Arrays:
     except MissingDependency:
         raise
     except Exception as error:  # junk in an archive makes its reader raise nearly anything
-        raise EventsError(f"{path} can't be read as {what}: {error}") from error
+        raise EventsError(f"{path} can't be read as {what}: {reason(error)}") from error
 
 
 def _read_npz(path: Path) -> Arrays:

@@ -88,6 +88,14 @@ class ParityFailure(CkvError):
     exit_code = 1
 
 
+def reason(error: Exception) -> str:
+    """What `error` says, of a file in words alone: the sentence around it names the path."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file or folder"
+    words = error.strerror if isinstance(error, OSError) else None
+    return words or str(error)
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the candidate most like `name`, else ``""``."""
     match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)

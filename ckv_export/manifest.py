@@ -287,11 +287,18 @@ def _graph_dict(graph: GraphSpec) -> dict[str, Any]:
     }
 
 
+def bundle_in(folder: Path) -> Path | None:
+    """The first bundle in a folder of bundles, None if it is none."""
+    return min((p.parent for p in folder.glob(f"[!.]*/{FILE_NAME}")), default=None)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of the bundle `folder`; raises `BundleError`."""
     path = folder / FILE_NAME
     if not path.is_file():
         why = f"it has no {FILE_NAME}" if folder.exists() else "there is no such folder"
+        held = bundle_in(folder)
+        why += f"; give one of the bundles in it, such as {held}" if held else ""
         raise BundleError(f"{folder} is no bundle: {why}")
     try:
         data = json.loads(path.read_text())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckv_export.bench.statistics import RatioInterval, ratio_of_medians
-from ckv_export.errors import InputError
+from ckv_export.errors import InputError, reason
 
 SCHEMA_VERSION = 1
 LEAST_WINDOWS = 3
@@ -22,8 +22,9 @@ _NEEDED: Mapping[str, Mapping[str, type | None]] = {
     "settings": {"sizes": None, "threads": int, "stored": str, "source": str},
 }
 """What is read of a result beside its ways; None: its sizes."""
-_SAME = (("bundle", "fingerprint"), ("bundle", "precision"))
-_SAME_SETTINGS = ("sizes", "threads", "stored", "source")
+_SAME = ("fingerprint", "precision")
+_SAME_SETTINGS = ("threads", "stored", "source")
+_MACHINE = ("cpu", "cores")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def load(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text())
         version, _ = result["schema_version"], result["ways"]
     except OSError as error:
-        raise InputError(f"can't read the result {path}: {error.strerror}") from error
+        raise InputError(f"can't read the result {path}: {reason(error)}") from error
     except KeyError as error:
         raise InputError(f"{path} is no result of ckv-export bench: it lacks {error}") from error
     except (ValueError, TypeError) as error:
@@ -132,7 +133,7 @@ def require_comparable(
     Raises `InputError` where they aren't of the same model, sizes and settings, and, unless
     `any_machine`, where they aren't of the same processor, cores and GPUs.
     """
-    differing = [f"{a}: {b}" for a, b in _differences(old, new)]
+    differing = list(_differences(old, new))
     if differing:
         raise InputError(
             f"the results can't be compared, they differ in {'; '.join(differing)}: measure with "
@@ -163,27 +164,32 @@ def compare(
     return Comparison(rows, (*machines, *_version_notes(old, new)))
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for part, name in _SAME:
-        if old[part][name] != new[part][name]:
-            yield name, f"{old[part][name]} and {new[part][name]}"
-    for name in _SAME_SETTINGS:
-        if old["settings"][name] != new["settings"][name]:
-            yield name, f"{old['settings'][name]} and {new['settings'][name]}"
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    bundles, settings = ([result[n] for result in (old, new)] for n in ("bundle", "settings"))
+    yield from _unequal(_SAME, *bundles)
+    yield from _unequal(_SIZES, *(each["sizes"] for each in settings))
+    yield from _unequal(_SAME_SETTINGS, *settings)
+
+
+def _unequal(
+    names: Iterable[str], before: Mapping[str, Any], after: Mapping[str, Any]
+) -> Iterator[str]:
+    for name in names:
+        if before.get(name) != after.get(name):
+            yield f"{name}: {before.get(name)} and {after.get(name)}"
 
 
 def _machine_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    before, after = (result["environment"]["machine"] for result in (old, new))
-    for name in ("cpu", "cores"):
-        if before.get(name) != after.get(name):
-            yield f"{name}: {before.get(name)} and {after.get(name)}"
+    yield from _unequal(_MACHINE, *(result["environment"]["machine"] for result in (old, new)))
     gpus = [_gpus(result) for result in (old, new)]
     if gpus[0] != gpus[1]:
         yield f"GPUs: {gpus[0]} and {gpus[1]}"
 
 
-def _gpus(result: Mapping[str, Any]) -> list[Any]:
-    return [g.get("name") if isinstance(g, dict) else g for g in result["environment"]["gpus"]]
+def _gpus(result: Mapping[str, Any]) -> str:
+    gpus = result["environment"]["gpus"]
+    names = (g.get("name") if isinstance(g, dict) else g for g in gpus)
+    return ", ".join(map(str, names)) or "none"
 
 
 def _version_notes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

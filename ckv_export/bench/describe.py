@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ckv_export.bench.bundles import BenchedBundle
-from ckv_export.bench.environment import environment
 from ckv_export.bench.request import BenchRequest
 from ckv_export.bench.ways import Prepared
 from ckv_export.manifest import Manifest, read_manifest
 from ckv_export.runtimes.base import Placed
 
 
-def expected(request: BenchRequest) -> dict[str, Any]:
-    """What a result of `request` will say of machine, bundle and settings."""
+def expected(request: BenchRequest, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result of `request` will say of environment, bundle and settings."""
     manifest = read_manifest(request.bundle)
     return {
-        "environment": environment(),
+        "environment": environment,
         "bundle": bundle_dict(manifest),
         "settings": settings_dict(request),
     }

@@ -25,7 +25,6 @@ from ckv_export.bench.describe import (
     settings_dict,
     way_dict,
 )
-from ckv_export.bench.environment import environment
 from ckv_export.bench.measure import in_turn
 from ckv_export.bench.pinned import PinnedStore, require_gpu
 from ckv_export.bench.rate import highest_rate
@@ -53,15 +52,17 @@ Calls = Mapping[str, Callable[[], object]]
 """By the name of a way."""
 
 
-def run_bench(request: BenchRequest, stages: Stages) -> dict[str, Any]:
-    """Measure; returns what `result.schema.json` describes.
+def run_bench(
+    request: BenchRequest, stages: Stages, environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure; returns what `result.schema.json` describes, `environment` as it is given.
 
     From then on the process keeps memory that it frees (`keep_freed_memory`). Raises
     `ParityFailure` where a way's scores are not the model's, before anything is timed.
     """
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as opened:
-        bench = _Bench(request, Path(scratch), stages)
+        bench = _Bench(request, Path(scratch), stages, environment)
         opened.callback(bench.close)
         bench.open()
         return bench.measure()
@@ -79,9 +80,15 @@ class _Ready:
 class _Bench:
     """The state of one run."""
 
-    def __init__(self, request: BenchRequest, scratch: Path, stages: Stages) -> None:
+    def __init__(
+        self,
+        request: BenchRequest,
+        scratch: Path,
+        stages: Stages,
+        environment: Mapping[str, Any],
+    ) -> None:
         self.request, self.scratch, self.stages = request, scratch, stages
-        self.environment = environment()
+        self.environment = environment
         if request.source == "pinned":
             require_gpu()
         with stages.stage("verify hashes"):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ckv_export.arrays import read_arrays, take
 from ckv_export.contract import TensorSpec
-from ckv_export.errors import EventsError, MissingDependency, nearest
+from ckv_export.errors import EventsError, MissingDependency, nearest, reason
 from ckv_export.manifest import FileEntry, Manifest
 from ckv_export.runtimes.base import Array, Arrays
 
@@ -205,7 +205,7 @@ def _as_parquet(path: Path) -> Iterator[None]:
     try:
         yield
     except (ArrowException, OSError, UnicodeDecodeError) as error:
-        raise EventsError(f"{path} can't be read as a .parquet table: {error}") from error
+        raise EventsError(f"{path} can't be read as a .parquet table: {reason(error)}") from error
 
 
 def _flattened(path: Path, tensor: TensorSpec, column: Any) -> tuple[NDArray[np.int64], Array]:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from ckv_export.cache.tensor_file import save_tensors
 from ckv_export.contract import TensorSpec
-from ckv_export.errors import BundleError
+from ckv_export.errors import BundleError, reason
 from ckv_export.manifest import ITEM_TABLE_FILE as FILE_NAME
 
 Table = Mapping[str, NDArray[np.generic]]
@@ -29,12 +30,11 @@ def row_bytes(layout: Sequence[TensorSpec]) -> int:
 
 def save_item_table(folder: Path, table: Table) -> None:
     """Write `FILE_NAME` into `folder`: safetensors, each tensor [I, ...]; raises `BundleError`."""
-    # save_file writes the memory behind an array, whatever its strides.
-    contiguous = {n: np.ascontiguousarray(a) for n, a in table.items()}
+    path = folder / FILE_NAME
     try:
-        save_file(contiguous, folder / FILE_NAME)
+        save_tensors(path, table)
     except (OSError, SafetensorError) as error:
-        raise BundleError(f"can't write the item table {folder / FILE_NAME}: {error}") from error
+        raise BundleError(f"can't write the item table {path}: {reason(error)}") from error
 
 
 def load_item_table(folder: Path) -> dict[str, NDArray[np.generic]]:
@@ -42,4 +42,4 @@ def load_item_table(folder: Path) -> dict[str, NDArray[np.generic]]:
     try:
         return dict(load_file(folder / FILE_NAME))
     except (OSError, SafetensorError) as error:
-        raise BundleError(f"{folder / FILE_NAME} is no item table: {error}") from error
+        raise BundleError(f"{folder / FILE_NAME} is no item table: {reason(error)}") from error

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from ckv_export.cache.tensor_file import save_tensors
 from ckv_export.engine.files import beside
-from ckv_export.errors import BundleError
+from ckv_export.errors import BundleError, reason
 from ckv_export.manifest import POOLS_FILE, Manifest
 
 Pools = dict[str, NDArray[np.generic]]
@@ -30,13 +30,12 @@ def save_pools(
     `fingerprint`: of the model they are of; `entries`: of the caches that go with them. Raises
     `BundleError` where they can't be written.
     """
-    contiguous = {name: np.ascontiguousarray(pool) for name, pool in pools.items()}
     about = {"fingerprint": fingerprint, "entries": entries}
     try:
         with beside(path) as temporary:
-            save_file(contiguous, temporary, metadata=about)
+            save_tensors(temporary, pools, about)
     except (OSError, SafetensorError) as error:
-        raise BundleError(f"can't write the pools {path}: {error}") from error
+        raise BundleError(f"can't write the pools {path}: {reason(error)}") from error
 
 
 def load_pools(folder: Path, manifest: Manifest) -> Pools:
@@ -48,7 +47,7 @@ def load_pools(folder: Path, manifest: Manifest) -> Pools:
         with safe_open(path, framework="numpy") as file:
             pools = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise BundleError(f"{path} holds no pools: {error}") from error
+        raise BundleError(f"{path} holds no pools: {reason(error)}") from error
     wanted = manifest.form.pool_tensors(manifest.model, manifest.model.num_layers)
     shapes = {t.name: (t.dtype, t.axes) for t in wanted}
     found = {name: (str(pool.dtype), pool.shape) for name, pool in pools.items()}

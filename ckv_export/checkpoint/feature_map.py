@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckv_export.checkpoint.facts import Facts
-from ckv_export.errors import CheckpointError, nearest
+from ckv_export.errors import CheckpointError, nearest, reason
 
 
 def read_features(path: Path, run: Facts) -> dict[str, Facts]:
@@ -37,7 +37,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path.name} can't be read: {error.strerror}") from error
+        raise CheckpointError(f"{path.name} can't be read: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("features"), list):

@@ -8,9 +8,9 @@ from ckv_export.checkpoint.fuxictr import load_run_folder
 from ckv_export.checkpoint.native import CONFIG, WEIGHTS, load_native_file, load_native_folder
 from ckv_export.checkpoint.result import Checkpoint
 from ckv_export.checkpoint.run_folder import FEATURE_MAP
-from ckv_export.errors import CheckpointError
+from ckv_export.errors import CheckpointError, reason
 
-__all__ = ["Checkpoint", "load_checkpoint"]
+__all__ = ["Checkpoint", "is_checkpoint", "load_checkpoint"]
 
 
 def load_checkpoint(
@@ -27,7 +27,12 @@ def load_checkpoint(
     try:
         return _load(Path(path), weights, params)
     except OSError as error:  # a folder that may not be listed, a name that is too long
-        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: can't be read: {reason(error)}") from error
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a file, or a folder with a file that tells what model it is of."""
+    return path.is_file() or any((path / name).is_file() for name in (CONFIG, FEATURE_MAP))
 
 
 def _load(path: Path, weights: str | None, params: str | None) -> Checkpoint:
@@ -38,7 +43,7 @@ def _load(path: Path, weights: str | None, params: str | None) -> Checkpoint:
         return load_run_folder(path.parent, path.name, params)
     if (path / FEATURE_MAP).is_file() and not (path / WEIGHTS).is_file():
         return load_run_folder(path, weights, params)
-    if not path.is_file() and not (path / CONFIG).is_file():
+    if not is_checkpoint(path):
         raise CheckpointError(f"{path}: {_what_is_missing(path)}")
     if weights is not None or params is not None:
         raise CheckpointError(f"{path}: --weights and --params are for FuxiCTR run folders only")

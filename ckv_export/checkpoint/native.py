@@ -20,7 +20,7 @@ from ckv_export.checkpoint.result import Checkpoint, naming
 from ckv_export.checkpoint.tensors import conversion_notes, identity, plain_tensors
 from ckv_export.checkpoint.torch_file import read_torch_file
 from ckv_export.contract import ModelSpec
-from ckv_export.errors import CheckpointError
+from ckv_export.errors import CheckpointError, reason
 from ckv_export.model.parameters import check_state
 
 FORMAT = "ckv"
@@ -53,7 +53,7 @@ def load_native_folder(folder: Path) -> Checkpoint:
         try:
             data = json.loads(config.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{CONFIG} can't be read: {error}") from error
+            raise CheckpointError(f"{CONFIG} can't be read: {reason(error)}") from error
         spec = _spec(data)
         state = _read_safetensors(weights)
         return _checked(spec, state, folder.resolve().name, (config, weights))
@@ -77,7 +77,7 @@ def save_native(path: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> Non
             _write(path, scratch, head, tensors)
         except (OSError, RuntimeError, SafetensorError) as error:
             # torch and safetensors raise their own kinds for a full disk or a missing folder
-            raise CheckpointError(f"the checkpoint can't be written: {error}") from error
+            raise CheckpointError(f"the checkpoint can't be written: {reason(error)}") from error
         finally:
             _remove(scratch)
 
@@ -118,7 +118,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             aliases = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{WEIGHTS} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{WEIGHTS} is damaged or no safetensors file: {reason(error)}"
+        ) from error
     for name, kept in aliases.items():
         if kept in state:
             state.setdefault(name, state[kept])

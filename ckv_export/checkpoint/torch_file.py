@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ckv_export.errors import CheckpointError
+from ckv_export.errors import CheckpointError, reason
 
 ZIP_START = b"PK\x03\x04"
 PICKLE_START = b"\x80"
@@ -43,7 +43,7 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             start = file.read(len(ZIP_START))
     except OSError as error:
-        raise CheckpointError(f"the file can't be read: {error.strerror}") from error
+        raise CheckpointError(f"the file can't be read: {reason(error)}") from error
     if not start:
         raise CheckpointError("the file is empty")
     return start

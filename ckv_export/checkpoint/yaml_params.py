@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ckv_export.checkpoint.facts import Facts
-from ckv_export.errors import CheckpointError, nearest
+from ckv_export.errors import CheckpointError, nearest, reason
 
 BASE = "Base"
 NEEDED = (
@@ -59,10 +59,10 @@ def _sections(path: Path) -> dict[str, dict[str, Any]]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path.name} can't be read: {error.strerror}") from error
+        raise CheckpointError(f"{path.name} can't be read: {reason(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path.name} is not plain YAML: {reason}") from error
+        told = " ".join(str(error).split())
+        raise CheckpointError(f"{path.name} is not plain YAML: {told}") from error
     if not isinstance(data, dict):
         raise CheckpointError(
             f"{path.name} must map experiment ids to parameters, got {type(data).__name__}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from ckv_export.bench import compare, report
 from ckv_export.bench.describe import expected
+from ckv_export.bench.environment import environment
 from ckv_export.bench.measure import Settings
 from ckv_export.bench.request import RATE_SECONDS, SOURCES, BenchRequest, parse_sweep
 from ckv_export.bench.run import run_bench
@@ -123,11 +124,11 @@ def run(args: argparse.Namespace) -> int:
     options.refuse_without(args, "compare", "margin", "any_machine")
     old = None if args.compare is None else compare.load(args.compare)
     check_places(args.json, args.html, args.markdown)
-    request = _request(args)
+    request, here = _request(args), environment()
     if old is not None:
         # Told before anything is timed.
-        compare.require_comparable(old, expected(request), any_machine=args.any_machine)
-    result = run_bench(request, ShownStages())
+        compare.require_comparable(old, expected(request, here), any_machine=args.any_machine)
+    result = run_bench(request, ShownStages(), here)
     _print(result)
     _write(args, result)
     return 0 if old is None else _compare(args, old, result)

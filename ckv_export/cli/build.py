@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from ckv_export.cli import engine_options, options
@@ -33,17 +34,21 @@ def run(args: argparse.Namespace) -> int:
         built = build_engines(folder, manifest, chosen, stages, options.build_display(stages))
         built = built.with_files(folder)
         built.write(folder)
+        # Read here: afterwards "." may name the bundle that was replaced.
+        parts = what.rows(folder, built.engines)
     with done(f"the engines of {args.bundle} are built"):
-        _print_summary(args.bundle, built, chosen)
+        _print_summary(args.bundle, built, parts, chosen)
     return 0
 
 
-def _print_summary(bundle: Path, built: Manifest, chosen: EngineOptions) -> None:
+def _print_summary(
+    bundle: Path, built: Manifest, parts: Sequence[tuple[str, ...]], chosen: EngineOptions
+) -> None:
     rows = [
         (e.file, f"{built.files[e.file].bytes / 1e6:.2f} MB", e.backend_version, e.layers)
         for e in built.engines
     ]
     console.print(table(f"Engines of {bundle}", ("file", "size", "version", "layers"), rows))
-    console.print(table("What was built", what.HEADS, what.rows(bundle, built.engines)))
+    console.print(table("What was built", what.HEADS, parts))
     console.print("The same with the library's own tool:")
     print_lines(["  " + line for line in equivalent_commands(bundle, built, chosen)])

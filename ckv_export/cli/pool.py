@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pools and say whether caches stay valid."""
-    new = write_pools(args.bundle, args.model, args.out, args.weights, args.params)
+    new = write_pools(args.bundle, args.model, args.out, weights=args.weights, params=args.params)
     console.print(f"{new.path}: pools of the model {new.fingerprint[:16]}")
     if new.caches_valid:
         console.print("Caches made with the bundle are valid with them.")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ckv_export.errors import BundleError
+from ckv_export.errors import BundleError, reason
 from ckv_export.manifest import EngineEntry
 
 HEADS = ("engine", "part", "precision of its layers", "pool step", "as read from")
@@ -24,7 +24,7 @@ def read_report(folder: Path, entry: EngineEntry) -> Mapping[str, Any] | None:
     try:
         data: dict[str, Any] = json.loads((folder / entry.report).read_text())
     except (OSError, ValueError) as error:
-        raise BundleError(f"{folder / entry.report} can't be read: {error}") from error
+        raise BundleError(f"{folder / entry.report} can't be read: {reason(error)}") from error
     return data
 
 

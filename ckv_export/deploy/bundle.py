@@ -169,6 +169,7 @@ def _manifest(
 ) -> Manifest:
     checkpoint = prepared.checkpoint
     files = [{"name": p.name, **dataclasses.asdict(FileEntry.of(p))} for p in checkpoint.files]
+    features = request.form.item_features and request.form.item_features.name
     return Manifest(
         name=name,
         fingerprint=prints.model,
@@ -176,7 +177,7 @@ def _manifest(
         form=prepared.form,
         item_table=_table_layout(prepared),
         profile=_profile(request, prepared),
-        source={"kind": checkpoint.source, "files": files},
+        source={"kind": checkpoint.source, "files": files, "item_features": features},
         versions={"ckv-export": __version__, **_versions()},
         operators={functions.DOMAIN: functions.DOMAIN_VERSION, "opset": functions.OPSET},
         notes=checkpoint.notes,

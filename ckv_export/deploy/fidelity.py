@@ -155,6 +155,12 @@ def _twin(folder: Path, manifest: Manifest) -> GraphTruth:
     forms = [(m.form.embeddings, m.form.item_key) for m in (manifest, other)]
     if forms[0] != forms[1]:
         raise BundleError(f"the graphs of {folder} take other inputs than those under test")
+    if manifest.fingerprints.get("looked up") != other.fingerprints.get("looked up"):
+        files = [m.source.get("item_features", "an unrecorded file") for m in (other, manifest)]
+        raise BundleError(
+            f"the graphs of {folder} look up the item features of {files[0]}, those under test "
+            f"others, of {files[1]}: export both with the same --item-features"
+        )
     if other.precision != "fp32":
         raise BundleError(f"--against takes an fp32 bundle, {folder} is {other.precision}")
     return GraphTruth(folder, other)

@@ -25,7 +25,7 @@ from ckv_export.cache import (
 from ckv_export.cache.item_table import row_bytes
 from ckv_export.cache.pool_file import load_pools
 from ckv_export.catalogue import has_item_key, item_key
-from ckv_export.checkpoint.load import load_checkpoint
+from ckv_export.checkpoint.load import is_checkpoint, load_checkpoint
 from ckv_export.contract import (
     FEATURES,
     EventForm,
@@ -37,7 +37,7 @@ from ckv_export.deploy.item_table import items_of, layout
 from ckv_export.errors import BundleError
 from ckv_export.events import event_tensors, load_events
 from ckv_export.graphs.prefill import PrefillGraph
-from ckv_export.manifest import FILE_NAME, Manifest, open_bundle
+from ckv_export.manifest import FILE_NAME, Manifest, bundle_in, open_bundle
 from ckv_export.model.base import CollectiveModel
 from ckv_export.model.fingerprint import fingerprint
 from ckv_export.model.registry import build_model
@@ -87,12 +87,12 @@ class ItemTableCost:
 
 def open_subject(path: Path, weights: str | None = None, params: str | None = None) -> Subject:
     """Open a bundle (a folder with a manifest) or any checkpoint; raises `InputError`."""
-    if (path / FILE_NAME).is_file():
+    if (path / FILE_NAME).is_file() or (bundle_in(path) and not is_checkpoint(path)):
+        manifest = open_bundle(path)
         if weights is not None or params is not None:
             raise BundleError(
                 f"{path} is a bundle: --weights and --params are for run folders only"
             )
-        manifest = open_bundle(path)
         given = load_pools(path, manifest)
         # On a CPU ONNX Runtime has no bf16 products.
         kind = RoundedBf16Runner if manifest.precision == "bf16" else OnnxRuntimeRunner

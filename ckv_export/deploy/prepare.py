@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ckv_export.catalogue import Catalogue, bare_catalogue, item_key, load_catalogue
 from ckv_export.checkpoint.load import Checkpoint
-from ckv_export.contract import EventForm, ModelSpec, require
+from ckv_export.contract import EventForm, require
 from ckv_export.deploy import item_table
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.decode_items import DecodeItemsGraph
@@ -61,9 +61,7 @@ def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
     if wishes.item_table:
         item_table.require_item_kind(spec)
     catalogue = _catalogue(checkpoint, wishes)
-    form = EventForm(
-        wishes.embeddings, catalogue.key if catalogue else None, _pool_inputs(spec, wishes)
-    )
+    form = EventForm(wishes.embeddings, catalogue.key if catalogue else None, _pool_inputs(wishes))
     features = catalogue.features if catalogue else {}
     looked_up = {name: torch.from_numpy(values) for name, values in features.items()}
     events = EventEmbedding(spec, state, form, looked_up)
@@ -89,12 +87,10 @@ def _catalogue(checkpoint: Checkpoint, wishes: FormRequest) -> Catalogue | None:
     return None
 
 
-def _pool_inputs(spec: ModelSpec, wishes: FormRequest) -> str | None:
+def _pool_inputs(wishes: FormRequest) -> str | None:
     """Dtype of pools as inputs of the graphs, None where they are constants."""
     if wishes.pool != "input":
         return None
-    shared = spec.attention.shared("k") or spec.attention.shared("v")
-    require(shared, "--pool input: the model has no pool")
     require(
         wishes.precision != "bf16",
         "pools can't be inputs of a bf16 graph, because numpy has no such numbers to bind: "

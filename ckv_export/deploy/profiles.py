@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ckv_export.contract import GraphSpec, Profile, Range
-from ckv_export.errors import InputError, SpecError, nearest
+from ckv_export.errors import InputError, SpecError, nearest, reason
 from ckv_export.manifest import Manifest
 
 AXES = {"batch": "B", "history": "S", "cached": "K", "appended": "T", "candidates": "C"}
@@ -71,7 +71,7 @@ def read_profiles(path: Path) -> tuple[NamedRanges, ...]:
     try:
         data = yaml.load(path.read_text(), Loader=_Loader)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        told = " ".join(str(error).split())
+        told = " ".join(reason(error).split())
         raise InputError(f"the profiles {path} can't be read: {told}") from error
     named = isinstance(data, dict) and all(isinstance(each, dict) for each in data.values())
     if not named or not data:

@@ -17,7 +17,7 @@ from ckv_export.engine import aot_launch
 from ckv_export.engine.aot_kernels import Compiler
 from ckv_export.engine.aot_launch import GATHER, INPUTS, Launch
 from ckv_export.engine.backends import Backend
-from ckv_export.errors import CkvError, EngineError
+from ckv_export.errors import CkvError, EngineError, reason
 
 NAMESPACE = "ckv"
 
@@ -136,7 +136,9 @@ def _implementation(trtp: Any, operator: str) -> Callable[..., Any]:
             _failures.append(error)
             raise
         except OSError as error:
-            _failures.append(EngineError(f"can't make the kernel of {operator}: {error}"))
+            where = f" {error.filename}" if error.filename else ""
+            why = f"{reason(error)}{where}"
+            _failures.append(EngineError(f"can't make the kernel of {operator}: {why}"))
             raise
 
     return implement

@@ -25,7 +25,7 @@ from ckv_export.engine.files import beside
 from ckv_export.engine.profiles import input_shapes
 from ckv_export.engine.progress import ProgressListener
 from ckv_export.engine.targets import parse_targets, present_gpu_name
-from ckv_export.errors import EngineError
+from ckv_export.errors import EngineError, reason
 from ckv_export.manifest import FileEntry
 
 LAYOUT = 1
@@ -39,7 +39,7 @@ def require_place(cache: Path) -> None:
     try:
         there = next(p for p in (cache, *cache.absolute().parents) if _is_there(p))
     except OSError as error:
-        raise EngineError(f"can't write to the engine cache {cache}: {error.strerror}") from error
+        raise EngineError(f"can't write to the engine cache {cache}: {reason(error)}") from error
     if not there.is_dir():
         raise EngineError(f"can't write to the engine cache {cache}: {there} is no folder")
     if not os.access(there, os.W_OK):
@@ -80,7 +80,7 @@ def cached_build(
     try:
         _write(entry, built)
     except OSError as error:
-        raise EngineError(f"can't write to the engine cache {cache}: {error}") from error
+        raise EngineError(f"can't write to the engine cache {cache}: {reason(error)}") from error
     return built
 
 
@@ -119,7 +119,7 @@ def _onnx_files(onnx_file: Path) -> Iterable[Path]:
     try:
         model = onnx.load(str(onnx_file), load_external_data=False)
     except Exception as error:  # protobuf's own classes
-        raise EngineError(f"{onnx_file} can't be read as ONNX: {error}") from error
+        raise EngineError(f"{onnx_file} can't be read as ONNX: {reason(error)}") from error
     tensors = filter(uses_external_data, model.graph.initializer)
     names = dict.fromkeys(ExternalDataInfo(tensor).location for tensor in tensors)
     files = [onnx_file, *(onnx_file.parent / name for name in names)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from ckv_export.engine.backends import TENSORRT_RTX, Backend
 from ckv_export.engine.files import beside
-from ckv_export.errors import EngineError
+from ckv_export.errors import EngineError, reason
 
 _REASONS = {
     "VERSION_MISMATCH": "it was built with another version: run ckv-export build",
@@ -89,4 +89,6 @@ class RuntimeCache:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise EngineError(f"can't write the runtime cache {self._path}: {error}") from error
+            raise EngineError(
+                f"can't write the runtime cache {self._path}: {reason(error)}"
+            ) from error

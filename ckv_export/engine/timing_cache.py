@@ -12,7 +12,7 @@ from typing import Any
 
 from ckv_export.engine.backends import Backend
 from ckv_export.engine.files import beside
-from ckv_export.errors import EngineError
+from ckv_export.errors import EngineError, reason
 
 
 def attach(path: Path, config: Any, backend: Backend) -> None:
@@ -47,7 +47,7 @@ def update(path: Path, config: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise EngineError(f"can't write the timing cache {path}: {error}") from error
+        raise EngineError(f"can't write the timing cache {path}: {reason(error)}") from error
 
 
 def _read(path: Path) -> bytes:
@@ -56,7 +56,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise EngineError(f"can't read the timing cache {path}: {error}") from error
+        raise EngineError(f"can't read the timing cache {path}: {reason(error)}") from error
 
 
 def _create(config: Any, data: bytes) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ckv_export.engine.backends import Backend
 from ckv_export.engine.messages import Messages
-from ckv_export.errors import EngineError
+from ckv_export.errors import EngineError, reason
 
 _LEARNED = "model."
 _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
@@ -79,7 +79,7 @@ def _read(onnx_file: Path) -> Any:
     try:
         return onnx.load(str(onnx_file), load_external_data=False)
     except Exception as error:  # protobuf's own classes
-        raise EngineError(f"{onnx_file} can't be read as ONNX: {error}") from error
+        raise EngineError(f"{onnx_file} can't be read as ONNX: {reason(error)}") from error
 
 
 def _initializers(model: Any) -> dict[str, Any]:

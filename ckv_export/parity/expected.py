@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ckv_export.contract import FEATURES, CacheSpec, EventForm, ModelSpec
-from ckv_export.errors import BundleError
+from ckv_export.errors import BundleError, reason
 from ckv_export.model.reference import Reference
 from ckv_export.parity.inputs import Case
 from ckv_export.parity.selection import selection_margin
@@ -144,7 +144,7 @@ def load(path: Path) -> list[ExpectedCase]:
             arrays = {name: file[name] for name in file.files}
         return [_loaded(arrays, i, str(name)) for i, name in enumerate(arrays["names"])]
     except (*_DAMAGED, OSError, ValueError, KeyError, EOFError) as error:
-        raise BundleError(f"{path} holds no recorded parity cases: {error}") from error
+        raise BundleError(f"{path} holds no recorded parity cases: {reason(error)}") from error
 
 
 def _loaded(arrays: Arrays, number: int, name: str) -> ExpectedCase:

@@ -20,7 +20,7 @@ from ckv_export.engine.loading import BundleEngine
 from ckv_export.engine.messages import Messages, listen
 from ckv_export.engine.network import DTYPES
 from ckv_export.engine.rtx_runtime import RuntimeCache, new_context, require_valid
-from ckv_export.errors import EngineError
+from ckv_export.errors import EngineError, reason
 from ckv_export.manifest import EngineEntry, Manifest
 from ckv_export.runtimes.base import Array, Arrays, Feed, Feeds, Placed, Runner, RunnerMetadata
 from ckv_export.runtimes.cuda_memory import CudaMemory
@@ -161,7 +161,7 @@ class TensorRtRunner(Runner):
         try:
             plan = self.path.read_bytes()
         except OSError as error:
-            raise EngineError(f"can't read the engine {self.path}: {error}") from error
+            raise EngineError(f"can't read the engine {self.path}: {reason(error)}") from error
         if self.backend.is_rtx:
             require_valid(self._runtime, plan, self.path, self.backend)
         engine = self._runtime.deserialize_cuda_engine(plan)

@@ -256,8 +256,8 @@ def test_what_is_no_file_of_histories_is_refused(
     junk.write_bytes(b"PAR1 junk")
     for path, says in [
         (junk, "can't be read as a .parquet"),
-        (tmp_path / "absent.parquet", "can't be read"),
-        (tmp_path / "absent.npz", "can't be read"),
+        (tmp_path / "absent.parquet", "can't be read as .*: there is no such file"),
+        (tmp_path / "absent.npz", "can't be read as .*: there is no such file"),
         (tmp_path / "events.csv", "must be an .npz or .parquet"),
     ]:
         with pytest.raises(EventsError, match=says):

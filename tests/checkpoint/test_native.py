@@ -316,5 +316,5 @@ def test_damaged_folders(tmp_path, loaded):
 
 @pytest.mark.parametrize("name", ["model.pt", "model"])
 def test_a_place_that_can_not_be_written(tmp_path, loaded, name):
-    with pytest.raises(CheckpointError, match="can't be written"):
+    with pytest.raises(CheckpointError, match=r"can't be written: (there is no|Parent dir)"):
         save_native(tmp_path / "absent" / name, loaded.spec, loaded.state)

@@ -245,6 +245,15 @@ def test_what_is_no_bundle(refused, tmp_path: Path, run_folder: Path):
             refused(verb, path, watched=tmp_path, says=(str(path), "no bundle", why))
 
 
+def test_a_folder_of_bundles(cli, refused, bundle_copy: Path, run_copy: Path):
+    """A checkpoint stays one, whatever lies in its folder."""
+    shutil.copytree(bundle_copy, bundle_copy.with_name(".hidden"))
+    shutil.copytree(bundle_copy, bundle_copy.with_name("second"))
+    verbs_refuse(refused, bundle_copy.parent, ("no bundle", f"such as {bundle_copy}"))
+    shutil.copytree(bundle_copy, run_copy / "bundle")
+    assert cli("inspect", run_copy).code == 0
+
+
 def test_a_manifest_that_is_a_folder(refused, bundle_copy: Path):
     (bundle_copy / "manifest.json").unlink()
     (bundle_copy / "manifest.json").mkdir()

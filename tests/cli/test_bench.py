@@ -180,8 +180,15 @@ def test_without_a_checkpoint_it_says_what_is_left_out(cli: Any, bundle: Path, o
 
 
 def test_compare_exits_with_1_on_a_regression(
-    cli: Any, bundle: Path, measured: dict[str, Any], tmp_path: Path
+    cli: Any,
+    bundle: Path,
+    measured: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    """And asks the machine for its GPUs once a run."""
+    asked: list[str] = []
+    monkeypatch.setattr("ckv_export.bench.environment.gpus", lambda: asked.append("") or [])
     arguments = ("bench", bundle, *QUICK, "--phases", "decode", "--source", "file", "--batch", "2")
     arguments = (*arguments, "--only", "compact", "--seconds", "0.5")
     old = tmp_path / "old.json"
@@ -197,6 +204,7 @@ def test_compare_exits_with_1_on_a_regression(
         assert ran.code == code, ran.err
         assert "differs: cpu: another and " in ran.out
         assert ("slower" in ran.out) == (code == 1)
+    assert len(asked) == 4
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 def test_options_become_the_request(cli: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[BenchRequest] = []
 
-    def take(request: BenchRequest, stages: Stages) -> None:
+    def take(request: BenchRequest, stages: Stages, environment: Mapping[str, Any]) -> None:
         asked.append(request)
         raise InputError("taken")
 
@@ -163,7 +163,9 @@ def test_all_that_is_asked_for_is_done(bundle: Path, run_folder: Path, calls: Ca
         only=OTHER,
     )
     stages = Stages()
-    measured = run.run_bench(request, stages)
+    here = {"made": "up"}
+    measured = run.run_bench(request, stages, here)
+    assert measured["environment"] == here
     assert calls.given == {
         "keep_freed_memory": (),
         "load_weights": ("w", "p"),
@@ -195,7 +197,7 @@ def test_traffic_serves_every_request_in_turn(bundle: Path, run_folder: Path, ca
     request = BenchRequest(
         bundle, Sizes(1, 12, 1, 5), run_folder, settings=settings, phases=(), traffic=6
     )
-    traffic = run.run_bench(request, Stages())["traffic"]
+    traffic = run.run_bench(request, Stages(), {})["traffic"]
     lengths = traffic["lengths"]
     assert [way["request"]["calls"] for way in traffic["ways"]] == [len(lengths)] * 3 == [6] * 3
     assert calls.decode is not None

@@ -57,12 +57,18 @@ def test_two_targets_in_one_engine_each(cli, bundle: Path, bundle_copy: Path):
     """Everything that was in the bundle stays, and the gate still passes."""
     result = cli("build", bundle_copy, *RTX, "--target", "sm86", "--target", "sm120")
     assert result.code == 0, result.err
+    assert "Building engine" in result.err, "the library's own progress"
+    assert result.out.startswith("verify hashes  ")
     files = {g: f"engines/{g}.tensorrt_rtx.sm86-sm120.engine" for g in GRAPHS}
     assert set(engines_of(bundle_copy)) == set(files.values())
     for graph, file in files.items():
         check(bundle_copy, file, graph, ["sm86", "sm120"])
         line = next(x for x in result.out.splitlines() if x.startswith(f"build {graph} engine"))
         assert re.search(r"done +\d+\.\d s .*sm86, sm120", line)
+        entry, size = engines_of(bundle_copy)[file], (bundle_copy / file).stat().st_size
+        about = (f"{size / 1e6:.2f} MB", entry["backend_version"], entry["layers"])
+        row = next(x for x in result.out.splitlines() if file in x)
+        assert [cell.strip() for cell in row.split("\u2502")[2:-1]] == [str(c) for c in about]
     for path in (p for p in bundle.rglob("*") if p.is_file()):
         if path.name != "manifest.json":
             assert (bundle_copy / path.relative_to(bundle)).read_bytes() == path.read_bytes()
@@ -110,6 +116,11 @@ def test_export_with_engines(cli, same_graphs, run_folder: Path, tmp_path: Path)
         check(made, f"engines/{graph}.tensorrt_rtx.sm86.engine", graph, ["sm86"])
     assert manifest_of(made)["profile"]["C"] == "1:10:50"
     assert {"build prefill engine", "build decode engine"} <= set(manifest_of(made)["timings"])
+    assert "Building engine" in result.err
+    assert "What was built" in result.out
+    assert "No engines were built" not in result.out
+    sizes = [f"{Path(e).name} {(made / e).stat().st_size / 1e6:.1f} MB" for e in engines_of(made)]
+    assert all(f"engines/{size}" in " ".join(result.out.split()) for size in sizes)
     printed = [shlex.split(x) for x in result.out.splitlines() if x.startswith("  ckv-export ")]
     build = next(command for command in printed if command[1] == "build")
     before = engines_of(made)
@@ -120,7 +131,9 @@ def test_export_with_engines(cli, same_graphs, run_folder: Path, tmp_path: Path)
     assert after == before
 
 
-def test_two_profiles_from_a_file_and_the_engine_cache(cli, bundle_copy: Path, tmp_path: Path):
+def test_two_profiles_from_a_file_and_the_engine_cache(
+    cli, bundle_copy: Path, tmp_path: Path, monkeypatch
+):
     """The second build is a copy of the first, found by what it is built from."""
     ranges = tmp_path / "profiles.yaml"
     ranges.write_text("short: {history: 0:5, batch: 1:8:32}\nlong: {history: 5:20, batch: 1}\n")
@@ -141,10 +154,20 @@ def test_two_profiles_from_a_file_and_the_engine_cache(cli, bundle_copy: Path, t
     assert "What was built" in result.out
     assert "--profile=1" in result.out
     data = {file: (bundle_copy / file).read_bytes() for file in entries}
-    again = cli(*words, f"--engine-cache={cache}")
+    monkeypatch.chdir(bundle_copy)
+    again = cli("build", ".", *words[2:], f"--engine-cache={cache}")
+    monkeypatch.chdir(tmp_path)
+    assert again.code == 0, again.err
     assert again.out.count("from the engine cache") == len(GRAPHS)
     assert {file: (bundle_copy / file).read_bytes() for file in entries} == data
     open_bundle(bundle_copy)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ckv_export.cli.build._print_summary", interrupt)
+    late = cli(*words, f"--engine-cache={cache}").sentence()
+    assert late == f"interrupted, but the engines of {bundle_copy} are built"
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from ckv_testing.hstu import SPEC as HSTU
 
+from ckv_export.cache.record import HEADER_BYTES
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.checkpoint.native import save_native
-from ckv_export.cli.export import request_of
+from ckv_export.cli.export import _again, _print_summary, _summary, request_of
 from ckv_export.cli.main import parser, with_default_verb
-from ckv_export.contract import decode_io, prefill_io
-from ckv_export.manifest import open_bundle
+from ckv_export.contract import EventForm, Range, decode_io, prefill_io
+from ckv_export.deploy.bundle import Exported, ExportRequest
+from ckv_export.deploy.prepare import FormRequest
+from ckv_export.manifest import FileEntry, open_bundle
+from ckv_export.parity.report import ParityReport
 
 FILES = {
     "prefill.onnx",
@@ -203,13 +208,37 @@ def test_native_checkpoints_make_the_same_bundle(cli, native: Path, bundle: Path
     )
 
 
+def test_options_become_the_request():
+    words = (
+        "model --out o --name n --force --seed 3 --batch 1:2:3 --weights w --params p "
+        "--embeddings external --item-features f.npz --item-key k --item-table --precision bf16 "
+        "--pool refit"
+    )
+    asked = [request_of(parser().parse_args(["export", *given.split()])) for given in
+             ("model --out o", words, "model --out o --no-parity")]  # fmt: skip
+    plain = ExportRequest(Path("model"), Path("o"))
+    assert asked == [
+        plain,
+        ExportRequest(
+            *(Path("model"), Path("o"), "n", "w", "p"),
+            force=True,
+            seed=3,
+            axes=(("B", Range(1, 2, 3)),),
+            form=FormRequest("external", Path("f.npz"), "k", True, "bf16", "refit"),
+        ),
+        dataclasses.replace(plain, parity=False),
+    ]
+
+
 def test_printed_commands_repeat_what_was_done(cli, bundle: Path, run_folder: Path, tmp_path: Path):
     """The export command line printed at the end describes the very same request."""
     given = [
         *("--out", f"{tmp_path}/a place", "--name", "it's"),
         *("--batch", "1:2:3", "--candidates", "7", "--weights", "x.model", "--params", "p.yaml"),
     ]
-    for no_parity, more in ((False, ("--seed", "3")), (True, ("--no-parity",))):
+    by_id = ("--item-features", "f.npz", "--item-key", "k", "--item-table", "--precision", "fp16")
+    others = ("--embeddings", "external", "--pool", "input", "--no-parity")
+    for no_parity, more in ((False, ("--seed", "3", *by_id)), (True, others)):
         args = parser().parse_args(with_default_verb([str(run_folder), *given, *more]))
         request = request_of(args)
         printed = _printed_commands(bundle, request)
@@ -223,10 +252,6 @@ def test_printed_commands_repeat_what_was_done(cli, bundle: Path, run_folder: Pa
 
 
 def _printed_commands(bundle: Path, request) -> list[list[str]]:
-    from ckv_export.cli.export import _again
-    from ckv_export.deploy.bundle import Exported
-    from ckv_export.parity.report import ParityReport
-
     report = ParityReport("m", "f", 0, 0, (), {}) if request.parity else None
     exported = Exported(bundle, open_bundle(bundle), report)
     return [shlex.split(line) for line in _again(exported, request)]
@@ -239,6 +264,71 @@ def test_summary_prints_commands_that_can_be_copied(export, run_folder: Path):
     assert commands[0][2] == str(run_folder)
     for words in commands[1:]:
         assert words[2] == str(export.bundle)
+
+
+def summary_of(printed: str) -> dict[str, str]:
+    """The table of the bundle, its values by what they are of."""
+    table = printed.split("\nBundle ")[1].split("\n\u2514")[0]
+    rows = [line.strip("\u2502 ").split("\u2502") for line in table.splitlines()]
+    return {cells[0].strip(): cells[1].strip() for cells in rows if len(cells) == 2}
+
+
+def test_summary_says_what_was_made(export, cli):
+    """Sizes as `inspect` tells them, errors as the report does."""
+    manifest, found = open_bundle(export.bundle), summary_of(export.printed)
+    sizes = json.loads(cli("inspect", export.bundle, "--json").out)["sizes"]
+    alone, *_, whole = sizes["comparisons"]
+    files = {name: manifest.files[name].bytes / 1e6 for name in ("decode.onnx", "prefill.onnx")}
+    cached, full = (alone["bytes_per_user"][name] for name in ("compact", "full_fp32"))
+    each, whole_each = (size / sizes["cached_events"] for size in (cached, full))
+    record = HEADER_BYTES + whole["bytes_per_user"]["compact"]
+    worst = ", ".join(f"{n} {e:.1e}" for n, e in manifest.parity["worst_score_error"].items())
+    assert found == {
+        "model": f"sim, d {manifest.model.attention.d}, fingerprint {manifest.fingerprint[:16]}",
+        "parity": f"passed in {manifest.parity['cases']} cases; worst score error {worst}",
+        "precision": "fp32",
+        "pools": "constant",
+        "graphs": ", ".join(f"{name} {size:.1f} MB" for name, size in files.items()),
+        "engines": "none",
+        "cache per event": f"{each:g} B, {cached / full:.2%} of {whole_each:g} B of fp32 K and V",
+        "cache per user": f"{cached:,} B, {record:,} B with the history",
+        "seconds": f"{sum(manifest.timings.values()):.1f}",
+    }
+    assert export.printed.count("Parity of ") == 2
+    assert "Routing" not in export.printed, "that is in the report"
+    assert "No engines were built" in export.printed
+    assert "What was built" not in export.printed
+    assert "Parity was not checked" not in export.printed
+
+
+def test_summary_of_a_model_of_layers_and_pools_as_inputs(bundle: Path):
+    """Row numbers of two bytes, user parts in fp16."""
+    sizes = {"weights.bin": 3_000_000, "pools.safetensors": 1_200_000, "parity.html": 9}
+    changes = {"files": {name: FileEntry("", size) for name, size in sizes.items()}}
+    changes |= {"model": HSTU, "precision": "bf16", "pool": "input"}
+    manifest = dataclasses.replace(open_bundle(bundle), **changes)
+    found = dict(_summary(Exported(bundle, manifest, None)))
+    a, layers = HSTU.attention, HSTU.num_layers
+    each, full = layers * 2 * (1 + a.user_k + 1 + a.user_v), layers * 2 * 4 * a.d
+    told = f"{each:g} B, {each / full:.2%} of {full:g} B of fp32 K and V"
+    assert layers > 1
+    assert found["cache per event"] == told
+    assert found["graphs"] == "weights.bin 3.0 MB, pools.safetensors 1.2 MB"
+    assert (found["parity"], found["precision"], found["pools"]) == ("not checked", "bf16", "input")
+
+
+def test_a_record_of_ids_alone_is_smaller(bundle: Path):
+    plain = open_bundle(bundle)
+    by_id = dataclasses.replace(plain, form=EventForm(item_key="item_id"))
+    told = dict(_summary(Exported(bundle, by_id, None)))["cache per user"]
+    cached, record = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) B", told))
+    assert record == HEADER_BYTES + cached + 4 * plain.model.max_len
+
+
+def test_notes_are_told(bundle: Path, capsys: pytest.CaptureFixture[str]):
+    manifest = dataclasses.replace(open_bundle(bundle), notes=("its rotations [0, 1] are frozen",))
+    _print_summary(Exported(bundle, manifest, None), ExportRequest(Path("m"), Path("o")))
+    assert "\nnote: its rotations [0, 1] are frozen\n" in capsys.readouterr().out
 
 
 def test_one_line_a_stage_with_its_seconds(export):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from ckv_export.deploy.bundle import ExportRequest, export_bundle
 from ckv_export.deploy.fidelity import FidelityRequest, check_fidelity
 from ckv_export.deploy.item_table import build_item_table, require_item_model
 from ckv_export.deploy.prepare import FormRequest
-from ckv_export.errors import EngineError, InputError
-from ckv_export.manifest import ItemTable, open_bundle
+from ckv_export.errors import BundleError, EngineError, InputError
+from ckv_export.manifest import ItemTable, open_bundle, read_manifest
 from ckv_export.model.events import EventEmbedding
 from ckv_export.model.registry import build_model
 from ckv_export.parity.lineup import Contender, Lineup, line_up, onnxruntime_runners
@@ -86,6 +87,16 @@ def test_real_events_of_ids(bundle: Path, model: Path, tmp_path: Path, rng: np.r
         check(bundle, checkpoint=model, seed=1)
     with pytest.raises(InputError, match="only recorded ones have answers"):
         check(bundle, seed=1)
+
+
+def test_other_item_features_are_believed_by_nobody(bundle: Path, tmp_path: Path):
+    other, manifest = shutil.copytree(bundle, tmp_path / "other"), read_manifest(bundle)
+    prints = dict(manifest.fingerprints) | {"looked up": "0" * 64}
+    source = dict(manifest.source) | {"item_features": "new.parquet"}
+    dataclasses.replace(manifest, fingerprints=prints, source=source).write(other)
+    says = r"other look up .* of new\.parquet, those under test others, of items\.npz: export both"
+    with pytest.raises(BundleError, match=says):
+        check(bundle, against=other)
 
 
 def join_in(monkeypatch: pytest.MonkeyPatch, runners: Callable[[], list[Runner]]) -> None:

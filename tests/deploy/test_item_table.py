@@ -218,7 +218,7 @@ def hstu(features: tuple[FeatureSpec, ...]) -> Checkpoint:
 
 def test_a_model_of_layers_that_see_the_history_has_none():
     with pytest.raises(SpecError) as caught:
-        prepare(hstu(PLAIN[:1]), FormRequest(item_table=True))
+        prepare(hstu(PLAIN), FormRequest(item_table=True))
     assert str(caught.value) == (
         "an item table is for target-attention models: what hstu caches of an event depends on the "
         "events before it"
@@ -230,6 +230,16 @@ def test_items_of_more_than_an_id_need_a_file(rng: np.random.Generator):
     checkpoint = Checkpoint(spec, draw_state(spec, rng), "sim", "native", (), ())
     with pytest.raises(SpecError, match=r"\(cate_id\): give --item-features"):
         prepare(checkpoint, FormRequest(item_table=True))
+    with pytest.raises(SpecError, match="must be one of item_id, cate_id, got 'price'"):
+        prepare(checkpoint, FormRequest(item_table=True, item_key="price"))
+
+
+def test_items_that_are_an_id_alone_need_none(rng: np.random.Generator):
+    spec = make_spec("sim", features=PLAIN[:1])
+    checkpoint = Checkpoint(spec, draw_state(spec, rng), "sim", "native", (), ())
+    prepared = prepare(checkpoint, FormRequest(item_table=True))
+    assert prepared.form == EventForm(item_key="item_id")
+    assert [graph.io.name for graph in prepared.graphs] == ["prefill", "decode", "decode_items"]
 
 
 def test_embeddings_from_outside_and_a_table_exclude_each_other(rng: np.random.Generator):

@@ -26,6 +26,7 @@ from ckv_export.cache.pool_file import load_pools
 from ckv_export.cache.record import RecordLayout
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.checkpoint.native import save_native
+from ckv_export.cli.main import main
 from ckv_export.contract import EventForm, ModelSpec
 from ckv_export.deploy import fidelity
 from ckv_export.deploy.bundle import ExportRequest, export_bundle
@@ -33,7 +34,7 @@ from ckv_export.deploy.fidelity import FidelityRequest, check_fidelity
 from ckv_export.deploy.inspect import open_subject, report_on
 from ckv_export.deploy.pools import write_pools
 from ckv_export.deploy.prepare import FormRequest
-from ckv_export.errors import BundleError, CheckpointError, SpecError
+from ckv_export.errors import BundleError, SpecError
 from ckv_export.manifest import POOLS_FILE, Manifest, open_bundle
 from ckv_export.model.fingerprint import Fingerprints
 from ckv_export.model.registry import build_reference
@@ -176,14 +177,24 @@ def test_swapped_pools_give_what_an_export_with_them_gives(sim: tuple[Path, dict
     assert metadata["entries"] == manifest.fingerprints["entries"]
 
 
-def test_caches_of_layers_above_a_new_pool_are_not_valid(hstu: tuple[Path, dict], tmp_path: Path):
+def test_caches_of_layers_above_a_new_pool_are_not_valid(
+    hstu: tuple[Path, dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """By the command, which says so."""
     folder, state = hstu
     manifest = open_bundle(folder)
     top = f"attention.{HSTU.num_layers - 1}"
     for name, moved, valid in (("top", top, True), ("below", "attention.0", False)):
         changed = with_pools(state, lambda n, moved=moved: float(n.startswith(moved)))
-        model = saved(tmp_path / f"{name}.pt", HSTU, changed)
-        assert write_pools(folder, model, tmp_path / f"{name}.safetensors").caches_valid == valid
+        model, out = saved(tmp_path / f"{name}.pt", HSTU, changed), tmp_path / name
+        out.mkdir()
+        assert main(["pool", str(model), "--bundle", str(folder), "--out", str(out)]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        prints = Fingerprints.of(HSTU, changed)
+        assert said.startswith(f"{out / POOLS_FILE}: pools of the model {prints.model[:16]} ")
+        about = "Caches made with the bundle are"
+        assert (f"{about} valid" in said, f"{about} not valid" in said) == (valid, not valid)
+        assert "[" not in said.removeprefix(str(out))
     taken = [t.name for t in manifest.graph("prefill").inputs if t.name.startswith("pool")]
     assert taken == ["pool_k_0", "pool_v_0"], "an entry of the last layer needs none of its own"
 
@@ -252,9 +263,13 @@ def test_caches_depend_on_what_the_graphs_look_up(sim: tuple[Path, dict], tmp_pa
 
 
 @pytest.mark.parametrize("option", ["weights", "params"])
-def test_options_of_run_folders(sim: tuple[Path, dict], tmp_path: Path, option: str):
-    with pytest.raises(CheckpointError, match="are for FuxiCTR run folders only"):
-        write_pools(sim[0], sim[0].parent / "sim.pt", tmp_path, **{option: "x"})
+def test_options_of_run_folders(
+    sim: tuple[Path, dict], tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+):
+    words = ["pool", str(sim[0].parent / "sim.pt"), "--bundle", str(sim[0]), f"--{option}=x"]
+    assert main([*words, "--out", str(tmp_path)]) == 2
+    assert "are for FuxiCTR run folders only" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bundle_with_constant_pools_is_refused(sim: tuple[Path, dict], tmp_path: Path):

@@ -87,8 +87,13 @@ def test_odd_yaml_files(tmp_path: Path, text: str, says: str):
 
 def test_files_that_are_no_text(tmp_path: Path):
     (tmp_path / "odd.yaml").write_bytes(b"\xff\xfe\x00{")
-    for name in ("odd.yaml", "no.yaml"):
-        with pytest.raises(InputError, match=f"{name} can't be read"):
+    (tmp_path / "folder.yaml").mkdir()
+    for name, why in (
+        ("odd.yaml", "'utf-8' codec"),
+        ("no.yaml", "there is no such file or folder$"),
+        ("folder.yaml", "Is a directory$"),
+    ):
+        with pytest.raises(InputError, match=f"{name} can't be read: {why}"):
             read_profiles(tmp_path / name)
 
 

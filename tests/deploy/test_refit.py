@@ -107,6 +107,7 @@ def refuse(pair: tuple[Path, Path], kind: type[CkvError], tmp_path: Path) -> str
 def test_every_engine_with_the_new_weights(pair: tuple[Path, Path], full: FakeTensorRt):
     new, old = pair
     source, plain = open_bundle(old), open_bundle(new)
+    assert plain.form.pools is None, "they stay constants of the graphs"
     before = contents(old)
     stages = Stages()
     refitted = refit_bundle(new, old, stages)
@@ -274,13 +275,30 @@ def test_the_command_says_what_is_valid_and_what_proves_it(
     new, old = pair
     code, out, err = command("refit", new, "--engines-of", old)
     assert (code, err) == (0, "")
-    assert "are not valid with them" in out
+    assert f"Caches made with {old} are not valid with them" in out
     assert "Prefill again." in out
+    manifest = open_bundle(new)
+    for e in manifest.engines:
+        assert f"refit {e.file} done" in out
+        size = f"{manifest.files[e.file].bytes / 1e6:.2f} MB"
+        assert " \u2502 ".join((e.file, size, e.backend_version, str(e.seconds))) in out
     assert re.search(rf"ckv-export parity {re.escape(str(new))}$", out)
     third = shutil.copytree(exports["c"], tmp_path / "third")
     code, out, _ = command("refit", third, "--engines-of", old)
     assert code == 0
-    assert "are valid with them" in out
+    assert f"Caches made with {old} are valid with them" in out
+
+
+def test_the_command_when_interrupted_at_last(
+    pair: tuple[Path, Path], command: Any, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ckv_export.cli.refit._print_summary", interrupt)
+    code, _, err = command("refit", pair[0], "--engines-of", pair[1])
+    assert (code, open_bundle(pair[0]).engines != ()) == (2, True)
+    assert f"interrupted, but the engines of {pair[0]} are refitted" in err
 
 
 @pytest.mark.parametrize("why", ["gpu", "pool", "library"])

@@ -370,7 +370,8 @@ def test_failed_write_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    assert "No space left" in refuse(projection.request(), rtx, tmp_path / "e")
+    out = tmp_path / "e"
+    assert f"the engine {out}: No space left" in refuse(projection.request(), rtx, out)
 
 
 ALL_LIBRARIES = """

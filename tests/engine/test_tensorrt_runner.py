@@ -160,7 +160,7 @@ def test_a_runtime_cache_that_cannot_be_written_still_frees_the_engine(
 ) -> None:
     runner = FakeRunner(engine, IO, RTX, runtime_cache=tmp_path / "no" / "kernels.cache")
     runner.activate()
-    with pytest.raises(EngineError, match="can't write the runtime cache"):
+    with pytest.raises(EngineError, match=r"can't write the runtime cache .*: there is no such"):
         runner.deactivate()
     assert runner._engine is None
 
@@ -172,7 +172,7 @@ def test_only_rtx_has_a_runtime_cache(engine: Path, tmp_path: Path) -> None:
 
 
 def test_missing_engine(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="can't read the engine"):
+    with pytest.raises(EngineError, match=r"can't read the engine .*: there is no such file"):
         FakeRunner(tmp_path / "no.engine", IO, FULL).activate()
 
 

@@ -343,12 +343,13 @@ def test_a_cache_that_cannot_be_written_is_remembered(
     trt: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(self: Named, kernel: Kernel) -> str:
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device", "/kept")
 
     monkeypatch.setattr(Named, "ptx", refuse)
     types = [DataType.HALF, DataType.INT32, DataType.HALF]
     node = Node("PoolGatherConcat", {}, [(9, 62), ("B", "N"), ("B", "N", 2)], types)
     with pytest.raises(OSError, match="No space left"):
         list(fake_tensorrt.build(trt, node, {"B": 1, "N": 1}))
-    assert "can't make the kernel of PoolGatherConcat" in str(aot_plugin.failure())
+    told = "can't make the kernel of PoolGatherConcat: No space left on device /kept"
+    assert str(aot_plugin.failure()) == told
     aot_plugin._failures.clear()
