@@ -102,7 +102,7 @@ EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions con
         detail::choose_engine(bundle, graph.name, options.file, detail::linked_library(),
                               options.allow_other_version);
     detail::take_logged_error();
-    runtime.reset(nvinfer1::createInferRuntime(log));
+    runtime = log.make_runtime();
     if (runtime == nullptr) {
         refuse(tensorrt_version() + " can't make a runtime");
     }

@@ -32,11 +32,19 @@ void Log::log(Severity severity, char const* message) noexcept {
         if (level == LogLevel::kError && logged_error.empty()) {
             logged_error = message;
         }
-        if (sink_) {
+        if (sink_ && (level == LogLevel::kError || !starting_)) {
             sink_(level, message);
         }
     } catch (...) {
     }
+}
+
+std::unique_ptr<nvinfer1::IRuntime> Log::make_runtime() {
+    [[maybe_unused]] static auto* const first = nvinfer1::createInferRuntime(*new Log({}));
+    starting_ = true;  // with its remark that this logger is another one
+    std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(*this));
+    starting_ = false;
+    return runtime;
 }
 
 std::string take_logged_error() {

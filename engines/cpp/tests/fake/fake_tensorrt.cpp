@@ -161,9 +161,21 @@ public:
     }
 };
 
+// The first logger of those that runtimes have, for what belongs to none of them.
+ILogger* process_logger = nullptr;
+std::atomic<int> runtimes{0};
+
 class Runtime : public IRuntime, public RuntimeStubs {
 public:
-    explicit Runtime(ILogger& logger) : logger_(logger) { mImpl = this; }
+    explicit Runtime(ILogger& logger) : logger_(logger) {
+        mImpl = this;
+        if (++runtimes == 1) {
+            process_logger = &logger;
+        } else if (process_logger != &logger) {
+            logger.log(ILogger::Severity::kWARNING, "this logger differs from that of the process");
+        }
+    }
+    ~Runtime() noexcept override { --runtimes; }
     IRuntime* getPImpl() noexcept override { return this; }
     void setEngineHostCodeAllowed(bool allowed) noexcept override { allowed_ = allowed; }
     ICudaEngine* deserializeCudaEngine(void const* plan, std::size_t size) noexcept override {
@@ -188,7 +200,11 @@ class Registry : public PluginRegistryStubs {
 public:
     PluginLibraryHandle loadLibrary(AsciiChar const* path) noexcept override {
         ++fake::plugin_loads;
-        return std::strstr(path, "broken") == nullptr ? this : nullptr;
+        if (std::strstr(path, "broken") == nullptr) {
+            return this;
+        }
+        process_logger->log(ILogger::Severity::kERROR, "no such symbol");
+        return nullptr;
     }
 };
 
