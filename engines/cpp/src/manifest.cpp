@@ -301,7 +301,9 @@ Bundle Bundle::open_unverified(fs::path const& folder) {
     fs::path const path = folder / kFileName;
     std::error_code error;
     if (!fs::is_regular_file(path, error)) {
-        refuse(folder.string() + " is no bundle: it has no " + kFileName);
+        std::string const why = fs::exists(folder, error) ? std::string("it has no ") + kFileName
+                                                          : "there is no such folder";
+        refuse(folder.string() + " is no bundle: " + why);
     }
     return {folder, parse_manifest(read_text(path), path.string())};
 }

@@ -110,6 +110,8 @@ std::string sha256(std::string const& text) {
 void files_are_verified(fs::path const& folder) {
     refuses(ErrorCode::kBundle, "is no bundle: it has no manifest.json",
             [&] { ckv::Bundle::open(folder); });
+    refuses(ErrorCode::kBundle, "nowhere is no bundle: there is no such folder",
+            [&] { ckv::Bundle::open(folder / "nowhere"); });
     std::string text = sample_manifest();
     auto const entry = [](std::string const& name, std::string const& of) {
         return "\"" + name + "\": {\"sha256\": \"" + sha256(of) +

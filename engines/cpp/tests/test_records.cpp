@@ -248,9 +248,17 @@ void a_batch_ends_with_each_users_last_events() {
         refuses(ErrorCode::kRecord, "can't be addressed: ",
                 [&] { ckv::batch_bytes(layout, users, events); });
     }
-    out.erase("cache_v_index");
-    refuses(ErrorCode::kRecord, "lack 'cache_v_index'",
-            [&] { ckv::batch(layout, records, 5, out); });
+    for (char const* name : {"cache_v_index", "history_image", "history_mask"}) {
+        auto lacking = out;
+        lacking[name] = nullptr;
+        refuses(ErrorCode::kRecord, "lack '" + std::string(name) + "'",
+                [&] { ckv::batch(layout, records, 5, lacking); });
+        lacking.erase(name);
+        refuses(ErrorCode::kRecord, "lack '" + std::string(name) + "'",
+                [&] { ckv::batch(layout, records, 5, lacking); });
+    }
+    ckv::batch(layout, records, 0, {});
+    ckv::batch(layout, {}, 5, {});
     refuses(ErrorCode::kRecord, "0 events or more", [&] { ckv::batch(layout, records, -1, out); });
 }
 
