@@ -61,17 +61,22 @@ void check_cuda(cudaError_t status, char const* what) {
     }
 }
 
+int current_gpu() {
+    int device = 0;
+    check_cuda(cudaGetDevice(&device), "asking for this thread's GPU");
+    return device;
+}
+
 std::pair<int, int> present_gpu() {
     int devices = 0;
     check_cuda(cudaGetDeviceCount(&devices), "running an engine needs an NVIDIA GPU");
     if (devices == 0) {
         throw Error(ErrorCode::kCuda, "running an engine needs an NVIDIA GPU: there is none");
     }
-    int device = 0, major = 0, minor = 0;
-    check_cuda(cudaGetDevice(&device), "asking for this thread's GPU");
+    int major = 0, minor = 0;
     for (auto const& [value, attribute] : {std::pair(&major, cudaDevAttrComputeCapabilityMajor),
                                            std::pair(&minor, cudaDevAttrComputeCapabilityMinor)}) {
-        check_cuda(cudaDeviceGetAttribute(value, attribute, device),
+        check_cuda(cudaDeviceGetAttribute(value, attribute, current_gpu()),
                    "asking for the GPU's compute capability");
     }
     return {major, minor};

@@ -41,6 +41,9 @@ Library linked_library();
 // Throws kCuda naming what was tried.
 void check_cuda(cudaError_t status, char const* what);
 
+// Number of this thread's GPU.
+int current_gpu();
+
 // Compute capability of this thread's GPU, major and minor. Throws kCuda where there is none.
 std::pair<int, int> present_gpu();
 

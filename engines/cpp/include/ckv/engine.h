@@ -38,7 +38,8 @@ using Buffers = std::map<std::string, void*>;
 
 struct EngineState;
 
-// One graph. Every member function may be called from any thread.
+// One graph, on the GPU that was the thread's when it was made. Every member function may be called
+// from any thread with that GPU; throws kCuda on another.
 class Engine {
 public:
     // Check the engine's entry against the linked library and this GPU, load the plugin and the
@@ -51,7 +52,8 @@ public:
     GraphSpec const& graph() const;
 
     // Put one call on `stream`, and return at once; waits for a free context. Buffers must stay
-    // until the stream has got there. Throws kShape before anything is enqueued.
+    // until the stream has got there, also where TensorRT refuses (kEngine) what it has begun. Throws
+    // kShape before anything is enqueued.
     void enqueue(Sizes const& sizes, Buffers const& buffers, CUstream_st* stream);
 
 private:

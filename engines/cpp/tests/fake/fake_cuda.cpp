@@ -103,6 +103,7 @@ CUstream_st* or_default(cudaStream_t stream) {
 namespace fake {
 
 Settings settings;
+thread_local int gpu = 3;
 std::atomic<int> violations{0};
 std::atomic<int> contexts{0};
 std::atomic<int> calls{0};
@@ -128,7 +129,7 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-    *device = 3;
+    *device = fake::gpu;
     return cudaSuccess;
 }
 

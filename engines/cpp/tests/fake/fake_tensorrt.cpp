@@ -121,7 +121,7 @@ public:
             ++fake::calls;
             busy_ = false;
         });
-        return true;
+        return !fake::settings.calls_fail;
     }
 
 private:

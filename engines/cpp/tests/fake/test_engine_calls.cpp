@@ -274,6 +274,49 @@ void captured_calls(ckv::Bundle const& bundle) {
     fake::destroy_stream(other);
 }
 
+// A context whose call failed is used again behind what that call had put on its stream.
+void a_call_that_fails(ckv::Bundle const& bundle) {
+    std::mt19937 random(8);
+    cudaStream_t const stream = fake::make_stream(), other = fake::make_stream();
+    {
+        ckv::Engine engine(bundle, "decode");
+        Request first(engine.graph(), 8, 9, 16), second(engine.graph(), 8, 9, 16);
+        second.draw(random);
+        std::atomic<bool> free{false};
+        fake::put(stream, [&] {
+            while (!free) {
+                std::this_thread::yield();
+            }
+        });
+        int const before = fake::calls;
+        fake::settings.calls_fail = true;
+        refuses(ErrorCode::kEngine, "can't run decode",
+                [&] { engine.enqueue(first.sizes, first.buffers, stream); });
+        fake::settings = {};
+        engine.enqueue(second.sizes, second.buffers, other);
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        CHECK(fake::calls == before);
+        free = true;
+        cudaStreamSynchronize(other);
+        CHECK(second.is_right());
+    }
+    fake::destroy_stream(stream);
+    fake::destroy_stream(other);
+}
+
+void a_thread_with_another_gpu(ckv::Bundle const& bundle) {
+    ckv::Engine engine(bundle, "decode");
+    Request request(engine.graph(), 1, 1, 1);
+    std::thread([&] {
+        fake::gpu = 0;
+        refuses(ErrorCode::kCuda, "the engine is on GPU 3, this thread's is 0: call cudaSetDevice",
+                [&] { engine.enqueue(request.sizes, request.buffers, nullptr); });
+        refuses(ErrorCode::kCuda, "the engine is on GPU 3",
+                [&] { ckv::CapturedCall(engine, request.sizes, request.buffers, nullptr); });
+    }).join();
+    CHECK(fake::contexts == 0);
+}
+
 // What was enqueued is finished before the contexts go.
 void an_engine_waits_for_its_calls(ckv::Bundle const& bundle) {
     std::mt19937 random(7);
@@ -321,6 +364,8 @@ int main(int argc, char** argv) {
     code_inside_an_engine(folder);
     ckv::Bundle const bundle = make_bundle(folder / "good", "plan");
     sizes_outside_every_profile(bundle);
+    a_call_that_fails(bundle);
+    a_thread_with_another_gpu(bundle);
     many_workers(bundle);
     CHECK(fake::contexts == 0);
     captured_calls(bundle);
