@@ -1,6 +1,9 @@
-// Manifests: what is read, and what is refused:  test_manifest SCRATCH-FOLDER
+// Manifests: what is read, and what is refused; a tensor file that is replaced:
+//     test_manifest SCRATCH-FOLDER
 #include <ckv/manifest.h>
+#include <ckv/tensor_file.h>
 
+#include <array>
 #include <filesystem>
 #include <fstream>
 
@@ -146,6 +149,38 @@ void files_are_verified(fs::path const& folder) {
     refuses(ErrorCode::kBundle, "has no hash of engines/d.rtx", [&] { ckv::Bundle::open(folder); });
 }
 
+// A safetensors file of one pool, put in the place of what there is.
+void publish(fs::path const& path, std::string const& metadata, float value) {
+    std::array<float, 4> const pool = {value, value, value, value};
+    std::string const header = "{\"__metadata__\": {\"entries\": \"" + metadata +
+                               "\"}, \"pool_k_0\": {\"dtype\": \"F32\", \"shape\": [2, 2], "
+                               "\"data_offsets\": [0, 16]}}";
+    std::uint64_t const length = header.size();
+    std::string text(reinterpret_cast<char const*>(&length), sizeof length);
+    text.append(header).append(reinterpret_cast<char const*>(pool.data()), sizeof pool);
+    write(path.string() + ".partial", text);
+    fs::rename(path.string() + ".partial", path);
+}
+
+void a_file_that_is_replaced_is_read_on_as_it_was(fs::path const& folder) {
+    std::string const candidate = "{\"name\": \"candidate_item_id\"";
+    std::string const pool = "{\"name\": \"pool_k_0\", \"dtype\": \"float32\", \"axes\": [2, 2]}, ";
+    ckv::Bundle const bundle{
+        folder, ckv::parse_manifest(changed_manifest(candidate, pool + candidate), "m")};
+    fs::path const path = folder / "retrained.safetensors";
+    publish(path, "first", 1);
+    ckv::TensorFile const first = ckv::TensorFile::pools(bundle, path);
+    publish(path, "the second", 2);
+    ckv::TensorFile const second = ckv::TensorFile::pools(bundle, path);
+    for (auto const& [file, name, value] :
+         {std::tuple(&first, "first", 1.0F), {&second, "the second", 2.0F}}) {
+        std::array<float, 4> got{};
+        file->read("pool_k_0", got.data());
+        CHECK(file->metadata("entries") == name && file->metadata("other").empty());
+        CHECK((got == std::array{value, value, value, value}));
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -156,5 +191,6 @@ int main(int argc, char** argv) {
     fs::remove_all(folder);
     fs::create_directories(folder);
     files_are_verified(folder);
+    a_file_that_is_replaced_is_read_on_as_it_was(folder);
     fs::remove_all(folder);
 }
