@@ -50,7 +50,11 @@ void everything_is_read() {
     CHECK(manifest.engines.size() == 2 && manifest.engines[0].targets[0] == "sm86");
     CHECK(ckv::parse_manifest(changed_manifest("\"window\": 4", "\"window\": null"), "m")
               .model.window == std::nullopt);
-    refuses(ErrorCode::kShape, "the size of axis K", [&] { user.shape({{"B", 1}}); });
+    CHECK(manifest.graph("decode").tensor("score").bytes({{"B", 3}, {"C", 5}}) == 60);
+    for (ckv::Sizes const& sizes : {ckv::Sizes{{"B", 1}}, {{"B", 1}, {"K", -1}}}) {
+        refuses(ErrorCode::kShape, "the size of axis K of tensor 'cache_k_user' is not given or below 0",
+                [&] { user.shape(sizes); });
+    }
     refuses(ErrorCode::kShape, "too large to address",
             [&] { user.bytes({{"B", std::int64_t{1} << 40}, {"K", std::int64_t{1} << 40}}); });
     refuses(ErrorCode::kShape, "no tensor 'nope'", [&] { manifest.graph("decode").tensor("nope"); });
