@@ -4,8 +4,10 @@
 #include <ckv/tensor_file.h>
 
 #include <array>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <tuple>
 
 #include "../src/sha256.h"
 #include "check.h"
@@ -47,6 +49,9 @@ void everything_is_read() {
     CHECK((user.shape({{"B", 3}, {"K", 5}}) == std::vector<std::int64_t>{3, 1, 5, 2}));
     CHECK(user.bytes({{"B", 3}, {"K", 5}}) == 120);
     CHECK(manifest.graph("decode").tensor("history_mask").bytes({{"B", 3}, {"S", 5}}) == 15);
+    CHECK(ckv::parse_manifest(changed_manifest("\"entries\"", "\"other\""), "m").entries ==
+          manifest.fingerprint);
+    CHECK(manifest.engines[0].profile.at("B").max == 8);
     CHECK(manifest.engines.size() == 2 && manifest.engines[0].targets[0] == "sm86");
     CHECK(ckv::parse_manifest(changed_manifest("\"window\": 4", "\"window\": null"), "m")
               .model.window == std::nullopt);
@@ -78,13 +83,20 @@ void damage_is_refused() {
     refused("\"schema_version\": 3, ", "", "where is damaged");
     refused("\"fingerprint\"", "\"fingerprnt\"", "where is damaged");
     refused("\"max_len\": 20", "\"max_len\": \"20\"", "max_len must be a whole number");
-    refused("\"max_len\": 20", "\"max_len\": 2.5", "max_len must be a whole number");
-    for (char const* length : {"0", "-1", "18446744073709551615"}) {
-        refused("\"max_len\": 20", std::string("\"max_len\": ") + length, "max_len must be at least 1");
+    refused("\"max_len\": 20", "\"max_len\": 0", "max_len must be at least 1");
+    // With a negative size, ids of records would pass unchecked.
+    for (std::string const field :
+         {"max_len", "vocab_size", "pool_rows_k", "pool_rows_v", "bytes"}) {
+        std::string const key = "\"" + field + "\": ";
+        for (char const* size : {"-1", "18446744073709551615", "2.5"}) {
+            refused(key, key + size + ", \"x\": ",
+                    field + " must be a whole number of 0 or more, got " + size);
+        }
     }
     refused("\"window\": 4", "\"window\": 1", "window must be at least 2");
     refused("\"int32\"", "\"int33\"", "unknown dtype 'int33'");
-    refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", -2]", "bad axis: -2");
+    refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", -2]",
+            "an axis must be a whole number of 0 or more, got -2");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", \"\"]", "bad axis");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", 99999999999]", "bad axis");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", null]", "must be a whole number");
@@ -135,6 +147,18 @@ void files_are_verified(fs::path const& folder) {
     write(folder / "engines/d.rtx", large);
     CHECK(ckv::Bundle::open(folder).manifest.name == "toy");
     CHECK(ckv::Bundle::open_unverified(folder).manifest.files.size() == 3);
+
+    for (auto const& [from, to, missing] :
+         {std::tuple("\"item_table\": null", "\"item_table\": {}", "item_table.safetensors"),
+          {"\"pools\": null", "\"pools\": \"float32\"", "pools.safetensors"},
+          {"\"plugin\": null", "\"plugin\": {\"file\": \"p.so\"}", "p.so"},
+          {"\"prefill\": {", "\"other\": {", "other.onnx"}}) {
+        std::string more = text;
+        write(folder / "manifest.json", more.replace(more.find(from), std::strlen(from), to));
+        refuses(ErrorCode::kBundle, std::string("has no hash of ") + missing,
+                [&] { ckv::Bundle::open(folder); });
+    }
+    write(folder / "manifest.json", text);
 
     std::string changed = large;
     changed.back() = 'y';

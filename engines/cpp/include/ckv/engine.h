@@ -24,7 +24,7 @@ struct EngineOptions {
     std::filesystem::path plugin_library;
     // Let an engine that carries a plugin library inside run that code in this process.
     bool allow_host_code = false;
-    // Most execution contexts, that is, most calls running at once.
+    // Most execution contexts, that is, most calls running at once; at least one.
     int contexts = 1;
     // Leave it to TensorRT whether it runs an engine that another version built.
     bool allow_other_version = false;

@@ -35,6 +35,8 @@ extern std::atomic<int> plugin_loads;
 cudaStream_t make_stream();
 void destroy_stream(cudaStream_t stream);
 
+bool is_capturing(cudaStream_t stream);
+
 // Put work on a stream; a capturing stream adds it to its graph.
 void put(cudaStream_t stream, std::function<void()> work);
 

@@ -113,6 +113,12 @@ cudaStream_t make_stream() { return new CUstream_st; }
 
 void destroy_stream(cudaStream_t stream) { delete stream; }
 
+bool is_capturing(cudaStream_t stream) {
+    CUstream_st& of = *or_default(stream);
+    std::lock_guard const lock(of.mutex);
+    return of.capture != nullptr;
+}
+
 void put(cudaStream_t stream, Work work) { or_default(stream)->add(std::move(work)); }
 
 }  // namespace fake

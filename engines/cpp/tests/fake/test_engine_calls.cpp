@@ -136,6 +136,21 @@ void bad_engines(fs::path const& folder) {
     refused(ErrorCode::kBundle, "can't read the engine", bad, {});
 }
 
+void chosen_engines(fs::path const& folder) {
+    ckv::Bundle bundle = make_bundle(folder / "good", "plan");
+    ckv::EngineOptions options;
+    options.file = "engines/d.rtx";
+    bundle.manifest.files[options.file] = {"00", 1};
+    refuses(ErrorCode::kEngine, "engines/d.rtx was built by tensorrt_rtx 1.7.1.116",
+            [&] { ckv::Engine(bundle, "decode", options); });
+    options.file.clear();
+    bundle.manifest.engines[1].backend_version = "11.0.0";
+    refuses(ErrorCode::kEngine, "was built by tensorrt 11.0.0",
+            [&] { ckv::Engine(bundle, "decode", options); });
+    options.allow_other_version = true;
+    ckv::Engine const engine(bundle, "decode", options);
+}
+
 void plugins(fs::path const& folder) {
     ckv::Bundle const bundle = make_bundle(folder / "good", "plan");
     ckv::EngineOptions options;
@@ -176,13 +191,14 @@ void code_inside_an_engine(fs::path const& folder) {
 }
 
 void sizes_outside_every_profile(ckv::Bundle const& bundle) {
-    ckv::Engine engine(bundle, "decode");
+    ckv::Engine engine(bundle, "decode", with_contexts(0));  // one all the same
     int const before = fake::calls;
     for (auto const& [axis, words] : std::map<std::string, std::string>{
              {"C", "candidate_item_id' of decode has C = 17, the engine takes 5 to 9"},
-             {"S", "history_mask' of decode has S = 17, the engine takes 0 to 16"}}) {
+             {"S", "history_mask' of decode has S = 17, the engine takes 0 to 16"},
+             {"B", "cache_k_index' of decode has B = 0, the engine takes 1 to 8"}}) {
         Request request(engine.graph(), 1, 1, 1);
-        request.sizes[axis] = 17;
+        request.sizes[axis] = axis == "B" ? 0 : 17;
         refuses(ErrorCode::kShape, words,
                 [&] { engine.enqueue(request.sizes, request.buffers, nullptr); });
     }
@@ -360,6 +376,7 @@ int main(int argc, char** argv) {
     CHECK(argc == 2);
     fs::path const folder = argv[1];
     bad_engines(folder);
+    chosen_engines(folder);
     plugins(folder);
     code_inside_an_engine(folder);
     ckv::Bundle const bundle = make_bundle(folder / "good", "plan");
