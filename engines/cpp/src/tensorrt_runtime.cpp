@@ -41,7 +41,7 @@ void Log::log(Severity severity, char const* message) noexcept {
 
 std::unique_ptr<nvinfer1::IRuntime> Log::make_runtime() {
     [[maybe_unused]] static auto* const first = nvinfer1::createInferRuntime(*new Log({}));
-    starting_ = true;  // with its remark that this logger is another one
+    starting_ = true;  // TensorRT remarks that this logger is another one
     std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(*this));
     starting_ = false;
     return runtime;
