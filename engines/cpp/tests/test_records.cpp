@@ -345,6 +345,12 @@ void a_batch_ends_with_each_users_last_events() {
         CHECK(v_index[3 + e] == (e < 1 ? 0 : user.v_index[e - 1]));
         CHECK(k_index[6 + e] == 0 && k_user[2 * (6 + e)] == 0);
     }
+    auto manifest = ckv::parse_manifest(sample_manifest(), "m");
+    manifest.graphs.at("decode").inputs[0].axes[1].size = 2;
+    manifest.padding["cache_k_index"] = {3, 4};
+    auto const layered = ckv::RecordLayout::of(manifest);
+    ckv::batch(layered, {ckv::empty_record(layered)}, 5, out);
+    CHECK((std::vector(k_index.begin(), k_index.begin() + 6) == std::vector{3, 3, 3, 4, 4, 4}));
     auto broken = two;
     broken[70] ^= 1;
     refuses(ErrorCode::kRecord, "record 1 of the batch: the record's window section is damaged",
