@@ -238,6 +238,33 @@ void a_header_that_differs() {
             [&] { ckv::count(layout, longer); });
 }
 
+// The first value outside, in the first of many rows, under checksums that are right.
+void values_that_no_graph_may_see(ckv::UserType type) {
+    std::string const text = changed_manifest("\"window\": 4", "\"window\": 900");
+    auto const layout = ckv::RecordLayout::of(ckv::parse_manifest(text, "m"), type);
+    std::mt19937 random(11);
+    auto const good = ckv::encode(layout, User(300, random).tensors(0, 300));
+    std::size_t const events = 64 + 300 * layout.window.row_bytes;
+    auto const refused = [&](std::size_t at, std::uint32_t value, std::size_t size,
+                             std::string const& words) {
+        auto record = good;
+        std::memcpy(record.data() + at, &value, size);
+        std::uint32_t const sections[] = {
+            ckv::detail::crc32(record.data() + 64, events - 64),
+            ckv::detail::crc32(record.data() + events, record.size() - events)};
+        std::memcpy(record.data() + 48, sections, 8);
+        std::uint32_t const header = ckv::detail::crc32(record.data(), 60);
+        std::memcpy(record.data() + 60, &header, 4);
+        refuses(ErrorCode::kRecord, words, [&] { ckv::decode(layout, record); });
+    };
+    refused(64, 10, 2, "'cache_k_index' must lie in [0, 10), got 10");
+    refused(66, 70000, 4, "'cache_v_index' must lie in [0, 70000), got 70000");
+    // A number of float16, the scale of int8.
+    refused(70, 0x7c00, 2, "'cache_k_user' holds NaN or infinity");
+    refused(events, 9, 4, "'history_item_id' must lie in [0, 9), got 9");
+    refused(events + 4, 0x7f800000, 4, "'history_image' holds NaN or infinity");
+}
+
 void events_of_a_call() {
     ckv::RecordLayout const layout = layout_of(ckv::UserType::kFloat16);
     std::vector<std::int32_t> const numbers(18, 3);
@@ -390,6 +417,8 @@ int main() {
     }
     refusals_leave_things_as_they_were();
     a_header_that_differs();
+    values_that_no_graph_may_see(ckv::UserType::kFloat16);
+    values_that_no_graph_may_see(ckv::UserType::kInt8);
     events_of_a_call();
     a_batch_ends_with_each_users_last_events();
 }
