@@ -169,7 +169,7 @@ def test_a_package_without_the_engine_says_so(sanitized_build: Path, tmp_path: P
     ("arguments", "words"),
     [
         ((), "usage: score BUNDLE RECORD ITEM..."),
-        (("nowhere", "-", 1), "nowhere is no bundle: it has no manifest.json"),
+        (("nowhere", "-", 1), "nowhere is no bundle: there is no such folder"),
     ],
 )
 def test_the_example_says_what_is_wrong(engine_build: Path, arguments, words: str):

@@ -29,10 +29,11 @@ std::int64_t tensor_bytes(Field const& field, std::int64_t users, std::int64_t e
     return product({4, users, field.layers, events, field.width});
 }
 
+// Of a tensor that has elements.
 template <typename Pointer>
 Pointer address(std::map<std::string, Pointer> const& tensors, std::string const& name) {
     auto const found = tensors.find(name);
-    if (found == tensors.end()) {
+    if (found == tensors.end() || found->second == nullptr) {
         refuse("the tensors of the call lack '" + name + "'");
     }
     return found->second;
@@ -44,11 +45,11 @@ struct Target {
     std::uint8_t* tensor;  // null where it holds nothing
 };
 
-std::vector<Target> targets(Section const& section, std::int64_t events,
+std::vector<Target> targets(Section const& section, std::int64_t users, std::int64_t events,
                             std::map<std::string, void*> const& out) {
     std::vector<Target> found;
     for (Field const& field : section.fields) {
-        bool const any = tensor_bytes(field, 1, events) > 0;
+        bool const any = tensor_bytes(field, users, events) > 0;
         found.push_back(
             {field, any ? static_cast<std::uint8_t*>(address(out, field.name)) : nullptr});
     }
@@ -118,10 +119,12 @@ void batch(RecordLayout const& layout, std::vector<Bytes> const& records, std::i
     if (events < 0) {
         refuse("a batch has 0 events or more, got " + std::to_string(events));
     }
-    auto* const mask = static_cast<std::uint8_t*>(address(out, kMask));
+    auto const users = static_cast<std::int64_t>(records.size());
+    bool const any = product({users, events}) > 0;
+    auto* const mask = any ? static_cast<std::uint8_t*>(address(out, kMask)) : nullptr;
     std::int64_t const cached = layout.window_rows(events);
-    auto const window = targets(layout.window, cached, out);
-    auto const whole = targets(layout.events, events, out);
+    auto const window = targets(layout.window, users, cached, out);
+    auto const whole = targets(layout.events, users, events, out);
     for (std::size_t i = 0; i < records.size(); ++i) {
         auto const user = static_cast<std::int64_t>(i);
         try {
@@ -145,15 +148,16 @@ HostTensors user_events(RecordLayout const& layout,
     std::string const event = prefill ? "event" : "append";
     auto const length = sizes.find(prefill ? "S" : "T");
     auto const users = sizes.find("B");
-    if (length == sizes.end() || users == sizes.end() || user < 0 || user >= users->second) {
+    if (length == sizes.end() || length->second < 0 || users == sizes.end() || user < 0 ||
+        user >= users->second) {
         refuse("sizes must give B, above the user's number, and the events of the call");
     }
     std::int64_t const given = length->second;
-    auto const* const mask =
-        static_cast<std::uint8_t const*>(address(tensors, event + "_mask")) + user * given;
+    auto const* const masks =
+        given > 0 ? static_cast<std::uint8_t const*>(address(tensors, event + "_mask")) : nullptr;
     std::vector<std::int64_t> real;
     for (std::int64_t e = 0; e < given; ++e) {
-        if (mask[e] != 0) {
+        if (masks[user * given + e] != 0) {
             real.push_back(e);
         }
     }

@@ -13,7 +13,7 @@ std::string misfit(GraphSpec const& graph, Profile const& profile, Sizes const& 
         for (std::size_t i = 0; i < shape.size(); ++i) {
             std::string const& axis = input.axes[i].name;
             auto const range = profile.find(axis);
-            if (!axis.empty() && range != profile.end() && !range->second.holds(shape[i])) {
+            if (range != profile.end() && !range->second.holds(shape[i])) {
                 return "input '" + input.name + "' of " + graph.name + " has " + axis + " = " +
                        std::to_string(shape[i]) + ", the engine takes " +
                        std::to_string(range->second.min) + " to " +

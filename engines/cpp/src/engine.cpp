@@ -77,20 +77,28 @@ struct EngineState {
 
     void run(Slot& slot, cudaStream_t stream);
 
+    // A context, for a call or for good. Throws kCuda where this thread's GPU is another than the
+    // engine's.
+    detail::Pool<Slot>::Lease take();
+    detail::Pool<Slot>::Lease hold();
+
     GraphSpec graph;
     detail::Log log;
     std::unique_ptr<nvinfer1::IRuntime> runtime;
     std::unique_ptr<nvinfer1::ICudaEngine> engine;
     std::vector<Profile> profiles;
+    int gpu = 0;
     std::unique_ptr<void, decltype(&cudaFree)> nothing{nullptr, &cudaFree};
-    // Last, so that contexts go before their engine.
-    detail::Pool<Slot> pool;
 
 private:
     void deserialize(std::filesystem::path const& path);
     void check_tensors() const;
     void read_profiles();
     std::unique_ptr<Slot> make_slot();
+    void check_thread() const;
+
+    // Last, so that contexts go before their engine.
+    detail::Pool<Slot> pool;
 };
 
 EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions const& options)
@@ -102,7 +110,7 @@ EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions con
         detail::choose_engine(bundle, graph.name, options.file, detail::linked_library(),
                               options.allow_other_version);
     detail::take_logged_error();
-    runtime.reset(nvinfer1::createInferRuntime(log));
+    runtime = log.make_runtime();
     if (runtime == nullptr) {
         refuse(tensorrt_version() + " can't make a runtime");
     }
@@ -118,6 +126,7 @@ EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions con
         detail::load_plugins(bundle.file(entry.plugin_file));
     }
     auto const [major, minor] = detail::present_gpu();
+    gpu = detail::current_gpu();
     detail::require_target(bundle, entry, detail::linked_library(), major, minor);
     deserialize(bundle.file(entry.file));
     check_tensors();
@@ -219,9 +228,32 @@ void EngineState::prepare(Slot& slot, Sizes const& sizes, Buffers const& buffers
 }
 
 void EngineState::run(Slot& slot, cudaStream_t stream) {
-    if (!slot.context->enqueueV3(stream)) {
+    bool const enqueued = slot.context->enqueueV3(stream);
+    // Also behind a call that failed: its first kernels may be on the stream.
+    cudaError_t const recorded = cudaEventRecord(slot.done, stream);
+    if (!enqueued) {
         refuse(tensorrt_version() + " can't run " + graph.name);
     }
+    detail::check_cuda(recorded, "recording an event");
+}
+
+void EngineState::check_thread() const {
+    int const current = detail::current_gpu();
+    if (current != gpu) {
+        throw Error(ErrorCode::kCuda, "the engine is on GPU " + std::to_string(gpu) +
+                                          ", this thread's is " + std::to_string(current) +
+                                          ": call cudaSetDevice first");
+    }
+}
+
+detail::Pool<Slot>::Lease EngineState::take() {
+    check_thread();
+    return pool.take();
+}
+
+detail::Pool<Slot>::Lease EngineState::hold() {
+    check_thread();
+    return pool.hold();
 }
 
 Engine::Engine(Bundle const& bundle, std::string const& graph, EngineOptions const& options)
@@ -232,15 +264,14 @@ Engine::~Engine() = default;
 GraphSpec const& Engine::graph() const { return state_->graph; }
 
 void Engine::enqueue(Sizes const& sizes, Buffers const& buffers, CUstream_st* stream) {
-    auto const slot = state_->pool.take();
+    auto const slot = state_->take();
     state_->prepare(*slot, sizes, buffers, stream);
     state_->run(*slot, stream);
-    detail::check_cuda(cudaEventRecord(slot->done, stream), "recording an event");
 }
 
 struct CapturedCall::State {
     explicit State(std::shared_ptr<EngineState> owner)
-        : engine(std::move(owner)), slot(engine->pool.hold()) {}
+        : engine(std::move(owner)), slot(engine->hold()) {}
     ~State() {
         if (executable != nullptr) {
             cudaEventSynchronize(slot->done);

@@ -22,9 +22,11 @@ constexpr std::size_t kChunk = 1 << 20;
 
 [[noreturn]] void refuse(std::string const& what) { throw Error(ErrorCode::kBundle, what); }
 
+// A size or a count.
 std::int64_t whole(json const& value, char const* name) {
-    if (!value.is_number_integer()) {
-        refuse(std::string(name) + " must be a whole number, got " + value.dump());
+    // What int64 doesn't hold comes back below 0, too.
+    if (!value.is_number_integer() || value.get<std::int64_t>() < 0) {
+        refuse(std::string(name) + " must be a whole number of 0 or more, got " + value.dump());
     }
     return value.get<std::int64_t>();
 }
@@ -86,7 +88,7 @@ std::vector<TensorSpec> parse_tensors(json const& data) {
             }
             Axis const& last = tensor.axes.back();
             // Bounded, so that products of sizes stay within 64 bits.
-            if (axis.is_string() ? last.name.empty() : last.size < 0 || last.size > 1 << 30) {
+            if (axis.is_string() ? last.name.empty() : last.size > 1 << 30) {
                 refuse("tensor '" + tensor.name + "' has a bad axis: " + axis.dump());
             }
         }
@@ -155,14 +157,6 @@ EngineEntry parse_engine(json const& data) {
     return engine;
 }
 
-std::uint64_t parse_size(json const& data) {
-    std::int64_t const size = whole(data, "bytes");
-    if (size < 0) {
-        refuse("a file has a negative size");
-    }
-    return static_cast<std::uint64_t>(size);
-}
-
 void parse_files(json const& data, Manifest& manifest) {
     for (auto const& [name, entry] : data.items()) {
         fs::path const path(name);
@@ -174,7 +168,7 @@ void parse_files(json const& data, Manifest& manifest) {
             refuse("it lists the file '" + name + "', which is not inside the bundle");
         }
         manifest.files[name] = {entry.at("sha256").get<std::string>(),
-                                parse_size(entry.at("bytes"))};
+                                static_cast<std::uint64_t>(whole(entry.at("bytes"), "bytes"))};
     }
 }
 
@@ -301,7 +295,9 @@ Bundle Bundle::open_unverified(fs::path const& folder) {
     fs::path const path = folder / kFileName;
     std::error_code error;
     if (!fs::is_regular_file(path, error)) {
-        refuse(folder.string() + " is no bundle: it has no " + kFileName);
+        std::string const why = fs::exists(folder, error) ? std::string("it has no ") + kFileName
+                                                          : "there is no such folder";
+        refuse(folder.string() + " is no bundle: " + why);
     }
     return {folder, parse_manifest(read_text(path), path.string())};
 }

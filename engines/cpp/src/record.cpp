@@ -34,6 +34,9 @@ UserTensor const& given(UserTensors const& tensors, Field const& field) {
 }
 
 std::int64_t common_events(Section const& section, UserTensors const& tensors) {
+    if (section.fields.empty()) {
+        refuse("this layout is empty: RecordLayout::of makes one");
+    }
     std::int64_t const events = given(tensors, section.fields.front()).events;
     for (Field const& field : section.fields) {
         std::int64_t const its = given(tensors, field).events;

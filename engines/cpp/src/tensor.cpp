@@ -21,7 +21,7 @@ std::vector<std::int64_t> TensorSpec::shape(Sizes const& sizes) const {
         auto const found = sizes.find(axis.name);
         if (found == sizes.end() || found->second < 0) {
             throw Error(ErrorCode::kShape, "the size of axis " + axis.name + " of tensor '" + name +
-                                               "' is not given");
+                                               "' is not given or below 0");
         }
         shape.push_back(found->second);
     }

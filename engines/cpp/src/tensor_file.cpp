@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <mutex>
 #include <nlohmann/json.hpp>
 
 namespace ckv {
@@ -19,8 +20,7 @@ constexpr std::uint64_t kLongestHeader = 100'000'000;
 }
 
 // The JSON at the start of the file, and where the tensors' bytes begin.
-std::pair<json, std::uint64_t> read_header(fs::path const& path) {
-    std::ifstream file(path, std::ios::binary);
+std::pair<json, std::uint64_t> read_header(fs::path const& path, std::ifstream& file) {
     std::uint64_t length = 0;
     if (!file.read(reinterpret_cast<char*>(&length), sizeof length)) {
         refuse(path, "it can't be read or has no header");
@@ -61,6 +61,11 @@ std::vector<TensorSpec> inputs_named(GraphSpec const& graph, std::string const& 
 
 }  // namespace
 
+struct TensorFile::Source {
+    std::mutex mutex;
+    std::ifstream file;
+};
+
 TensorFile TensorFile::item_table(Bundle const& bundle) {
     return open(bundle.file("item_table.safetensors"),
                 inputs_named(bundle.manifest.graph("decode_items"), "item_"));
@@ -79,9 +84,12 @@ TensorFile TensorFile::open(fs::path const& path, std::vector<TensorSpec> tensor
     TensorFile made;
     made.path_ = path;
     made.tensors_ = std::move(tensors);
-    auto const [header, start] = read_header(path);
-    std::error_code error;
-    std::uint64_t const size = fs::file_size(path, error);
+    made.source_ = std::make_shared<Source>();
+    std::ifstream& file = made.source_->file;
+    file.open(path, std::ios::binary);
+    auto const [header, start] = read_header(path, file);
+    file.seekg(0, std::ios::end);
+    auto const size = static_cast<std::uint64_t>(file.tellg());
     try {
         for (TensorSpec const& tensor : made.tensors_) {
             json const& entry = header.at(tensor.name);
@@ -117,7 +125,9 @@ void TensorFile::read(std::string const& name, void* out) const {
     if (found == extents_.end()) {
         refuse(path_, "it has no tensor '" + name + "'");
     }
-    std::ifstream file(path_, std::ios::binary);
+    std::lock_guard const lock(source_->mutex);
+    std::ifstream& file = source_->file;
+    file.clear();  // of an earlier failure
     file.seekg(static_cast<std::streamoff>(found->second.start));
     if (!file.read(static_cast<char*>(out), static_cast<std::streamsize>(found->second.bytes))) {
         refuse(path_, "it ends before its tensor '" + name + "' does");

@@ -32,11 +32,19 @@ void Log::log(Severity severity, char const* message) noexcept {
         if (level == LogLevel::kError && logged_error.empty()) {
             logged_error = message;
         }
-        if (sink_) {
+        if (sink_ && (level == LogLevel::kError || !starting_)) {
             sink_(level, message);
         }
     } catch (...) {
     }
+}
+
+std::unique_ptr<nvinfer1::IRuntime> Log::make_runtime() {
+    [[maybe_unused]] static auto* const first = nvinfer1::createInferRuntime(*new Log({}));
+    starting_ = true;  // TensorRT remarks that this logger is another one
+    std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(*this));
+    starting_ = false;
+    return runtime;
 }
 
 std::string take_logged_error() {
@@ -53,17 +61,22 @@ void check_cuda(cudaError_t status, char const* what) {
     }
 }
 
+int current_gpu() {
+    int device = 0;
+    check_cuda(cudaGetDevice(&device), "asking for this thread's GPU");
+    return device;
+}
+
 std::pair<int, int> present_gpu() {
     int devices = 0;
     check_cuda(cudaGetDeviceCount(&devices), "running an engine needs an NVIDIA GPU");
     if (devices == 0) {
         throw Error(ErrorCode::kCuda, "running an engine needs an NVIDIA GPU: there is none");
     }
-    int device = 0, major = 0, minor = 0;
-    check_cuda(cudaGetDevice(&device), "asking for this thread's GPU");
+    int major = 0, minor = 0;
     for (auto const& [value, attribute] : {std::pair(&major, cudaDevAttrComputeCapabilityMajor),
                                            std::pair(&minor, cudaDevAttrComputeCapabilityMinor)}) {
-        check_cuda(cudaDeviceGetAttribute(value, attribute, device),
+        check_cuda(cudaDeviceGetAttribute(value, attribute, current_gpu()),
                    "asking for the GPU's compute capability");
     }
     return {major, minor};

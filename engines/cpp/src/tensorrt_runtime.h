@@ -6,6 +6,8 @@
 #include <cuda_runtime_api.h>
 
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -19,8 +21,15 @@ public:
 
     void log(Severity severity, char const* message) noexcept override;
 
+    // A runtime that logs here; null where TensorRT makes none.
+    //
+    // Loading plugins logs to the first logger that TensorRT was given, for as long as the process
+    // has a runtime. So the first call gives it one that never goes.
+    std::unique_ptr<nvinfer1::IRuntime> make_runtime();
+
 private:
     std::function<void(LogLevel, std::string const&)> sink_;
+    bool starting_ = false;
 };
 
 // The first error that this thread has logged since the last call, as ": <message>"; empty where
@@ -31,6 +40,9 @@ Library linked_library();
 
 // Throws kCuda naming what was tried.
 void check_cuda(cudaError_t status, char const* what);
+
+// Number of this thread's GPU.
+int current_gpu();
 
 // Compute capability of this thread's GPU, major and minor. Throws kCuda where there is none.
 std::pair<int, int> present_gpu();

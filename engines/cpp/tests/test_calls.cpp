@@ -2,6 +2,7 @@
 #include <ckv/buckets.h>
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 #include "../src/call.h"
@@ -50,9 +51,17 @@ void buckets() {
     CHECK(some.choose(graph, bucket(1, 1, 1)) == 3);
     // A masked appended event would take a place in the window: T is never padded.
     refuses(ErrorCode::kShape, "no bucket holds", [&] { some.choose(graph, bucket(2, 1, 1)); });
+    ckv::Buckets const appending({bucket(1, 9, 1)});
+    refuses(ErrorCode::kShape, "T = 0", [&] { appending.choose(graph, bucket(1, 9, 0)); });
+    refuses(ErrorCode::kShape, "X = 1", [&] { some.choose(graph, {{"B", 1}, {"X", 1}}); });
+    // By the bytes of all inputs: an event takes more of them than a candidate.
+    Sizes long_history = bucket(1, 1, 0), short_history = bucket(1, 9, 0);
+    short_history["S"] = 8;
+    CHECK(ckv::Buckets({long_history, short_history}).choose(graph, {{"S", 8}, {"C", 1}}) == 1);
     refuses(ErrorCode::kShape, "B = 9", [&] { some.choose(graph, bucket(9, 1, 0)); });
     refuses(ErrorCode::kShape, "a bucket at least", [] { ckv::Buckets({}); });
     refuses(ErrorCode::kShape, "the same axes", [] { ckv::Buckets({{{"B", 1}}, {{"C", 1}}}); });
+    refuses(ErrorCode::kShape, "the same axes", [] { ckv::Buckets({{{"B", 1}}, {{"B", 1}, {"C", 1}}}); });
     refuses(ErrorCode::kShape, "the same axes", [] { ckv::Buckets({{{"B", -1}}}); });
 }
 
@@ -99,6 +108,12 @@ void engines() {
             "--backend tensorrt",
             [&] { choose_engine(bundle, "decode", "", newer, false); });
     CHECK(choose_engine(bundle, "decode", "", newer, true).file == "decode.onnx");
+    refuses(ErrorCode::kEngine, "was built by tensorrt_rtx 1.7.1.116, this program runs TensorRT for "
+            "RTX 1.7.11", [&] { choose_engine(bundle, "decode", "", Library{10711}, false); });
+    bundle.manifest.engines[0].backend_version = "1.7.11.0";
+    refuses(ErrorCode::kEngine, "was built by tensorrt_rtx 1.7.11.0, this program runs TensorRT for "
+            "RTX 1.7.1:", [&] { choose_engine(bundle, "decode", "", rtx, false); });
+    bundle.manifest.engines[0] = manifest().engines[0];
     refuses(ErrorCode::kEngine, "was built by tensorrt_rtx 1.7.1.116, this program runs TensorRT 11",
             [&] { choose_engine(bundle, "decode", "engines/d.rtx", full, true); });
     refuses(ErrorCode::kEngine, "no engine of prefill for TensorRT for RTX 1.7.1",
@@ -135,7 +150,7 @@ void targets() {
             [&] { require_target(bundle, entry, full, 8, 6); });
     entry.hardware_compatible = true;
     entry.targets = {"sm80"};
-    require_target(bundle, entry, full, 8, 0);
+    require_target(bundle, entry, full, 8, 6);
     require_target(bundle, entry, full, 12, 1);
     refuses(ErrorCode::kEngine, "the GPU here is sm75",
             [&] { require_target(bundle, entry, full, 7, 5); });
@@ -200,23 +215,32 @@ void held_slots() {
     CHECK(attempts == 3);
 }
 
-// A thread that waits for a slot learns that the last one has been taken for good.
+// Of two threads that wait for the only slot, one gets it for good; the other learns that.
 void waiting_for_what_never_comes() {
     ckv::detail::Pool<int> slots(1, [] { return std::make_unique<int>(1); });
-    std::atomic<bool> refused{false};
-    std::thread waiting;
+    std::atomic<int> held{0}, refused{0};
+    auto const wait = [&] {
+        try {
+            auto const mine = slots.hold();
+            ++held;
+            for (int i = 0; i < 1000 && refused == 0; ++i) {
+                std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            }
+            CHECK(refused == 1);
+        } catch (ckv::Error const&) {
+            ++refused;
+        }
+    };
+    std::thread one, two;
     {
         auto const slot = slots.take();
-        waiting = std::thread([&] {
-            try {
-                auto const mine = slots.take();
-            } catch (ckv::Error const&) {
-                refused = true;
-            }
-        });
+        one = std::thread(wait);
+        two = std::thread(wait);
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));  // so that both wait
     }
-    waiting.join();
-    CHECK(!refused);
+    one.join();
+    two.join();
+    CHECK(held == 1);
 }
 
 }  // namespace

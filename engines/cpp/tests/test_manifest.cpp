@@ -1,8 +1,13 @@
-// Manifests: what is read, and what is refused:  test_manifest SCRATCH-FOLDER
+// Manifests: what is read, and what is refused; a tensor file that is replaced:
+//     test_manifest SCRATCH-FOLDER
 #include <ckv/manifest.h>
+#include <ckv/tensor_file.h>
 
+#include <array>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <tuple>
 
 #include "../src/sha256.h"
 #include "check.h"
@@ -44,10 +49,17 @@ void everything_is_read() {
     CHECK((user.shape({{"B", 3}, {"K", 5}}) == std::vector<std::int64_t>{3, 1, 5, 2}));
     CHECK(user.bytes({{"B", 3}, {"K", 5}}) == 120);
     CHECK(manifest.graph("decode").tensor("history_mask").bytes({{"B", 3}, {"S", 5}}) == 15);
+    CHECK(ckv::parse_manifest(changed_manifest("\"entries\"", "\"other\""), "m").entries ==
+          manifest.fingerprint);
+    CHECK(manifest.engines[0].profile.at("B").max == 8);
     CHECK(manifest.engines.size() == 2 && manifest.engines[0].targets[0] == "sm86");
     CHECK(ckv::parse_manifest(changed_manifest("\"window\": 4", "\"window\": null"), "m")
               .model.window == std::nullopt);
-    refuses(ErrorCode::kShape, "the size of axis K", [&] { user.shape({{"B", 1}}); });
+    CHECK(manifest.graph("decode").tensor("score").bytes({{"B", 3}, {"C", 5}}) == 60);
+    for (ckv::Sizes const& sizes : {ckv::Sizes{{"B", 1}}, {{"B", 1}, {"K", -1}}}) {
+        refuses(ErrorCode::kShape, "the size of axis K of tensor 'cache_k_user' is not given or below 0",
+                [&] { user.shape(sizes); });
+    }
     refuses(ErrorCode::kShape, "too large to address",
             [&] { user.bytes({{"B", std::int64_t{1} << 40}, {"K", std::int64_t{1} << 40}}); });
     refuses(ErrorCode::kShape, "no tensor 'nope'", [&] { manifest.graph("decode").tensor("nope"); });
@@ -71,13 +83,20 @@ void damage_is_refused() {
     refused("\"schema_version\": 3, ", "", "where is damaged");
     refused("\"fingerprint\"", "\"fingerprnt\"", "where is damaged");
     refused("\"max_len\": 20", "\"max_len\": \"20\"", "max_len must be a whole number");
-    refused("\"max_len\": 20", "\"max_len\": 2.5", "max_len must be a whole number");
-    for (char const* length : {"0", "-1", "18446744073709551615"}) {
-        refused("\"max_len\": 20", std::string("\"max_len\": ") + length, "max_len must be at least 1");
+    refused("\"max_len\": 20", "\"max_len\": 0", "max_len must be at least 1");
+    // With a negative size, ids of records would pass unchecked.
+    for (std::string const field :
+         {"max_len", "vocab_size", "pool_rows_k", "pool_rows_v", "bytes"}) {
+        std::string const key = "\"" + field + "\": ";
+        for (char const* size : {"-1", "18446744073709551615", "2.5"}) {
+            refused(key, key + size + ", \"x\": ",
+                    field + " must be a whole number of 0 or more, got " + size);
+        }
     }
     refused("\"window\": 4", "\"window\": 1", "window must be at least 2");
     refused("\"int32\"", "\"int33\"", "unknown dtype 'int33'");
-    refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", -2]", "bad axis: -2");
+    refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", -2]",
+            "an axis must be a whole number of 0 or more, got -2");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", \"\"]", "bad axis");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", 99999999999]", "bad axis");
     refused("[\"B\", 1, \"K\", 2]", "[\"B\", 1, \"K\", null]", "must be a whole number");
@@ -110,6 +129,8 @@ std::string sha256(std::string const& text) {
 void files_are_verified(fs::path const& folder) {
     refuses(ErrorCode::kBundle, "is no bundle: it has no manifest.json",
             [&] { ckv::Bundle::open(folder); });
+    refuses(ErrorCode::kBundle, "nowhere is no bundle: there is no such folder",
+            [&] { ckv::Bundle::open(folder / "nowhere"); });
     std::string text = sample_manifest();
     auto const entry = [](std::string const& name, std::string const& of) {
         return "\"" + name + "\": {\"sha256\": \"" + sha256(of) +
@@ -126,6 +147,18 @@ void files_are_verified(fs::path const& folder) {
     write(folder / "engines/d.rtx", large);
     CHECK(ckv::Bundle::open(folder).manifest.name == "toy");
     CHECK(ckv::Bundle::open_unverified(folder).manifest.files.size() == 3);
+
+    for (auto const& [from, to, missing] :
+         {std::tuple("\"item_table\": null", "\"item_table\": {}", "item_table.safetensors"),
+          {"\"pools\": null", "\"pools\": \"float32\"", "pools.safetensors"},
+          {"\"plugin\": null", "\"plugin\": {\"file\": \"p.so\"}", "p.so"},
+          {"\"prefill\": {", "\"other\": {", "other.onnx"}}) {
+        std::string more = text;
+        write(folder / "manifest.json", more.replace(more.find(from), std::strlen(from), to));
+        refuses(ErrorCode::kBundle, std::string("has no hash of ") + missing,
+                [&] { ckv::Bundle::open(folder); });
+    }
+    write(folder / "manifest.json", text);
 
     std::string changed = large;
     changed.back() = 'y';
@@ -144,6 +177,38 @@ void files_are_verified(fs::path const& folder) {
     refuses(ErrorCode::kBundle, "has no hash of engines/d.rtx", [&] { ckv::Bundle::open(folder); });
 }
 
+// A safetensors file of one pool, put in the place of what there is.
+void publish(fs::path const& path, std::string const& metadata, float value) {
+    std::array<float, 4> const pool = {value, value, value, value};
+    std::string const header = "{\"__metadata__\": {\"entries\": \"" + metadata +
+                               "\"}, \"pool_k_0\": {\"dtype\": \"F32\", \"shape\": [2, 2], "
+                               "\"data_offsets\": [0, 16]}}";
+    std::uint64_t const length = header.size();
+    std::string text(reinterpret_cast<char const*>(&length), sizeof length);
+    text.append(header).append(reinterpret_cast<char const*>(pool.data()), sizeof pool);
+    write(path.string() + ".partial", text);
+    fs::rename(path.string() + ".partial", path);
+}
+
+void a_file_that_is_replaced_is_read_on_as_it_was(fs::path const& folder) {
+    std::string const candidate = "{\"name\": \"candidate_item_id\"";
+    std::string const pool = "{\"name\": \"pool_k_0\", \"dtype\": \"float32\", \"axes\": [2, 2]}, ";
+    ckv::Bundle const bundle{
+        folder, ckv::parse_manifest(changed_manifest(candidate, pool + candidate), "m")};
+    fs::path const path = folder / "retrained.safetensors";
+    publish(path, "first", 1);
+    ckv::TensorFile const first = ckv::TensorFile::pools(bundle, path);
+    publish(path, "the second", 2);
+    ckv::TensorFile const second = ckv::TensorFile::pools(bundle, path);
+    for (auto const& [file, name, value] :
+         {std::tuple(&first, "first", 1.0F), {&second, "the second", 2.0F}}) {
+        std::array<float, 4> got{};
+        file->read("pool_k_0", got.data());
+        CHECK(file->metadata("entries") == name && file->metadata("other").empty());
+        CHECK((got == std::array{value, value, value, value}));
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -154,5 +219,6 @@ int main(int argc, char** argv) {
     fs::remove_all(folder);
     fs::create_directories(folder);
     files_are_verified(folder);
+    a_file_that_is_replaced_is_read_on_as_it_was(folder);
     fs::remove_all(folder);
 }

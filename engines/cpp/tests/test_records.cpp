@@ -2,10 +2,13 @@
 #include <ckv/record.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <tuple>
 
+#include "../src/crc32.h"
 #include "../src/half.h"
 #include "check.h"
 #include "sample.h"
@@ -66,16 +69,42 @@ void layout() {
     refuses(ErrorCode::kBundle, "not 'decode_items'",
             [&] { ckv::RecordLayout::of(manifest, ckv::UserType::kInt8, "decode_items"); });
     auto broken = manifest;
-    broken.entries = "12";
-    refuses(ErrorCode::kRecord, "64 hex digits", [&] { ckv::RecordLayout::of(broken); });
+    for (std::string const& entries : {std::string(63, '0'), std::string(64, 'g')}) {
+        broken.entries = entries;
+        refuses(ErrorCode::kRecord, "64 hex digits", [&] { ckv::RecordLayout::of(broken); });
+    }
+    broken = manifest;
+    broken.graphs.at("decode").inputs.clear();
+    refuses(ErrorCode::kRecord, "keeps nothing of an event",
+            [&] { ckv::RecordLayout::of(broken); });
+    for (std::vector<double> const& padding : {std::vector<double>{10}, {-1}, {0, 0}}) {
+        broken = manifest;
+        broken.padding["cache_k_index"] = padding;
+        refuses(ErrorCode::kRecord, "the padding of cache_k_index ",
+                [&] { ckv::RecordLayout::of(broken); });
+    }
+    for (char const* range : {"\"S\": \"0:10:32\"", "\"X\": \"0:10:16\""}) {
+        auto const text = changed_manifest("\"S\": \"0:10:16\"", range);
+        CHECK(ckv::RecordLayout::of(ckv::parse_manifest(text, "m")).pad_to == 20);
+    }
+    for (auto const& [from, to, why] :
+         {std::tuple("[\"B\", 1, \"K\", 2]", "[\"B\", 1]", "'cache_k_user' has too few axes"),
+          {"\"history_item_id\", \"dtype\": \"int32\"", "\"history_item_id\", \"dtype\": \"bool\"",
+           "'history_item_id' is of a type that records don't hold"}}) {
+        refuses(ErrorCode::kRecord, why, [&, from = from, to = to] {
+            ckv::RecordLayout::of(ckv::parse_manifest(changed_manifest(from, to), "m"));
+        });
+    }
+    refuses(ErrorCode::kRecord, "this layout is empty",
+            [] { ckv::encode(ckv::RecordLayout(), {}); });
     auto const unlayered = changed_manifest("[\"B\", 1, \"K\", 2", "[\"B\", \"L\", \"K\", 2");
     refuses(ErrorCode::kRecord, "'cache_k_user' has an event of no fixed size",
             [&] { ckv::RecordLayout::of(ckv::parse_manifest(unlayered, "m")); });
-    // Products that 64 bits don't hold: 2^64 numbers, and 2^90 of them times 0.
-    for (char const* last : {"16", "1073741824", "1073741824, 0"}) {
+    // 2^60 numbers, and products that 64 bits don't hold: 2^64, and 2^90 of them times 0.
+    for (char const* last : {"1", "16", "1073741824", "1073741824, 0"}) {
         std::string const axes = std::string("[\"B\", 1, \"K\", 1073741824, 1073741824, ") + last;
         auto const text = changed_manifest("[\"B\", 1, \"K\", 2", axes);
-        refuses(ErrorCode::kRecord, "'cache_k_user' is too large for a record",
+        refuses(ErrorCode::kRecord, " is too large for a record",
                 [&] { ckv::RecordLayout::of(ckv::parse_manifest(text, "m")); });
     }
 }
@@ -101,6 +130,9 @@ void appending_is_encoding_everything(ckv::UserType type) {
                 auto const wanted = ckv::encode(layout, kept);
                 CHECK(size == wanted.size());
                 CHECK(std::memcmp(buffer.data(), wanted.data(), size) == 0);
+                grown = start;
+                ckv::append(layout, grown, user.tensors(first, total), most);
+                CHECK(grown == wanted);
                 for (std::size_t i = std::max(size, start.size()); i < buffer.size(); ++i) {
                     CHECK(buffer[i] == 0xee);
                 }
@@ -131,10 +163,16 @@ void refusals_leave_things_as_they_were() {
     refused("needs 'history_image'", tensors);
     tensors["history_image"] = {user.image.data(), 1};
     refused("as many events each: 'history_image' has 1, 'history_item_id' has 2", tensors);
+    tensors["history_image"] = {user.image.data(), 3};
+    refused("as many events each: 'history_image' has 3, 'history_item_id' has 2", tensors);
     tensors["history_image"] = {nullptr, 2};
     refused("'history_image' has no data", tensors);
     tensors["history_image"] = {user.image.data(), -1};
     refused("'history_image' has no data", tensors);
+    for (char const* name : {"history_image", "history_item_id"}) {
+        tensors[name] = {user.item.data(), std::int64_t{1} << 32};
+    }
+    refused("holds at most 4294967295 events", tensors);
     tensors = good;
     tensors["history_other"] = {user.image.data(), 2};
     refused("has 6 tensors, got 7", tensors);
@@ -161,6 +199,101 @@ void refusals_leave_things_as_they_were() {
     CHECK(record == before);
     ckv::append(layout, record, good);
     CHECK(record == ckv::encode(layout, user.tensors(0, 5)));
+}
+
+// The first reason that RECORD.md lists is the one that is given.
+void a_header_that_differs() {
+    ckv::RecordLayout const layout = layout_of(ckv::UserType::kFloat16);
+    std::mt19937 random(10);
+    auto const good = ckv::encode(layout, User(2, random).tensors(0, 2));
+    auto const refused = [&](std::size_t at, std::string const& words, bool sealed = true) {
+        auto record = good;
+        record[at] ^= 0x10;
+        if (sealed) {
+            std::uint32_t const checksum = ckv::detail::crc32(record.data(), 60);
+            std::memcpy(record.data() + 60, &checksum, 4);
+        }
+        refuses(ErrorCode::kRecord, words, [&] { ckv::count(layout, record); });
+    };
+    refused(0, "this is no cache record: it starts with 0x534b5652, not 'CKVR'", false);
+    refused(4, "format version 17, this library reads 1", false);
+    refused(5, "format version 4097", false);
+    for (std::size_t at : {8U, 24U, 28U, 32U, 59U, 60U}) {
+        refused(at, "header is damaged: its checksum differs", false);
+    }
+    refused(8, "is of model ef112233445566778899aabbccddeeff, this is ff1122");
+    refused(24, "another layout (form of events, dtype of user parts, or graph) than this server's, "
+                "which is window 3;window cache_k_index uint16 1;");
+    refused(32, "contradicts itself: 2 window rows for 18 events, must be 3");
+    refused(36, "contradicts itself: 18 window rows for 2 events, must be 2");
+    for (std::size_t at : {6U, 28U, 29U, 30U, 31U, 40U, 44U, 56U}) {
+        refused(at, "contradicts its layout");
+    }
+    ckv::Bytes const record(good);
+    refuses(ErrorCode::kRecord, "is truncated: 2 events take 116 bytes, got 115",
+            [&] { ckv::count(layout, {record.data, record.size - 1}); });
+    auto longer = good;
+    longer.push_back(0);
+    refuses(ErrorCode::kRecord, "is followed by other bytes: 2 events take 116 bytes, got 117",
+            [&] { ckv::count(layout, longer); });
+}
+
+// The first value outside, in the first of many rows, under checksums that are right.
+void values_that_no_graph_may_see(ckv::UserType type) {
+    std::string const text = changed_manifest("\"window\": 4", "\"window\": 900");
+    auto const layout = ckv::RecordLayout::of(ckv::parse_manifest(text, "m"), type);
+    std::mt19937 random(11);
+    auto const good = ckv::encode(layout, User(300, random).tensors(0, 300));
+    std::size_t const events = 64 + 300 * layout.window.row_bytes;
+    auto const refused = [&](std::size_t at, std::uint32_t value, std::size_t size,
+                             std::string const& words) {
+        auto record = good;
+        std::memcpy(record.data() + at, &value, size);
+        std::uint32_t const sections[] = {
+            ckv::detail::crc32(record.data() + 64, events - 64),
+            ckv::detail::crc32(record.data() + events, record.size() - events)};
+        std::memcpy(record.data() + 48, sections, 8);
+        std::uint32_t const header = ckv::detail::crc32(record.data(), 60);
+        std::memcpy(record.data() + 60, &header, 4);
+        refuses(ErrorCode::kRecord, words, [&] { ckv::decode(layout, record); });
+    };
+    refused(64, 10, 2, "'cache_k_index' must lie in [0, 10), got 10");
+    refused(66, 70000, 4, "'cache_v_index' must lie in [0, 70000), got 70000");
+    // A number of float16, the scale of int8.
+    refused(70, 0x7c00, 2, "'cache_k_user' holds NaN or infinity");
+    refused(events, 9, 4, "'history_item_id' must lie in [0, 9), got 9");
+    refused(events + 4, 0x7f800000, 4, "'history_image' holds NaN or infinity");
+}
+
+void events_of_a_call() {
+    ckv::RecordLayout const layout = layout_of(ckv::UserType::kFloat16);
+    std::vector<std::int32_t> const numbers(18, 3);
+    std::array<std::uint8_t, 6> const mask = {0, 1, 0, 1, 1, 0};
+    std::map<std::string, void const*> tensors = {{"append_mask", mask.data()}};
+    for (char const* name : {"k_index", "v_index", "k_user", "item_id", "image"}) {
+        tensors[std::string("append_") + name] = numbers.data();
+    }
+    using ckv::CallGraph;
+    ckv::Sizes const sizes = {{"B", 2}, {"T", 3}};
+    auto const taken = ckv::user_events(layout, tensors, sizes, 1, CallGraph::kDecode);
+    CHECK(taken.size() == 6 && taken.at("history_item_id").events == 2);
+    auto const refused = [&](ckv::Sizes const& of, std::int64_t user) {
+        refuses(ErrorCode::kRecord, "sizes must give B, above the user's number, and the events",
+                [&] { ckv::user_events(layout, tensors, of, user, CallGraph::kDecode); });
+    };
+    refused(sizes, -1);
+    refused(sizes, 2);
+    refused({{"B", 2}, {"S", 3}}, 0);
+    refused({{"T", 3}}, 0);
+    refused({{"B", 2}, {"T", -1}}, 0);
+    for (char const* name : {"append_mask", "append_k_user"}) {
+        auto lacking = tensors;
+        lacking[name] = nullptr;
+        refuses(ErrorCode::kRecord, std::string("lack '") + name + "'",
+                [&] { ckv::user_events(layout, lacking, sizes, 0, CallGraph::kDecode); });
+    }
+    auto const none = ckv::user_events(layout, {}, {{"B", 2}, {"T", 0}}, 1, CallGraph::kDecode);
+    CHECK(ckv::encode(layout, ckv::views(none)) == ckv::empty_record(layout));
 }
 
 // A step is a vector's largest number over 127, rounded up to a half: by a thousandth at most.
@@ -239,6 +372,12 @@ void a_batch_ends_with_each_users_last_events() {
         CHECK(v_index[3 + e] == (e < 1 ? 0 : user.v_index[e - 1]));
         CHECK(k_index[6 + e] == 0 && k_user[2 * (6 + e)] == 0);
     }
+    auto manifest = ckv::parse_manifest(sample_manifest(), "m");
+    manifest.graphs.at("decode").inputs[0].axes[1].size = 2;
+    manifest.padding["cache_k_index"] = {3, 4};
+    auto const layered = ckv::RecordLayout::of(manifest);
+    ckv::batch(layered, {ckv::empty_record(layered)}, 5, out);
+    CHECK((std::vector(k_index.begin(), k_index.begin() + 6) == std::vector{3, 3, 3, 4, 4, 4}));
     auto broken = two;
     broken[70] ^= 1;
     refuses(ErrorCode::kRecord, "record 1 of the batch: the record's window section is damaged",
@@ -248,9 +387,17 @@ void a_batch_ends_with_each_users_last_events() {
         refuses(ErrorCode::kRecord, "can't be addressed: ",
                 [&] { ckv::batch_bytes(layout, users, events); });
     }
-    out.erase("cache_v_index");
-    refuses(ErrorCode::kRecord, "lack 'cache_v_index'",
-            [&] { ckv::batch(layout, records, 5, out); });
+    for (char const* name : {"cache_v_index", "history_image", "history_mask"}) {
+        auto lacking = out;
+        lacking[name] = nullptr;
+        refuses(ErrorCode::kRecord, "lack '" + std::string(name) + "'",
+                [&] { ckv::batch(layout, records, 5, lacking); });
+        lacking.erase(name);
+        refuses(ErrorCode::kRecord, "lack '" + std::string(name) + "'",
+                [&] { ckv::batch(layout, records, 5, lacking); });
+    }
+    ckv::batch(layout, records, 0, {});
+    ckv::batch(layout, {}, 5, {});
     refuses(ErrorCode::kRecord, "0 events or more", [&] { ckv::batch(layout, records, -1, out); });
 }
 
@@ -269,5 +416,9 @@ int main() {
         }
     }
     refusals_leave_things_as_they_were();
+    a_header_that_differs();
+    values_that_no_graph_may_see(ckv::UserType::kFloat16);
+    values_that_no_graph_may_see(ckv::UserType::kInt8);
+    events_of_a_call();
     a_batch_ends_with_each_users_last_events();
 }

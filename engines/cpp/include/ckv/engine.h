@@ -24,7 +24,7 @@ struct EngineOptions {
     std::filesystem::path plugin_library;
     // Let an engine that carries a plugin library inside run that code in this process.
     bool allow_host_code = false;
-    // Most execution contexts, that is, most calls running at once.
+    // Most execution contexts, that is, most calls running at once; at least one.
     int contexts = 1;
     // Leave it to TensorRT whether it runs an engine that another version built.
     bool allow_other_version = false;
@@ -38,7 +38,8 @@ using Buffers = std::map<std::string, void*>;
 
 struct EngineState;
 
-// One graph. Every member function may be called from any thread.
+// One graph, on the GPU that was the thread's when it was made. Every member function may be called
+// from any thread with that GPU; throws kCuda on another.
 class Engine {
 public:
     // Check the engine's entry against the linked library and this GPU, load the plugin and the
@@ -51,7 +52,8 @@ public:
     GraphSpec const& graph() const;
 
     // Put one call on `stream`, and return at once; waits for a free context. Buffers must stay
-    // until the stream has got there. Throws kShape before anything is enqueued.
+    // until the stream has got there, also where TensorRT refuses (kEngine) what it has begun. Throws
+    // kShape before anything is enqueued.
     void enqueue(Sizes const& sizes, Buffers const& buffers, CUstream_st* stream);
 
 private:

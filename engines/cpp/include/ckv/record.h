@@ -138,8 +138,9 @@ std::map<std::string, std::size_t> batch_bytes(RecordLayout const& layout, std::
 std::int64_t batch_events(RecordLayout const& layout, std::vector<Bytes> const& records);
 
 // Left-padded inputs of decode from the records of B users, each last S events, written into the
-// caller's host buffers (pinned ones, say), which have `batch_bytes`. K is min(S, W - 1). Throws
-// kRecord naming the position of a bad record; the buffers' contents are then unspecified.
+// caller's host buffers (pinned ones, say), which have `batch_bytes`; one without any may be null. K
+// is min(S, W - 1). Throws kRecord naming the position of a bad record; the buffers' contents are
+// then unspecified.
 //
 // For a prefill that goes on where a record ends (HSTU), give the buffers of past_* under the names
 // that decode has for them.

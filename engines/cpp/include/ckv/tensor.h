@@ -28,9 +28,11 @@ struct TensorSpec {
     ElementType type = ElementType::kFloat32;
     std::vector<Axis> axes;
 
-    // The axes with every name replaced by its size. Throws kShape where `sizes` lacks one.
+    // The axes with every name replaced by its size. Throws kShape where `sizes` lacks one or
+    // has it below 0.
     std::vector<std::int64_t> shape(Sizes const& sizes) const;
 
+    // Throws kShape as `shape` does, and beyond 64 bits.
     std::size_t bytes(Sizes const& sizes) const;
 };
 

@@ -6,13 +6,15 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 namespace ckv {
 
 // A safetensors file with a tensor for each of some inputs of a graph. Read them into the caller's
-// memory once, upload them once, and bind them at every call.
+// memory once, upload them once, and bind them at every call. It stays open: a file that another one
+// replaces is read on as it was.
 class TensorFile {
 public:
     // The item table that decode_items takes beside ids: item_* [I, ..]. Throws kBundle.
@@ -29,7 +31,7 @@ public:
     std::vector<TensorSpec> const& tensors() const { return tensors_; }
 
     // Write the tensor into `out`, which has TensorSpec::bytes(sizes()). Throws kBundle for another
-    // name or a file that has become shorter.
+    // name or a file that has become shorter. May be called from any thread.
     void read(std::string const& name, void* out) const;
 
     // A text of the file's metadata, such as "entries", the fingerprint of the records that go with
@@ -42,9 +44,12 @@ private:
         std::uint64_t bytes = 0;
     };
 
+    struct Source;  // the open file
+
     static TensorFile open(std::filesystem::path const& path, std::vector<TensorSpec> tensors);
 
     std::filesystem::path path_;
+    std::shared_ptr<Source> source_;
     Sizes sizes_;
     std::vector<TensorSpec> tensors_;
     std::map<std::string, Extent> extents_;

@@ -22,9 +22,11 @@ struct Settings {
     std::string other_type;      // is float
     std::string refuses_address;
     int compute_capability = 90;
+    bool calls_fail = false;  // when their work is on the stream
 };
 
 extern Settings settings;
+extern thread_local int gpu;
 extern std::atomic<int> violations;
 extern std::atomic<int> contexts;  // alive
 extern std::atomic<int> calls;     // run
@@ -32,6 +34,8 @@ extern std::atomic<int> plugin_loads;
 
 cudaStream_t make_stream();
 void destroy_stream(cudaStream_t stream);
+
+bool is_capturing(cudaStream_t stream);
 
 // Put work on a stream; a capturing stream adds it to its graph.
 void put(cudaStream_t stream, std::function<void()> work);

@@ -103,6 +103,7 @@ CUstream_st* or_default(cudaStream_t stream) {
 namespace fake {
 
 Settings settings;
+thread_local int gpu = 3;
 std::atomic<int> violations{0};
 std::atomic<int> contexts{0};
 std::atomic<int> calls{0};
@@ -111,6 +112,12 @@ std::atomic<int> plugin_loads{0};
 cudaStream_t make_stream() { return new CUstream_st; }
 
 void destroy_stream(cudaStream_t stream) { delete stream; }
+
+bool is_capturing(cudaStream_t stream) {
+    CUstream_st& of = *or_default(stream);
+    std::lock_guard const lock(of.mutex);
+    return of.capture != nullptr;
+}
 
 void put(cudaStream_t stream, Work work) { or_default(stream)->add(std::move(work)); }
 
@@ -128,7 +135,7 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-    *device = 3;
+    *device = fake::gpu;
     return cudaSuccess;
 }
 

@@ -136,14 +136,32 @@ void bad_engines(fs::path const& folder) {
     refused(ErrorCode::kBundle, "can't read the engine", bad, {});
 }
 
+void chosen_engines(fs::path const& folder) {
+    ckv::Bundle bundle = make_bundle(folder / "good", "plan");
+    ckv::EngineOptions options;
+    options.file = "engines/d.rtx";
+    bundle.manifest.files[options.file] = {"00", 1};
+    refuses(ErrorCode::kEngine, "engines/d.rtx was built by tensorrt_rtx 1.7.1.116",
+            [&] { ckv::Engine(bundle, "decode", options); });
+    options.file.clear();
+    bundle.manifest.engines[1].backend_version = "11.0.0";
+    refuses(ErrorCode::kEngine, "was built by tensorrt 11.0.0",
+            [&] { ckv::Engine(bundle, "decode", options); });
+    options.allow_other_version = true;
+    ckv::Engine const engine(bundle, "decode", options);
+}
+
 void plugins(fs::path const& folder) {
     ckv::Bundle const bundle = make_bundle(folder / "good", "plan");
     ckv::EngineOptions options;
     options.plugin_library = folder / "plugin.so";
     std::ofstream(options.plugin_library) << "x";
-    ckv::Engine const one(bundle, "decode", options);
+    int logged = 0;
+    options.log = [&](ckv::LogLevel, std::string const&) { ++logged; };
+    auto one = std::make_unique<ckv::Engine>(bundle, "decode", options);
     options.plugin_library = folder / "good" / ".." / "plugin.so";
     ckv::Engine const two(bundle, "decode", options);
+    CHECK(logged == 0);
     CHECK(fake::plugin_loads == 1);
     ckv::Bundle with_library = bundle;
     with_library.manifest.engines[1].plugin_file = "own.so";
@@ -151,10 +169,11 @@ void plugins(fs::path const& folder) {
     std::ofstream(folder / "good" / "own.so") << "x";
     ckv::Engine const three(with_library, "decode");
     CHECK(fake::plugin_loads == 2);
+    one.reset();  // its logger must not be the one that is told what follows
     options.plugin_library = folder / "broken.so";
     std::ofstream(options.plugin_library) << "x";
     for (int i = 0; i < 2; ++i) {
-        refuses(ErrorCode::kEngine, "can't load the plugin library",
+        refuses(ErrorCode::kEngine, "broken.so: no such symbol",
                 [&] { ckv::Engine(bundle, "decode", options); });
     }
 }
@@ -172,13 +191,14 @@ void code_inside_an_engine(fs::path const& folder) {
 }
 
 void sizes_outside_every_profile(ckv::Bundle const& bundle) {
-    ckv::Engine engine(bundle, "decode");
+    ckv::Engine engine(bundle, "decode", with_contexts(0));  // one all the same
     int const before = fake::calls;
     for (auto const& [axis, words] : std::map<std::string, std::string>{
              {"C", "candidate_item_id' of decode has C = 17, the engine takes 5 to 9"},
-             {"S", "history_mask' of decode has S = 17, the engine takes 0 to 16"}}) {
+             {"S", "history_mask' of decode has S = 17, the engine takes 0 to 16"},
+             {"B", "cache_k_index' of decode has B = 0, the engine takes 1 to 8"}}) {
         Request request(engine.graph(), 1, 1, 1);
-        request.sizes[axis] = 17;
+        request.sizes[axis] = axis == "B" ? 0 : 17;
         refuses(ErrorCode::kShape, words,
                 [&] { engine.enqueue(request.sizes, request.buffers, nullptr); });
     }
@@ -270,6 +290,49 @@ void captured_calls(ckv::Bundle const& bundle) {
     fake::destroy_stream(other);
 }
 
+// A context whose call failed is used again behind what that call had put on its stream.
+void a_call_that_fails(ckv::Bundle const& bundle) {
+    std::mt19937 random(8);
+    cudaStream_t const stream = fake::make_stream(), other = fake::make_stream();
+    {
+        ckv::Engine engine(bundle, "decode");
+        Request first(engine.graph(), 8, 9, 16), second(engine.graph(), 8, 9, 16);
+        second.draw(random);
+        std::atomic<bool> free{false};
+        fake::put(stream, [&] {
+            while (!free) {
+                std::this_thread::yield();
+            }
+        });
+        int const before = fake::calls;
+        fake::settings.calls_fail = true;
+        refuses(ErrorCode::kEngine, "can't run decode",
+                [&] { engine.enqueue(first.sizes, first.buffers, stream); });
+        fake::settings = {};
+        engine.enqueue(second.sizes, second.buffers, other);
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        CHECK(fake::calls == before);
+        free = true;
+        cudaStreamSynchronize(other);
+        CHECK(second.is_right());
+    }
+    fake::destroy_stream(stream);
+    fake::destroy_stream(other);
+}
+
+void a_thread_with_another_gpu(ckv::Bundle const& bundle) {
+    ckv::Engine engine(bundle, "decode");
+    Request request(engine.graph(), 1, 1, 1);
+    std::thread([&] {
+        fake::gpu = 0;
+        refuses(ErrorCode::kCuda, "the engine is on GPU 3, this thread's is 0: call cudaSetDevice",
+                [&] { engine.enqueue(request.sizes, request.buffers, nullptr); });
+        refuses(ErrorCode::kCuda, "the engine is on GPU 3",
+                [&] { ckv::CapturedCall(engine, request.sizes, request.buffers, nullptr); });
+    }).join();
+    CHECK(fake::contexts == 0);
+}
+
 // What was enqueued is finished before the contexts go.
 void an_engine_waits_for_its_calls(ckv::Bundle const& bundle) {
     std::mt19937 random(7);
@@ -313,10 +376,13 @@ int main(int argc, char** argv) {
     CHECK(argc == 2);
     fs::path const folder = argv[1];
     bad_engines(folder);
+    chosen_engines(folder);
     plugins(folder);
     code_inside_an_engine(folder);
     ckv::Bundle const bundle = make_bundle(folder / "good", "plan");
     sizes_outside_every_profile(bundle);
+    a_call_that_fails(bundle);
+    a_thread_with_another_gpu(bundle);
     many_workers(bundle);
     CHECK(fake::contexts == 0);
     captured_calls(bundle);
