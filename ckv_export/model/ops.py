@@ -125,11 +125,13 @@ def select_largest(scores: Tensor, count: int) -> Tensor:
     All are where N <= count. A tie at the boundary goes to the lower positions: the k-th largest
     value is unique even if its position is not, so positions are counted, never sorted.
     """
-    # One more score below all others: there is a boundary to read even where N is 0.
-    least = scores.new_full((*scores.shape[:-1], 1), EXCLUDED)
+    # One more score below all others: there is a boundary to read even where N is 0. And one more
+    # row: ONNX Runtime before 1.27 ends the process at a top-k of none.
+    padded = F.pad(scores.flatten(0, -2), (0, 1, 0, 1), value=EXCLUDED)
     kept = torch.sym_min(count, scores.shape[-1] + 1)
     # Sorting the largest would take a sixth of the time that finding them does, for nothing.
-    largest = torch.cat([scores, least], dim=-1).topk(kept, dim=-1, sorted=False).values
+    largest = padded.topk(kept, dim=-1, sorted=False).values[:-1]
+    largest = largest.reshape(*scores.shape[:-1], kept)
     boundary = largest.amin(-1, keepdim=True)
     # Whatever is above the boundary is among the largest: it is counted there, not in all of N.
     places = kept - (largest > boundary).to(torch.int32).sum(-1, keepdim=True, dtype=torch.int32)

@@ -19,6 +19,7 @@ from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.onnx_export import functions
 from ckv_export.onnx_export.passes import (
     attach_functions,
+    fix_reduced_shapes,
     name_axes,
     name_nodes,
     strip_metadata,
@@ -83,6 +84,7 @@ def export_graph(graph: Graph) -> ir.Model:
     assert program is not None
     model = program.model
     name_axes.run(model, graph.io)
+    fix_reduced_shapes.run(model)
     name_nodes.run(model)
     strip_metadata.run(model)
     attach_functions.run(model, spec.attention, graph.model.precision)
