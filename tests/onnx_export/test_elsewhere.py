@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,11 +15,28 @@ import onnxruntime
 import pytest
 from ckv_testing.draw import KINDS
 from ckv_testing.exports import Export
+from ckv_testing.servers import triton_python
 
 from ckv_export.errors import ExportError
 from ckv_export.runtimes.base import Arrays
 
 Exported = Callable[[str], Export]
+
+RUN = """
+import json, sys
+import numpy as np
+import onnxruntime
+model, feeds, out = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+given, found = np.load(feeds), {}
+for case in json.loads(str(given["cases"])):
+    values = {i.name: given[f"{case}/{i.name}"] for i in session.get_inputs()}
+    for output, value in zip(session.get_outputs(), session.run(None, values)):
+        found[f"{case}/{output.name}"] = value
+np.savez(out, **found)
+"""
 
 
 def run(model: onnx.ModelProto, feeds: Arrays) -> list[np.ndarray]:
@@ -50,6 +70,27 @@ def test_inlined_file_gives_the_same_bits(kind: str, exported: Exported):
         feeds = decode_feeds(made, case)
         for got, expected in zip(run(inlined, feeds), run(model, feeds), strict=True):
             np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_oldest_onnxruntime_agrees(kind: str, exported: Exported, tmp_path: Path):
+    """In all cases: those without users, events or candidates are what it can fail at."""
+    made, python = exported(kind), triton_python()
+    model = onnx.load(made.folder / "decode.onnx")
+    cases = range(len(made.cases))
+    feeds = {f"{c}/{n}": a for c in cases for n, a in decode_feeds(made, c).items()}
+    np.savez(tmp_path / "feeds.npz", cases=np.array(json.dumps(list(cases))), **feeds)
+    files = (made.folder / "decode.onnx", tmp_path / "feeds.npz", tmp_path / "out.npz")
+    done = subprocess.run([python, "-c", RUN, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "out.npz")
+    for case in cases:
+        wanted = run(model, decode_feeds(made, case))
+        for output, value in zip(model.graph.output, wanted, strict=True):
+            got = found[f"{case}/{output.name}"]
+            assert got.shape == value.shape
+            assert got.dtype == value.dtype
+            np.testing.assert_allclose(got, value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -96,6 +96,19 @@ class RedisServer:
             self.process = None
 
 
+def triton_venv() -> Path:
+    """Where the packages of Triton's tests are: CKV_TRITON_VENV, or .triton in the clone."""
+    return Path(os.environ.get(TRITON_VARIABLE, TRITON_VENV))
+
+
+def triton_python() -> Path:
+    """Its Python with an ONNX Runtime of its own; skips the test where there is none."""
+    venv = triton_venv()
+    if not any(venv.glob("lib/python3.*/site-packages/onnxruntime")):
+        pytest.skip(f"no ONNX Runtime in {venv}: install onnxruntime==1.23.2 there")
+    return venv / "bin" / "python"
+
+
 class TritonServer:
     """A real Triton on the CPU, with its Python backend; skips the test where there is none.
 
@@ -104,7 +117,7 @@ class TritonServer:
     """
 
     def __init__(self, repositories: Sequence[Path], folder: Path, store: str = "") -> None:
-        self.venv = Path(os.environ.get(TRITON_VARIABLE, TRITON_VENV))
+        self.venv = triton_venv()
         packages = sorted(self.venv.glob("lib/python3.*/site-packages"))
         if not packages or not (packages[0] / "pytriton" / "tritonserver").is_dir():
             pytest.skip(
