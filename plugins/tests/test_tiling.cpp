@@ -31,8 +31,11 @@ void spans_cover_the_events_once(int64_t warps, int32_t events) {
 void full_gpus_do_not_split() {
     CHECK(split_events(kTargetWarps, 100000).count == 1);
     CHECK(split_events(kTargetWarps / 2, 100000).count == 2);
+    CHECK(split_events(kTargetWarps - 1, 100000).count == 2);
     CHECK(split_events(1, kShortestSpan).count == 1);
+    CHECK(split_events(1, kShortestSpan + 1).count == 2);
     CHECK(split_events(1, INT32_MAX).count == kMostSplits);
+    CHECK(split_events(0, 0).count == 1);
     ++passed;
 }
 
@@ -72,6 +75,13 @@ AttentionArgs sizes(int32_t batch, int32_t queries, int32_t events, int32_t head
     return a;
 }
 
+void short_histories_take_no_workspace() {
+    Tile const tile{16, 1, 1};
+    CHECK(most_split_floats(sizes(3, 5, kShortestSpan, 2, 8), tile) == 0);
+    CHECK(most_split_floats(sizes(3, 5, kShortestSpan + 1, 2, 8), tile) > 0);
+    ++passed;
+}
+
 // An engine allocates for the largest shape of its profile; every smaller one must fit.
 void workspace_fits_smaller_shapes(std::mt19937& random) {
     auto const up_to = [&](int32_t most) {
@@ -97,13 +107,16 @@ int main() {
     full_gpus_do_not_split();
     indices_are_judged();
     divisors_are_powers_of_two();
-    for (int32_t events : {1, 63, 64, 65, 1000, 4097, 100000}) {
-        for (int64_t warps : {1, 3, 64, 500, 5000}) {
+    for (int64_t warps : {1, 3, 64, 500, 5000}) {
+        // Beyond, all splits are in use and spans only grow.
+        for (int32_t events = 1; events <= 2 * kMostSplits * kShortestSpan; ++events) {
             spans_cover_the_events_once(warps, events);
         }
+        spans_cover_the_events_once(warps, 100000);
     }
     blocks_and_places_match(3, 8, 5, 64);
     blocks_and_places_match(1, 1, 1, 16);
+    short_histories_take_no_workspace();
     std::mt19937 random(1);
     for (int i = 0; i < 300; ++i) {
         workspace_fits_smaller_shapes(random);
