@@ -308,14 +308,19 @@ struct Running {
 void enqueue_computes(char const* name, bool softmax, Dtype dtype) {
     AttentionCall const call(softmax, dtype);
     Running running(name, call);
-    for (Tactic tactic : {Tactic::kAuto, Tactic::kWhole, Tactic::kSplit, Tactic::kCoresWhole,
-             Tactic::kCoresSplit}) {
-        std::vector<double> const got = running.run(static_cast<int32_t>(tactic));
+    auto const computed = [&](Tactic tactic, bool splits) {
+        std::vector<double> got = running.run(static_cast<int32_t>(tactic));
         CHECK(ckv::reference::first_wrong(
                   got, call.want, ckv::reference::tolerance(dtype)) < 0);
-        bool const whole = tactic == Tactic::kWhole || tactic == Tactic::kCoresWhole;
-        CHECK(running.used_workspace() == !whole);
-    }
+        CHECK(running.used_workspace() == splits);
+        return got;
+    };
+    auto const whole = computed(Tactic::kWhole, false);
+    auto const split = computed(Tactic::kSplit, true);
+    CHECK(computed(Tactic::kAuto, true) == split);
+    // Tensor cores round on their way to a sum, so their last bits tell that they were used.
+    CHECK(computed(Tactic::kCoresWhole, false) != whole);
+    CHECK(computed(Tactic::kCoresSplit, true) != split);
     ++passed;
 }
 
@@ -402,16 +407,36 @@ void gather_enqueues(DataType element, std::vector<int64_t> const& events) {
     ++passed;
 }
 
-// Kernels step over rows with 32-bit strides.
-void rows_too_long_are_refused() {
-    ckv::SoftmaxArgs args;
-    args.width = 8;
-    args.key.pool_width = args.value.pool_width = 8;
-    args.key.pool_stride = args.value.pool_stride = (int64_t{1} << 29) - 1;
-    CHECK(ckv::pooled_attention(args, ckv::Tactic::kAuto, nullptr, nullptr) == cudaSuccess);
-    ++args.value.pool_stride;
-    CHECK(ckv::pooled_attention(args, ckv::Tactic::kAuto, nullptr, nullptr) ==
-          cudaErrorInvalidValue);
+// Kernels step over rows with 32-bit strides and count events a little past the last one.
+void sizes_that_kernels_cannot_take_are_refused() {
+    constexpr int64_t kLongest = (int64_t{1} << 29) - 1;
+    ckv::PointwiseArgs most;
+    most.width = 8;
+    most.events = INT32_MAX - 256;
+    most.key.pool_width = most.value.pool_width = 8;
+    most.key.pool_stride = most.key.user_stride = kLongest;
+    most.value.pool_stride = most.value.user_stride = kLongest;
+    auto const status = [](ckv::PointwiseArgs const& args) {
+        ckv::SoftmaxArgs softmax;
+        static_cast<ckv::AttentionArgs&>(softmax) = args;
+        cudaError_t const of_softmax =
+            ckv::pooled_attention(softmax, Tactic::kAuto, nullptr, nullptr);
+        CHECK(ckv::pooled_pointwise_attention(args, Tactic::kAuto, nullptr, nullptr) == of_softmax);
+        return of_softmax;
+    };
+    CHECK(status(most) == cudaSuccess);
+    using Change = void (*)(ckv::AttentionArgs&);
+    for (Change change : {Change{[](auto& a) { a.heads = 0; }}, {[](auto& a) { a.heads = 3; }},
+             {[](auto& a) { a.heads = -1; }}, {[](auto& a) { a.width = 0; }},
+             {[](auto& a) { a.batch = -1; }}, {[](auto& a) { a.queries = -1; }},
+             {[](auto& a) { a.events = -1; }}, {[](auto& a) { ++a.events; }},
+             {[](auto& a) { ++a.key.user_width; }}, {[](auto& a) { ++a.value.pool_width; }},
+             {[](auto& a) { ++a.key.pool_stride; }}, {[](auto& a) { a.value.pool_stride = -1; }},
+             {[](auto& a) { ++a.value.user_stride; }}, {[](auto& a) { a.key.user_stride = -1; }}}) {
+        ckv::PointwiseArgs args = most;
+        change(args);
+        CHECK(status(args) == cudaErrorInvalidValue);
+    }
     ++passed;
 }
 
@@ -432,7 +457,7 @@ int main() {
     output_shapes_follow_the_inputs();
     outputs_have_the_type_of_the_first_input();
     tactics_are_unique_and_valid();
-    rows_too_long_are_refused();
+    sizes_that_kernels_cannot_take_are_refused();
     for (bool softmax : {true, false}) {
         char const* name = softmax ? "PooledAttention" : "PooledPointwiseAttention";
         for (Dtype dtype : {Dtype::kFloat32, Dtype::kFloat16, Dtype::kBFloat16}) {
