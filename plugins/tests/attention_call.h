@@ -47,7 +47,10 @@ inline nvinfer1::DynamicPluginTensorDesc dynamic(nvinfer1::PluginTensorDesc d) {
 // Shapes, pool rows and pointers of a small call of the attention ops: B 2, C 3, N 130, d 8.
 struct AttentionCall {
     Dtype dtype;
-    std::vector<float> query = values(2 * 3 * 8), pool = values(6 * 7), user = values(2 * 130);
+    std::vector<float> query = values(2 * 3 * 8);
+    // Keys and values are cut differently, so that one side's copies don't suit the other.
+    std::vector<float> pool_k = values(6 * 4), user_k = values(2 * 130 * 4);
+    std::vector<float> pool_v = values(6 * 7), user_v = values(2 * 130);
     std::vector<float> bias = values(2 * 3 * 130), count = std::vector<float>(6, 2.0F);
     std::vector<int32_t> index, mask, visible;
     std::vector<double> want = std::vector<double>(2 * 3 * 8);
@@ -63,11 +66,12 @@ struct AttentionCall {
             visible.push_back(i % 5 > 0);
         }
         add({2, 3, 8}, query);
-        for (int side = 0; side < 2; ++side) {
-            add({6, 7}, pool);
-            add({2, 130}, index);
-            add({2, 130, 1}, user);
-        }
+        add({6, 4}, pool_k);
+        add({2, 130}, index);
+        add({2, 130, 4}, user_k);
+        add({6, 7}, pool_v);
+        add({2, 130}, index);
+        add({2, 130, 1}, user_v);
         if (softmax) {
             add({2, 130}, mask);
         } else {
@@ -75,9 +79,10 @@ struct AttentionCall {
             add({2, 3, 130}, visible);
             add({2, 3}, count);
         }
-        ckv::reference::Side const side{pool.data(), index.data(), user.data(), 6, 7, 1};
+        reference::Side const key{pool_k.data(), index.data(), user_k.data(), 6, 4, 4};
+        reference::Side const value{pool_v.data(), index.data(), user_v.data(), 6, 7, 1};
         ckv::reference::Attention const a{
-            2, 3, 130, 2, 8, 0.5, query.data(), side, side, want.data()};
+            2, 3, 130, 2, 8, 0.5, query.data(), key, value, want.data()};
         if (softmax) {
             ckv::reference::pooled_attention(a, mask.data());
         } else {
