@@ -82,19 +82,23 @@ CKV_PURE int64_t split_floats(AttentionArgs const& a, int32_t splits) {
     return splits <= 1 ? 0 : splits * rows * (a.width + 2 * int64_t{a.heads});
 }
 
-// The most floats that any launch within the sizes of `largest` leaves. Smaller launches split
-// more: up to the target, splits * blocks stays below target / warps + blocks, so rows do too.
-CKV_PURE int64_t most_split_floats(AttentionArgs const& largest, Tile tile) {
+// No tile has more rows for each of its warps.
+constexpr int64_t kRowsOfWarp = 16;
+
+// The most floats that any launch within the sizes of `largest` leaves, whatever its tile. Smaller
+// launches split more: up to the target, splits * blocks stays below target / warps + blocks, so
+// rows do too.
+CKV_PURE int64_t most_split_floats(AttentionArgs const& largest) {
     int64_t const most = smaller(kMostSplits, ceil_div(largest.events, kShortestSpan));
     if (most <= 1) {
         return 0;
     }
-    // A launch splits only below the target, hence with at most this many blocks over all splits;
-    // each is one tile of rows of one head, at most.
-    int64_t const blocks = 2 * ceil_div(kTargetWarps, tile.warps) * tile.queries;
+    // A launch splits only below the target, hence with at most twice its warps over all splits;
+    // each has rows of one head.
+    int64_t const rows = 2 * kTargetWarps * kRowsOfWarp;
     int64_t const rows_heads = int64_t{largest.batch} * largest.queries * largest.heads * most;
     int64_t const head_width = largest.width / larger(largest.heads, 1);
-    return smaller(blocks, rows_heads) * (head_width + 2);
+    return smaller(rows, rows_heads) * (head_width + 2);
 }
 
 }  // namespace ckv

@@ -16,6 +16,7 @@ constexpr int kScoreColumns = kEvents / kSide;
 
 template <int kRows, int kValues>
 constexpr Tile tile(int32_t head_width) {
+    static_assert(kSide * kRows <= kRowsOfWarp * (kThreads / 32));
     return {kSide * kRows, kThreads / 32, static_cast<int32_t>(ceil_div(head_width, kValues))};
 }
 

@@ -9,8 +9,6 @@
 namespace ckv {
 namespace {
 
-constexpr int32_t kWidestMmaHead = 256;
-
 bool splits(Tactic t) { return t != Tactic::kWhole && t != Tactic::kCoresWhole; }
 
 bool wants_mma(Tactic t) { return t != Tactic::kCoresWhole && t != Tactic::kCoresSplit; }
@@ -80,27 +78,10 @@ cudaError_t attend(
     return cudaErrorInvalidValue;
 }
 
-// Tiles of every kernel that could be chosen for some number of queries.
-int64_t most_floats(AttentionArgs const& a, Tactic tactic) {
-    int32_t const head = static_cast<int32_t>(a.width / larger(a.heads, 1));
-    int32_t const values = head <= 32 ? 32 : 128;
-    int32_t const chunks = static_cast<int32_t>(ceil_div(head, values));
-    int64_t most = 0;
-    for (int32_t queries : {cores::kSide, 4 * cores::kSide, 8 * cores::kSide}) {
-        most = larger(most, most_split_floats(a, Tile{queries, cores::kThreads / 32, chunks}));
-    }
-    if (wants_mma(tactic) && head <= kWidestMmaHead) {
-        for (int32_t warps : {1, head <= 64 ? 8 : 4}) {
-            most = larger(most, most_split_floats(a, Tile{16 * warps, warps, 1}));
-        }
-    }
-    return most;
-}
-
 }  // namespace
 
 size_t attention_workspace(AttentionArgs const& largest, Tactic tactic) {
-    return splits(tactic) ? static_cast<size_t>(most_floats(largest, tactic)) * sizeof(float) : 0;
+    return splits(tactic) ? static_cast<size_t>(most_split_floats(largest)) * sizeof(float) : 0;
 }
 
 cudaError_t pooled_attention(

@@ -51,15 +51,15 @@ constexpr int64_t kTargetWarps = 2048;
 constexpr int64_t kShortestSpan = 64;
 // Of the combine's loop, and of the workspace.
 constexpr int64_t kMostSplits = 64;
+// Rounding a span's length up costs the last span less than that many events: some are left.
+static_assert(kMostSplits <= kShortestSpan);
 
 // Splits `events` so that `warps`, the warps of an unsplit launch, grow to about the target.
 CKV_PURE Split split_events(int64_t warps, int32_t events) {
     int64_t const wanted = ceil_div(kTargetWarps, larger(warps, 1));
     int64_t const most = smaller(kMostSplits, ceil_div(events, kShortestSpan));
     int64_t const parts = larger(1, smaller(wanted, most));
-    int64_t const length = larger(1, ceil_div(events, parts));
-    return {static_cast<int32_t>(larger(1, ceil_div(events, length))),
-        static_cast<int32_t>(length)};
+    return {static_cast<int32_t>(parts), static_cast<int32_t>(ceil_div(events, parts))};
 }
 
 // What one block works on: a tile of one user's queries, one head.

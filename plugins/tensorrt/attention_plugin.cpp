@@ -125,10 +125,12 @@ void AttentionPlugin::fill(AttentionArgs& args, Desc const* desc, void const* co
 void AttentionPlugin::check_shapes(Desc const* in) const {
     AttentionArgs args;
     fill(args, in, nullptr);
+    require(in[kQuery].dims.nbDims == 3, "query must be [B, C, d]");
     require(args.width % args.heads == 0, "num_heads must divide d");
     require(args.key.width() == args.width, "keys are not as wide as the query");
     require(args.value.width() == args.width, "values are not as wide as the query");
     for (Input pool : {kPoolK, kPoolV}) {
+        require(in[pool].dims.nbDims == 2, "a pool is not [M, d_g]");
         require(has_extents(in[pool + 1].dims, {args.batch, args.events}),
             "an index is not [B, N]");
         require(in[pool + 2].dims.nbDims == 3 && extent(in[pool + 2].dims, 0) == args.batch &&

@@ -1,5 +1,7 @@
 #include "creators.h"
 
+#include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <iterator>
 #include <stdexcept>
@@ -47,6 +49,13 @@ double number(PluginField const& field) {
     }
 }
 
+int32_t whole_number(PluginField const& field) {
+    double const value = number(field);
+    require(std::nearbyint(value) == value && std::abs(value) <= INT32_MAX,
+        "an attribute must be a whole number of 32 bits");
+    return static_cast<int32_t>(value);
+}
+
 // A creator of a plugin: `Plugin::kName` and how to make one from fields.
 template <typename Plugin>
 class Creator final : public nvinfer1::IPluginCreatorV3One {
@@ -70,8 +79,8 @@ private:
     static Plugin* make(nvinfer1::PluginFieldCollection const* fields) {
         if constexpr (std::is_base_of_v<AttentionPlugin, Plugin>) {
             AttentionAttributes attributes;
-            attributes.num_heads = static_cast<int32_t>(
-                number(field_named(fields, AttentionPlugin::kHeadsField)));
+            attributes.num_heads =
+                whole_number(field_named(fields, AttentionPlugin::kHeadsField));
             attributes.scale =
                 static_cast<float>(number(field_named(fields, AttentionPlugin::kScaleField)));
             return new Plugin(attributes);

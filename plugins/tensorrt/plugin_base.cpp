@@ -18,8 +18,7 @@ bool fits(InputKind kind, DataType type, DataType element) {
     switch (kind) {
         case InputKind::kElement: return type == element && is_element(type);
         case InputKind::kInt32: return type == DataType::kINT32;
-        case InputKind::kDivisor:
-            return is_element(element) && (type == element || type == DataType::kFLOAT);
+        case InputKind::kDivisor: return type == element || type == DataType::kFLOAT;
     }
     return false;
 }
@@ -114,7 +113,9 @@ bool PluginBase::supportsFormatCombination(
 
 char const* PluginBase::getTimingCacheID() noexcept {
     return shielded<char const*>(getPluginName(), nullptr, [&] {
-        timing_id_ = std::string(getPluginName()) + ' ' + kVersion + ' ' + attributes();
+        if (timing_id_.empty()) {
+            timing_id_ = std::string(getPluginName()) + ' ' + kVersion + ' ' + attributes();
+        }
         return timing_id_.c_str();
     });
 }
@@ -139,7 +140,9 @@ int32_t PluginBase::enqueue(Desc const* in_desc, Desc const*, void const* const*
 
 nvinfer1::PluginFieldCollection const* PluginBase::getFieldsToSerialize() noexcept {
     return shielded<nvinfer1::PluginFieldCollection const*>(getPluginName(), nullptr, [&] {
-        fields_ = fields();
+        if (fields_.empty()) {
+            fields_ = fields();
+        }
         collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
         return &collection_;
     });

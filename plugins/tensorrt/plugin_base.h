@@ -98,6 +98,7 @@ protected:
     virtual std::string attributes() const = 0;
 
 private:
+    // Made when first asked for, then kept: pointers into them have been handed out.
     std::vector<nvinfer1::PluginField> fields_;
     nvinfer1::PluginFieldCollection collection_{};
     std::string timing_id_;

@@ -29,15 +29,6 @@ constexpr reference::Shape kProfiles[][4] = {
     {{1, 1, 300, 1, 40, 37, 9}, {2, 2, 33, 1, 40, 37, 9}, {1, 9, 64, 1, 40, 37, 9},
         {2, 9, 300, 1, 40, 37, 9}}};
 
-DataType type_of(Dtype dtype) {
-    switch (dtype) {
-        case Dtype::kFloat32: return DataType::kFLOAT;
-        case Dtype::kFloat16: return DataType::kHALF;
-        case Dtype::kBFloat16: return DataType::kBF16;
-    }
-    return DataType::kFLOAT;
-}
-
 // One call of an operator on the GPU: what an engine hands over, and what must come out.
 struct Task {
     Task(std::string const& name, reference::Inputs const& in, Dtype dtype)

@@ -31,8 +31,11 @@ void spans_cover_the_events_once(int64_t warps, int32_t events) {
 void full_gpus_do_not_split() {
     CHECK(split_events(kTargetWarps, 100000).count == 1);
     CHECK(split_events(kTargetWarps / 2, 100000).count == 2);
+    CHECK(split_events(kTargetWarps - 1, 100000).count == 2);
     CHECK(split_events(1, kShortestSpan).count == 1);
+    CHECK(split_events(1, kShortestSpan + 1).count == 2);
     CHECK(split_events(1, INT32_MAX).count == kMostSplits);
+    CHECK(split_events(0, 0).count == 1);
     ++passed;
 }
 
@@ -72,6 +75,15 @@ AttentionArgs sizes(int32_t batch, int32_t queries, int32_t events, int32_t head
     return a;
 }
 
+void only_what_splits_takes_workspace() {
+    CHECK(most_split_floats(sizes(3, 5, kShortestSpan, 2, 8)) == 0);
+    CHECK(most_split_floats(sizes(3, 5, kShortestSpan + 1, 2, 8)) > 0);
+    // Nor do calls that fill a GPU take more, the larger they are.
+    CHECK(most_split_floats(sizes(1000, 1000, 10000, 2, 8)) ==
+          most_split_floats(sizes(2000, 1000, 10000, 2, 8)));
+    ++passed;
+}
+
 // An engine allocates for the largest shape of its profile; every smaller one must fit.
 void workspace_fits_smaller_shapes(std::mt19937& random) {
     auto const up_to = [&](int32_t most) {
@@ -81,12 +93,12 @@ void workspace_fits_smaller_shapes(std::mt19937& random) {
     int32_t const width = heads * up_to(96);
     AttentionArgs const most = sizes(up_to(200), up_to(300), up_to(20000), heads, width);
     int32_t const warps = 1 << (up_to(4) - 1);
-    Tile const tile{16 * warps, warps, up_to(3)};
+    Tile const tile{up_to(kRowsOfWarp) * warps, warps, up_to(3)};
     for (int i = 0; i < 50; ++i) {
         AttentionArgs const a =
             sizes(up_to(most.batch), up_to(most.queries), up_to(most.events), heads, width);
         Split const split = plan_split(a, tile, true);
-        CHECK(split_floats(a, split.count) <= most_split_floats(most, tile));
+        CHECK(split_floats(a, split.count) <= most_split_floats(most));
     }
     ++passed;
 }
@@ -97,13 +109,16 @@ int main() {
     full_gpus_do_not_split();
     indices_are_judged();
     divisors_are_powers_of_two();
-    for (int32_t events : {1, 63, 64, 65, 1000, 4097, 100000}) {
-        for (int64_t warps : {1, 3, 64, 500, 5000}) {
+    for (int64_t warps : {1, 3, 64, 500, 5000}) {
+        // Beyond, all splits are in use and spans only grow.
+        for (int32_t events = 1; events <= 2 * kMostSplits * kShortestSpan; ++events) {
             spans_cover_the_events_once(warps, events);
         }
+        spans_cover_the_events_once(warps, 100000);
     }
     blocks_and_places_match(3, 8, 5, 64);
     blocks_and_places_match(1, 1, 1, 16);
+    only_what_splits_takes_workspace();
     std::mt19937 random(1);
     for (int i = 0; i < 300; ++i) {
         workspace_fits_smaller_shapes(random);

@@ -52,7 +52,8 @@ private:
 template <typename Args>
 cudaError_t launch(void (*kernel)(Args), Grid grid, int threads, size_t shared_bytes,
     cudaStream_t /*stream*/, Args args) {
-    if (grid.x > INT32_MAX || grid.y > UINT16_MAX || grid.z > UINT16_MAX) {
+    bool const empty = grid.x < 1 || grid.y < 1 || grid.z < 1;
+    if (empty || grid.x > INT32_MAX || grid.y > UINT16_MAX || grid.z > UINT16_MAX) {
         return cudaErrorInvalidConfiguration;
     }
     emulator::SharedMemory shared(shared_bytes);
