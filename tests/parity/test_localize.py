@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ckv_export.model.registry import build_model
 from ckv_export.onnx_export.export import export_graph
 from ckv_export.onnx_export.save import save_models
 from ckv_export.parity.fault import Believed, localize, unoptimised
-from ckv_export.parity.gate import RuntimeResult, judge
+from ckv_export.parity.gate import EVERY_CASE, RuntimeResult, judge
 from ckv_export.parity.localize import Divergence, Localizer, difference, last_uses, paired
 from ckv_export.parity.probe import GraphProbe, Step, top_margin
 from ckv_export.parity.replay import decode_feeds, forced_entries, prefill_feeds
@@ -104,6 +105,24 @@ def test_wrong_weight_is_found_where_it_is_used(
     assert found.error > found.allowed
     assert found.node in found.sentence()
     assert "the right graph" in found.sentence()
+
+
+def test_what_only_all_cases_together_tell_is_looked_for_in_the_case_that_tells_most(
+    exported: Exported, tmp_path: Path
+):
+    """Each wrong score would be a near-tie of the search; so many of them are no accident."""
+    made = exported("sim")
+    near = [dataclasses.replace(c, selection=np.zeros_like(c.outputs["score"])) for c in made.cases]
+    weight = "model.dnn.first.target.weight"
+    folder = broken(made, "decode", nudged(weight, 2.0), tmp_path)
+    outcome = judge(made.spec, *made.runners(folder), near)
+    assert outcome.first_failure.case == EVERY_CASE
+    most = max(outcome.each_case, key=lambda r: r.explained)
+    believed = Believed(made.folder, "the right graph", {})
+    found = localize(folder, manifest_of(made), outcome, believed, None)
+    assert isinstance(found, Divergence)
+    model = onnx.load(made.folder / "decode.onnx")
+    assert (found.case, found.node) == (most.case, f"MatMul {user(model, weight)}")
 
 
 def test_swapped_index_is_found_inside_the_function(exported: Exported, tmp_path: Path):
