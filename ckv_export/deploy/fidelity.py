@@ -255,7 +255,7 @@ def _steps(
     planned: Sequence[Case],
     stages: Stages,
 ) -> dict[str, StepsReport]:
-    """Every judged runtime that can take the planned requests, unless its outputs can't be fed back."""
+    """Every judged runtime that can take the planned requests and be fed its own outputs."""
     if not planned:
         return {}
     manifest, truth = subject.manifest, subject.truth

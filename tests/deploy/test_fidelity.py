@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from ckv_export.deploy.bundle import ExportRequest, export_bundle
 from ckv_export.deploy.fidelity import FidelityRequest, check_fidelity
 from ckv_export.deploy.item_table import build_item_table, require_item_model
 from ckv_export.deploy.prepare import FormRequest
-from ckv_export.errors import EngineError, InputError
+from ckv_export.errors import CkvError, EngineError, InputError, MissingDependency
 from ckv_export.manifest import ItemTable, open_bundle
 from ckv_export.model.events import EventEmbedding
 from ckv_export.model.registry import build_model
@@ -105,17 +106,22 @@ def join_in(
     monkeypatch.setattr(fidelity, "line_up", with_an_engine)
 
 
-def test_a_runtime_that_turns_out_not_to_run(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "error", [EngineError("of another GPU"), MissingDependency("tensorrt", "engines", "tensorrt")]
+)
+def test_a_runtime_that_turns_out_not_to_run(
+    error: CkvError, bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Its steps are left out; asked for by name, it is refused."""
 
     def runners() -> list[Runner]:
-        raise EngineError("built for another GPU")
+        raise error
 
     join_in(monkeypatch, runners)
     report = check(bundle, steps=2)
-    assert report.not_run["tensorrt sm89"] == "built for another GPU"
+    assert report.not_run["tensorrt sm89"] == str(error)
     assert list(report.steps) == ["onnxruntime-cpu"]
-    with pytest.raises(InputError, match="tensorrt sm89 can't run here: built for another GPU"):
+    with pytest.raises(InputError, match=re.escape(f"tensorrt sm89 can't run here: {error}")):
         check(bundle, runtimes=("tensorrt",))
 
 
