@@ -44,7 +44,7 @@ def report(exported: Callable[[str], Export]) -> ParityReport:
     outcomes = []
     for name, wrong in (("right", False), ("wrong", True)):
         runner = Tampered(decode, outputs=shift) if wrong else decode
-        outcome = judge(made.spec, prefill, runner, made.cases)
+        outcome = judge(made.spec, prefill, runner, made.cases[wrong:])
         outcomes.append(type(outcome)(outcome.runtime, outcome.results, outcome.runs, name=name))
     scores = ScoreErrors(4, 1e-3, 1e-4, 1e-4, 9e-4)
     steps = StepsReport("c", 2, 3, 1, "it", (StepResult(4, 0, 0.0, scores),) * 20)
@@ -65,6 +65,8 @@ def test_data_follows_the_schema_and_the_schema_is_strict(report: ParityReport):
     validator = jsonschema.Draft202012Validator(schema())
     validator.check_schema(schema())
     validator.validate(data)
+    judged = [(r["name"], r["cases"]) for r in data["runtimes"]]
+    assert judged == [("right", data["cases"]), ("wrong", data["cases"] - 1)]
     assert data["runtimes"][1]["localized"]["node"] == FOUND.node
     assert len(data["runtimes"][0]["steps"]["steps"]) == 20
     assert data["runtimes"][0]["routing"]["layers"], "flips are told of each layer"
