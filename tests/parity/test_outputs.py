@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -49,12 +50,14 @@ def report(exported: Callable[[str], Export]) -> ParityReport:
     scores = ScoreErrors(4, 1e-3, 1e-4, 1e-4, 9e-4)
     steps = StepsReport("c", 2, 3, 1, "it", (StepResult(4, 0, 0.0, scores),) * 20)
     return ParityReport.of(
-        manifest_of(made),
+        manifest_of(made, "fp16"),
         made.cases,
         tuple(outcomes),
         {"tensorrt": NASTY},
         seed=3,
         truth=NASTY,
+        inputs="users of a file",
+        top=3,
         steps={"right": steps},
         localized={"wrong": FOUND, "right": NASTY},
     )
@@ -65,6 +68,11 @@ def test_data_follows_the_schema_and_the_schema_is_strict(report: ParityReport):
     validator = jsonschema.Draft202012Validator(schema())
     validator.check_schema(schema())
     validator.validate(data)
+    told = [data[name] for name in ("precision", "truth", "inputs")]
+    assert told == ["fp16", NASTY, "users of a file"]
+    assert [r["ranking"]["top"] for r in data["runtimes"]] == [3, 3]
+    (score,) = [t for t in data["runtimes"][1]["tensors"] if t["tensor"] == "score"]
+    assert score["statistics"]["mean"] == pytest.approx(0.01, rel=1e-3)
     judged = [(r["name"], r["cases"]) for r in data["runtimes"]]
     assert judged == [("right", data["cases"]), ("wrong", data["cases"] - 1)]
     assert data["runtimes"][1]["localized"]["node"] == FOUND.node
@@ -103,6 +111,9 @@ def test_junit_has_a_test_for_every_comparison(report: ParityReport, tmp_path: P
 def test_page_shows_every_table_and_plot(report: ParityReport):
     text = page(report)
     assert text.count("<figure>") == 2 * 2 + 1, "margins of K and V twice, and the steps"
+    assert f"users of a file, seed 3; model {report.fingerprint[:16]}, fp16." in text
+    assert f"compared with {html.escape(NASTY)}." in text
+    assert text.count("Not judged by 1 of the cases") == 1
     for words in ("Routing", "Cost of flips", "Kendall tau", "AUC", FOUND.node, "20 requests"):
         assert words in text or words == "AUC"
     assert "<script" not in text
