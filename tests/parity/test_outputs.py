@@ -26,6 +26,7 @@ from ckv_export.parity.routing import ScoreErrors
 from ckv_export.parity.schema import schema
 from ckv_export.parity.steps import StepResult, StepsReport
 from ckv_export.parity.tables import number, runtime_tables
+from ckv_export.parity.tolerances import EXPLAINED_MARGIN, EXPLAINED_SELECTION
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +49,7 @@ def report(exported: Callable[[str], Export]) -> ParityReport:
         outcome = judge(made.spec, prefill, runner, made.cases[wrong:])
         outcomes.append(type(outcome)(outcome.runtime, outcome.results, outcome.runs, name=name))
     scores = ScoreErrors(4, 1e-3, 1e-4, 1e-4, 9e-4)
-    steps = StepsReport("c", 2, 3, 1, "it", (StepResult(4, 0, 0.0, scores),) * 20)
+    steps = StepsReport("c", 2, 3, 1, NASTY, (StepResult(4, 0, 1e-5, scores),) * 20)
     return ParityReport.of(
         manifest_of(made, "fp16"),
         made.cases,
@@ -114,6 +115,12 @@ def test_page_shows_every_table_and_plot(report: ParityReport):
     assert f"users of a file, seed 3; model {report.fingerprint[:16]}, fp16." in text
     assert f"compared with {html.escape(NASTY)}." in text
     assert text.count("Not judged by 1 of the cases") == 1
+    assert "<td>score</td><td>2e-06</td><td>0</td>" in text
+    assert f"a margin below {EXPLAINED_MARGIN:g} excuses" in text
+    assert f"within {EXPLAINED_SELECTION:g} of other" in text
+    assert ">less<" in text
+    worst, mean, user_part = ([y for _, y in line] for line in points(text))
+    assert max(worst) < min(mean) <= max(mean) < min(user_part), "SVG counts from the top"
     for words in ("Routing", "Cost of flips", "Kendall tau", "AUC", FOUND.node, "20 requests"):
         assert words in text or words == "AUC"
     assert "<script" not in text

@@ -16,7 +16,7 @@ from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.contract import FEATURES
 from ckv_export.model.registry import build_reference
 from ckv_export.parity.expected import ExpectedCase
-from ckv_export.parity.inputs import Case, generate
+from ckv_export.parity.inputs import generate
 from ckv_export.parity.tolerances import tolerance_of
 from ckv_export.parity.truth import GraphTruth, ReferenceTruth, all_cached, cut
 
@@ -113,5 +113,7 @@ def test_names_say_who_is_believed(exported: Exported):
     made = exported("sim")
     truth = ReferenceTruth(build_reference(made.spec, made.state), FEATURES, "model.pt")
     assert "PyTorch reference of model.pt" in truth.name
-    (answer,) = truth.record([Case(made.cases[0].case.name, made.cases[0].case.inputs)])
+    labels = np.ones(1)
+    (answer,) = truth.record([dataclasses.replace(made.cases[0].case, labels=labels)])
+    assert answer.case.labels is labels
     np.testing.assert_array_equal(answer.outputs["score"], made.cases[0].outputs["score"])
