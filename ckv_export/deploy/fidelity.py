@@ -261,7 +261,7 @@ def _steps(
     planned: Sequence[Case],
     stages: Stages,
 ) -> dict[str, StepsReport]:
-    """Every judged runtime over the planned requests, unless its outputs can't be fed back."""
+    """Every judged runtime that can take the planned requests and be fed its own outputs."""
     if not planned:
         return {}
     manifest, truth = subject.manifest, subject.truth
@@ -275,6 +275,9 @@ def _steps(
     found = {}
     for contender in (c for c in lineup.contenders if c.name in judged):
         with stages.stage(f"many steps: {contender.name}") as stage:
+            if not all(contender.takes(manifest.model, step) for step in expected):
+                stage.remark = "left out: they are beyond its profile"
+                continue
             prefill, decode, *_ = contender.runners()
             report = many_steps(manifest.model, prefill, decode, expected, truth.name)
             found[contender.name] = report

@@ -10,7 +10,7 @@ from ckv_export.cache.pool_file import load_pools
 from ckv_export.contract import GraphSpec
 from ckv_export.manifest import Manifest
 from ckv_export.parity.compare import TensorResult
-from ckv_export.parity.gate import RuntimeResult
+from ckv_export.parity.gate import EVERY_CASE, RuntimeResult
 from ckv_export.parity.localize import Divergence, Localizer
 from ckv_export.parity.probe import GraphProbe
 from ckv_export.parity.replay import (
@@ -55,11 +55,13 @@ def localize(
 
     A sentence where no node differs.
     """
-    result = outcome.first_failure or _worst(outcome)
+    result = _telling(outcome)
     run = next((r for r in outcome.runs if result and _is_of(result, r)), None)
     if result is None or run is None:
         return "nothing was compared: there is no case to look into"
     graph, feeds = _feeds(manifest, run, result, table)
+    if not (believed.folder / f"{graph}.onnx").exists():
+        return f"{graph}: {believed.folder} was exported without such a graph to compare with"
     probes = (
         GraphProbe(folder / f"{graph}.onnx", precision=manifest.precision),
         GraphProbe(believed.folder / f"{graph}.onnx", believed.optimised, believed.precision),
@@ -80,12 +82,24 @@ def localize(
 def _hint(outcome: RuntimeResult, believed: Believed) -> str:
     if outcome.passed:
         return ""
-    if not believed.optimised:
-        return (
-            ": its weights or its structure are wrong; give --checkpoint or --against to find out "
-            "where"
-        )
-    return f": the file is right, and {outcome.name or outcome.runtime.runtime} runs it wrongly"
+    runs_wrongly = f"{outcome.name or outcome.runtime.runtime} runs it wrongly"
+    if believed.optimised:
+        return f": the file is right, and {runs_wrongly}"
+    # What ONNX Runtime computes on the CPU has just been found to be what the file says.
+    other = "" if outcome.name == "onnxruntime-cpu" else f", or {runs_wrongly}"
+    return (
+        f": its weights or its structure are wrong{other}; give --checkpoint or --against to find "
+        "out where"
+    )
+
+
+def _telling(outcome: RuntimeResult) -> TensorResult | None:
+    """The first failure: of one about all cases, the case that has the largest part in it."""
+    failure = outcome.first_failure
+    if failure is None or failure.case != EVERY_CASE:
+        return failure or _worst(outcome)
+    same = [r for r in outcome.each_case if r.tensor == failure.tensor]
+    return max(same, key=lambda r: r.explained if failure.explained else r.mean)
 
 
 def _worst(outcome: RuntimeResult) -> TensorResult | None:

@@ -54,9 +54,14 @@ class RuntimeResult:
         """The first tensor that diverges."""
         return next((r for r in self.results if not r.passed), None)
 
+    @property
+    def each_case(self) -> list[TensorResult]:
+        """The results about one case, without those about all of them."""
+        return [r for r in self.results if r.case != EVERY_CASE]
+
     def worst(self, tensor: str) -> float:
         """Largest error of `tensor` over all cases."""
-        return max((r.error for r in self.results if r.tensor == tensor), default=0.0)
+        return max((r.error for r in self.each_case if r.tensor == tensor), default=0.0)
 
 
 def judge(

@@ -153,7 +153,7 @@ def tensor_rows(outcome: RuntimeResult) -> list[TensorRow]:
     """A row per tensor compared."""
     rows = []
     for tensor in tensors_of(outcome):
-        results = [r for r in outcome.results if r.tensor == tensor]
+        results = [r for r in outcome.each_case if r.tensor == tensor]
         is_index = tensor.endswith("_index")
         errors = [r.error for r in results]
         statistics = None
@@ -166,7 +166,7 @@ def tensor_rows(outcome: RuntimeResult) -> list[TensorRow]:
                 int(sum(e for e in errors if math.isfinite(e))) if is_index else 0,
                 max(errors),
                 sum(r.explained for r in results),
-                all(r.passed for r in results),
+                all(r.passed for r in outcome.results if r.tensor == tensor),
                 statistics,
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +16,16 @@ from ckv_testing.draw import draw_state, make_spec
 from ckv_testing.exports import Export
 from ckv_testing.runs import Tampered
 
+from ckv_export.cache.item_table import FILE_NAME as ITEM_TABLE_FILE
 from ckv_export.cache.item_table import save_item_table
 from ckv_export.checkpoint.native import save_native
-from ckv_export.contract import EventForm
+from ckv_export.contract import EventForm, Profile
 from ckv_export.deploy import fidelity
 from ckv_export.deploy.bundle import ExportRequest, export_bundle
 from ckv_export.deploy.fidelity import FidelityRequest, check_fidelity
 from ckv_export.deploy.item_table import build_item_table, require_item_model
 from ckv_export.deploy.prepare import FormRequest
-from ckv_export.errors import BundleError, EngineError, InputError
+from ckv_export.errors import BundleError, CkvError, EngineError, InputError, MissingDependency
 from ckv_export.manifest import ItemTable, open_bundle, read_manifest
 from ckv_export.model.events import EventEmbedding
 from ckv_export.model.registry import build_model
@@ -99,28 +101,37 @@ def test_other_item_features_are_believed_by_nobody(bundle: Path, tmp_path: Path
         check(bundle, against=other)
 
 
-def join_in(monkeypatch: pytest.MonkeyPatch, runners: Callable[[], list[Runner]]) -> None:
+def join_in(
+    monkeypatch: pytest.MonkeyPatch,
+    runners: Callable[[], list[Runner]],
+    profiles: tuple[tuple[Profile, ...], ...] = (),
+) -> None:
     """Let an engine be in every line-up."""
 
     def with_an_engine(*given: Any) -> Lineup:
         found = line_up(*given)
-        contenders = (*found.contenders, Contender("tensorrt sm89", runners, ()))
+        contenders = (*found.contenders, Contender("tensorrt sm89", runners, profiles))
         return Lineup(contenders, {n: w for n, w in found.not_run.items() if n != "tensorrt"})
 
     monkeypatch.setattr(fidelity, "line_up", with_an_engine)
 
 
-def test_a_runtime_that_turns_out_not_to_run(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "error", [EngineError("of another GPU"), MissingDependency("tensorrt", "engines", "tensorrt")]
+)
+def test_a_runtime_that_turns_out_not_to_run(
+    error: CkvError, bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Its steps are left out; asked for by name, it is refused."""
 
     def runners() -> list[Runner]:
-        raise EngineError("built for another GPU")
+        raise error
 
     join_in(monkeypatch, runners)
     report = check(bundle, steps=2)
-    assert report.not_run["tensorrt sm89"] == "built for another GPU"
+    assert report.not_run["tensorrt sm89"] == str(error)
     assert list(report.steps) == ["onnxruntime-cpu"]
-    with pytest.raises(InputError, match="tensorrt sm89 can't run here: built for another GPU"):
+    with pytest.raises(InputError, match=re.escape(f"tensorrt sm89 can't run here: {error}")):
         check(bundle, runtimes=("tensorrt",))
 
 
@@ -138,7 +149,52 @@ def test_a_runtime_whose_outputs_can_not_be_fed_back(bundle: Path, monkeypatch: 
     report = check(bundle, steps=2, localize=True)
     assert [o.passed for o in report.outcomes] == [True, False]
     assert list(report.steps) == ["onnxruntime-cpu"]
-    assert "no tensor differs" in report.localized["tensorrt sm89"]
+    told = report.localized["tensorrt sm89"]
+    assert "no tensor differs" in told
+    assert "or tensorrt sm89 runs it wrongly" in told, "ONNX Runtime has passed with that file"
+
+
+def test_steps_beyond_an_engines_profile_are_left_out(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They are cut from the longest case, which an engine for shorter ones isn't judged by."""
+
+    def runners() -> list[Runner]:
+        prefill, *others = onnxruntime_runners(bundle, open_bundle(bundle))
+        return [Tampered(prefill, feeds=refuse_long), *others]
+
+    def refuse_long(feeds: Arrays) -> None:
+        if feeds["event_mask"].shape[1] > 5:
+            raise EngineError("beyond the profile")
+
+    join_in(monkeypatch, runners, ((Profile.from_dict({"S": "0:4:5"}),),))
+    report = check(bundle, steps=2)
+    assert report.passed
+    assert len(report.outcomes) == 2
+    assert list(report.steps) == ["onnxruntime-cpu"]
+
+
+def test_a_twin_without_the_table_has_no_graph_to_compare_with(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is believed all the same, and where scores by the table are wrong, that is said."""
+    twin = shutil.copytree(bundle, tmp_path / "twin")
+    for name in ("decode_items.onnx", ITEM_TABLE_FILE):
+        (twin / name).unlink()
+    dataclasses.replace(open_bundle(bundle), item_table=None).with_files(twin).write(twin)
+
+    def shift(arrays: Arrays) -> None:
+        arrays["score"] += np.float32(0.01)
+
+    def runners() -> list[Runner]:
+        *others, by_items = onnxruntime_runners(bundle, open_bundle(bundle))
+        return [*others, Tampered(by_items, outputs=shift)]
+
+    join_in(monkeypatch, runners)
+    report = check(bundle, against=twin, localize=True)
+    assert [o.passed for o in report.outcomes] == [True, False]
+    told = report.localized["tensorrt sm89"]
+    assert told == f"decode_items: {twin} was exported without such a graph to compare with"
 
 
 @pytest.mark.parametrize("table", [False, True], ids=["features of a file", "item table"])

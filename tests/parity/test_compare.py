@@ -9,6 +9,7 @@ from ckv_export.contract import PRECISIONS
 from ckv_export.parity.compare import TensorResult, compare_rows, compare_values
 from ckv_export.parity.tolerances import (
     EXPLAINED_MARGIN,
+    ROUNDOFF,
     TOLERANCES,
     Tolerance,
     entry_tolerances,
@@ -209,6 +210,21 @@ def test_bounds_of_half_precisions_are_their_roundoff_apart(name: str, layers: i
     half = np.finfo(np.float16).eps / 2
     assert half < bounds[1] / layers < 100 * half, "several roundings, not hundreds"
     assert tolerance_of(name, layers, "fp16").typical == pytest.approx(layers * half)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(("share", "passed"), [(0.9, True), (1.1, False)])
+def test_score_of_a_half_precision_is_off_by_eight_roundings_at_most(
+    precision: str, share: float, passed: bool
+):
+    """Eight of terms of size 4, times the sigmoid's slope; more only behind layers below."""
+    bound = tolerance_of("score", 1, precision)
+    assert "eight roundings" in bound.reason
+    expected = np.full((2, 3), 1e-3, np.float32)
+    got = expected.copy()
+    got[1, 2] += np.float32(share * 8 * 4 * ROUNDOFF[precision] / 4)
+    assert compare_values("c", "score", got, expected, [bound]).passed == passed
+    assert 2 * bound.absolute < tolerance_of("score", 2, precision).absolute
 
 
 def test_what_is_computed_in_fp32_anyway_is_judged_so():

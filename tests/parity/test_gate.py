@@ -26,6 +26,7 @@ from ckv_export.parity.expected import ExpectedCase, load, record, save
 from ckv_export.parity.gate import EVERY_CASE, RuntimeResult, judge, judge_all, require_pass
 from ckv_export.parity.inputs import generate
 from ckv_export.parity.page import write_report
+from ckv_export.parity.replay import kept
 from ckv_export.parity.report import ParityReport
 from ckv_export.parity.tolerances import EXPLAINED_MARGIN, ROUNDOFF
 from ckv_export.runtimes.base import Arrays, Runner
@@ -458,6 +459,39 @@ def test_user_parts_have_a_mean_error_too():
 
     outcome = judge(spec, Tampered(prefill, outputs=shift), decode, cases, "fp16")
     assert failed_over_all(outcome) == "cache_v_user"
+
+
+@pytest.mark.parametrize(
+    ("precision", "roundings", "everywhere", "failing"),
+    [
+        ("fp32", 3, False, [True, True]),
+        ("fp16", 3, False, [False, False]),
+        ("fp16", 16, False, [True, True, True]),
+        ("fp16", 1.5, True, [False, False, True]),
+    ],
+)
+def test_scores_by_an_item_table_are_judged_as_those_of_one_layer(
+    precision: str, roundings: float, everywhere: bool, failing: list[bool]
+):
+    """Each by the precision, then all together by their mean.
+
+    The decode graph stands in for the one that takes items: its cache for the table.
+    """
+    spec, (prefill, decode), cases = drawn("sim")
+    case = dataclasses.replace(max(cases, key=lambda c: c.case.cached), selection=None)
+    cache = {name: a for name, a in case.outputs.items() if name.startswith("cache_")}
+
+    def shift(arrays: Arrays) -> None:
+        off = arrays["score"] if everywhere else arrays["score"][:1, :1]
+        off += np.float32(roundings * ROUNDOFF["fp16"])
+
+    runners = [prefill, decode, Tampered(decode, outputs=shift)]
+    outcome = judge_all(spec, runners, [case, case], kept(spec, cache), precision)
+    told = [r for r in outcome.results if r.tensor == "score"][2:]
+    names = [f"{case.case.name}, by item table"] * 2 + [EVERY_CASE]
+    assert [r.case for r in told] == names[: len(failing)]
+    assert [not r.passed for r in told] == failing
+    assert outcome.passed == (not any(failing))
 
 
 def failed_over_all(outcome: RuntimeResult) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-from ckv_testing.draw import KINDS, RICH, VARIANTS, drawn_spec, make_spec
+from ckv_testing.draw import KINDS, PLAIN, RICH, VARIANTS, drawn_spec, make_spec
 from ckv_testing.hstu_models import make_spec as hstu_spec
 
+from ckv_export.catalogue import Catalogue
 from ckv_export.contract import FeatureSpec, ModelSpec, decode_io
 from ckv_export.parity.inputs import Case, CaseSize, case_sizes, generate, generate_case
 
@@ -32,9 +35,14 @@ def test_sizes_around_every_boundary(spec: ModelSpec):
         # nothing appended, and reached by the appended event itself
         assert {(n, 0) for n in (boundary - 1, boundary, boundary + 1)} <= pairs
         assert {boundary, boundary + 1} <= {s + t for s, t in pairs if t}
+        full = {s.cached + s.appended for s in sizes if s.appended and s.fill == "full"}
+        assert {max(boundary, 3), max(boundary, 3) + 1} <= full
     beyond = max([*boundaries, 3])
     assert max(totals) > beyond + 3
     assert any(t > s and s + t > beyond for s, t in pairs), "more appended than cached"
+    assert min(s.cached for s in sizes) == 0
+    for fill in ("holes", "masked", "repeats"):
+        assert all(s.cached > beyond + 1 for s in sizes if s.fill == fill)
     assert {1} < {s.batch for s in sizes}
     assert min(s.candidates for s in sizes) == 1
     assert max(s.candidates for s in sizes) > 20
@@ -49,6 +57,9 @@ def test_what_keeps_everything_is_not_tried_beyond_what_it_was_trained_for(sizes
         longest = [max(s.cached, s.appended) for s in case_sizes(spec)]
         assert {most - 1, most, most + 1} <= set(longest)
         assert max(longest) < most + 10
+    names = [s.name for s in case_sizes(make_spec("sim", topk=1000))]
+    assert "top-k +0, nothing appended" in names
+    assert not any(name.startswith("longest") for name in names), "top-k is that already"
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -166,6 +177,49 @@ def test_histories_beyond_what_biases_were_trained_for(seed: int):
     assert times.shape == (1, longest + 1)
     assert (np.diff(times) >= 0).all()
     assert times[0, -1] > 2**26, "years"
+
+
+def test_a_reference_of_layers_is_not_asked_for_thousands_of_events():
+    spec = dataclasses.replace(hstu_spec("two layers, times"), max_len=5000)
+    assert max(s.cached for s in case_sizes(spec)) < 1010
+
+
+def test_times_rise_by_everything_that_buckets_tell_apart(rng: np.random.Generator):
+    """None, powers of two, what is just short of one; candidates are shown later."""
+    spec, gaps, waits = hstu_spec("two layers, times"), set(), set()
+    for _ in range(20):
+        inputs = generate_case(spec, CaseSize("x", 9, 40, 3, 2), rng).inputs
+        mask, times = (
+            np.concatenate([inputs[f"{g}_{n}"] for g in ("history", "append")], axis=1)
+            for n in ("mask", "time")
+        )
+        assert not times[~mask].any()
+        assert (inputs["candidate_time"] == inputs["candidate_time"][:, :1]).all()
+        gaps |= set(np.diff(times[0]).tolist())
+        waits |= set((inputs["candidate_time"][:, 0] - times[:, -1])[mask[:, -1]].tolist())
+    assert min(gaps) == 0
+    assert {1024, 1023} <= gaps
+    assert min(waits) >= 0
+    assert max(waits) > 1000
+
+
+@pytest.mark.parametrize("size", [7, 512, 1_000_000])
+def test_ids_reach_the_end_of_a_table(size: int, rng: np.random.Generator):
+    """Of a large one, from few places all over it: the rest of its file is never read."""
+    item = FeatureSpec("x", "item", "categorical", 2, vocab_size=size)
+    spec = make_spec("sim", features=(item,))
+    ids = generate_case(spec, CaseSize("x", 100, 400, 0, 1, "full"), rng).inputs["history_x"]
+    assert (ids.min(), ids.max()) == (1, size - 1)
+    assert len(np.unique(ids)) == min(size - 1, 512)
+
+
+def test_other_features_of_an_item_are_those_of_the_catalogue(seed: int):
+    spec = make_spec("sim", features=PLAIN)
+    cate = np.arange(30, dtype=np.int32) % 5
+    for case in generate(spec, seed, Catalogue("item_id", {"cate_id": cate}, 30)):
+        for group in ("history", "append", "candidate"):
+            ids = case.inputs[f"{group}_item_id"]
+            np.testing.assert_array_equal(case.inputs[f"{group}_cate_id"], cate[ids])
 
 
 def test_empty_sequences_occur(seed: int):

@@ -17,15 +17,22 @@ from ckv_testing.exports import Export
 from ckv_testing.runs import Tampered
 
 from ckv_export.contract import Profile
-from ckv_export.errors import ExportError, InputError
+from ckv_export.errors import EngineError, ExportError, InputError
 from ckv_export.manifest import EngineEntry, Manifest
 from ckv_export.parity.bundle import judge_lineup
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.inputs import Case
-from ckv_export.parity.lineup import Contender, Lineup, line_up, restricted
+from ckv_export.parity.lineup import (
+    Contender,
+    Lineup,
+    line_up,
+    onnxruntime_runners,
+    restricted,
+)
 from ckv_export.parity.page import page
 from ckv_export.parity.report import ParityReport
 from ckv_export.runtimes import onnxruntime as ort
+from ckv_export.runtimes.bf16 import RoundedBf16Runner
 from ckv_export.stages import Stages
 
 Exported = Callable[[str], Export]
@@ -81,6 +88,22 @@ def test_providers_that_onnxruntime_offers(made, manifest, monkeypatch: pytest.M
     assert "ckv-export[gpu]" in lineup.not_run["onnxruntime-tensorrt"]
 
 
+@pytest.mark.parametrize(
+    ("precision", "provider", "kind"),
+    [
+        ("bf16", ort.CPU, RoundedBf16Runner),
+        ("bf16", ort.CUDA, ort.OnnxRuntimeRunner),
+        ("fp16", ort.CPU, ort.OnnxRuntimeRunner),
+    ],
+)
+def test_bf16_is_rounded_where_there_are_no_products_of_it(
+    precision: str, provider: str, kind: type, made
+):
+    """There alone: elsewhere what would be judged is not what a server computes."""
+    runners = onnxruntime_runners(made.folder, manifest_of(made, precision), provider)
+    assert {type(runner.runner) for runner in runners} == {kind}
+
+
 def test_provider_that_falls_back_is_noticed(made, monkeypatch: pytest.MonkeyPatch):
     """onnxruntime-gpu without a GPU offers CUDA, warns, and runs on the CPU."""
     fake = use(monkeypatch, FakeOrt([ort.CUDA, ort.CPU], [ort.CPU]))
@@ -96,9 +119,11 @@ def test_fallback_is_reported_as_not_run(made, manifest, monkeypatch: pytest.Mon
     fake = use(monkeypatch, FakeOrt([ort.CUDA], [ort.CPU]))
     lineup = line_up(made.folder, manifest)
     only = Lineup(tuple(c for c in lineup.contenders if c.name == "onnxruntime-cuda"), {})
-    outcomes, not_run = judge_lineup(made.folder, manifest, made.cases, only, False, Stages())
+    stages = Stages()
+    outcomes, not_run = judge_lineup(made.folder, manifest, made.cases, only, False, stages)
     assert outcomes == ()
     assert "fell back" in not_run["onnxruntime-cuda"]
+    assert stages.finished[-1].remark == not_run["onnxruntime-cuda"]
     with pytest.raises(InputError, match=r"onnxruntime-cuda can't run here: .*fell back"):
         judge_lineup(made.folder, manifest, made.cases, only, True, Stages())
     assert fake.asked
@@ -142,25 +167,57 @@ def test_engines_need_every_graph_and_a_gpu(made, manifest, monkeypatch: pytest.
     assert lineup.contenders[-1].name == "tensorrt_rtx sm86"
     assert restricted(lineup, ["tensorrt_rtx"]).contenders == lineup.contenders[-1:]
 
+    def missing(name: str) -> None:
+        raise EngineError(f"{name} is not installed")
+
+    monkeypatch.setattr("ckv_export.parity.lineup.load", missing)
+    assert line_up(made.folder, built).not_run["tensorrt_rtx"] == "tensorrt_rtx is not installed"
+
 
 def test_engines_with_and_without_a_plugin_are_both_judged(made, manifest, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("ckv_export.parity.lineup.load", lambda name: name)
-    plain = [engine(g, "tensorrt", "sm86", {"B": "1:2:3"}) for g in ("prefill", "decode")]
-    library = [dataclasses.replace(e, plugin={"kind": "library"}) for e in plain]
+    ranges, targets = {"B": "1:2:3"}, ("sm86", "sm89")
+    plain = [
+        dataclasses.replace(engine(g, "tensorrt", "sm86", ranges), targets=targets)
+        for g in ("prefill", "decode")
+    ]
+    library = [
+        dataclasses.replace(e, plugin={"kind": "library"}, profiles=(ranges, {"B": "4:5:6"}))
+        for e in plain
+    ]
     built = dataclasses.replace(manifest, engines=(*plain, *library))
     both = restricted(line_up(made.folder, built), ["tensorrt"]).contenders
-    assert [c.name for c in both] == ["tensorrt sm86", "tensorrt sm86, library plugin"]
+    assert [c.name for c in both] == ["tensorrt sm86-sm89", "tensorrt sm86-sm89, library plugin"]
+    assert [len(graph) for c in both for graph in c.profiles] == [1, 1, 2, 2]
+
+
+def thirty() -> ExpectedCase:
+    """Two users of thirty events, one more appended, and three candidates."""
+    outputs = {"score": np.zeros((2, 3), np.float32)}
+    masks = {"history_mask": np.ones((2, 30), bool), "append_mask": np.ones((2, 1), bool)}
+    return ExpectedCase(Case("thirty", masks), outputs, {})
+
+
+@pytest.mark.parametrize(("axis", "size"), {"B": 2, "C": 3, "S": 30, "T": 1, "K": 9}.items())
+def test_case_fits_a_profile_of_decode_by_every_size(axis: str, size: int):
+    """Any of several profiles will do."""
+    spec, anything = make_spec("sim", window=10), (Profile.from_dict({"B": "0:2:9"}),)
+
+    def takes(*sizes: int) -> bool:
+        decode = tuple(Profile.from_dict({axis: f"{n}:{n}:{n}"}) for n in sizes)
+        return Contender("x", list, (anything, decode)).takes(spec, thirty())
+
+    assert takes(size)
+    assert takes(size + 1, size)
+    assert not takes(size + 1, size - 1)
 
 
 def test_case_that_prefill_takes_in_parts_fits_with_every_part():
     """The past of the first is empty: an engine that wants one can't be given the case."""
-    spec = hstu_models.make_spec("two layers")
-    outputs = {"score": np.zeros((2, 3), np.float32)}
-    masks = {"history_mask": np.ones((2, 30), bool), "append_mask": np.ones((2, 1), bool)}
-    case = ExpectedCase(Case("thirty", masks), outputs, {})
+    spec, case = hstu_models.make_spec("two layers"), thirty()
     decode = Profile.from_dict({"K": "30:30:30"})
     for ranges, taken in (
         ({"S": "0:30:30", "K": "0:30:30"}, True),
@@ -190,7 +247,9 @@ def test_cases_beyond_a_profile_are_left_out(made, manifest):
     wanted = [(c.case.cached, c.case.appended) for c in made.cases]
     assert sizes == [(s, t) for s, t in wanted if s <= 6 and t <= 1]
     left = len(wanted) - len(sizes)
-    assert f"{left} cases are beyond" in stages.finished[-1].remark
+    told = f"score error {outcomes[0].worst('score'):.1e}; {left} cases are beyond its profile"
+    assert stages.finished[-1].remark.endswith(told)
+    assert left != len(sizes)
     report = ParityReport.of(manifest, made.cases, outcomes, {}, seed=0)
     assert f"Not judged by {left} of the cases" in page(report)
     none = Contender("none", full.runners, ((Profile.from_dict({"B": "1000"}),),))

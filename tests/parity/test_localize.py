@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from ckv_export.model.registry import build_model
 from ckv_export.onnx_export.export import export_graph
 from ckv_export.onnx_export.save import save_models
 from ckv_export.parity.fault import Believed, localize, unoptimised
-from ckv_export.parity.gate import RuntimeResult, judge
+from ckv_export.parity.gate import EVERY_CASE, RuntimeResult, judge
 from ckv_export.parity.localize import Divergence, Localizer, difference, last_uses, paired
 from ckv_export.parity.probe import GraphProbe, Step, top_margin
 from ckv_export.parity.replay import decode_feeds, forced_entries, prefill_feeds
@@ -104,6 +106,24 @@ def test_wrong_weight_is_found_where_it_is_used(
     assert found.error > found.allowed
     assert found.node in found.sentence()
     assert "the right graph" in found.sentence()
+
+
+def test_what_only_all_cases_together_tell_is_looked_for_in_the_case_that_tells_most(
+    exported: Exported, tmp_path: Path
+):
+    """Each wrong score would be a near-tie of the search; so many of them are no accident."""
+    made = exported("sim")
+    near = [dataclasses.replace(c, selection=np.zeros_like(c.outputs["score"])) for c in made.cases]
+    weight = "model.dnn.first.target.weight"
+    folder = broken(made, "decode", nudged(weight, 2.0), tmp_path)
+    outcome = judge(made.spec, *made.runners(folder), near)
+    assert outcome.first_failure.case == EVERY_CASE
+    most = max(outcome.each_case, key=lambda r: r.explained)
+    believed = Believed(made.folder, "the right graph", {})
+    found = localize(folder, manifest_of(made), outcome, believed, None)
+    assert isinstance(found, Divergence)
+    model = onnx.load(made.folder / "decode.onnx")
+    assert (found.case, found.node) == (most.case, f"MatMul {user(model, weight)}")
 
 
 def test_swapped_index_is_found_inside_the_function(exported: Exported, tmp_path: Path):
@@ -303,6 +323,51 @@ def test_tensor_is_needed_as_long_as_what_follows_from_it():
     assert uses["x"] == 2
     assert uses["d"] > 2
     assert uses["a"] == 1
+
+
+class Chain:
+    """A graph of one node behind the other: its tensors' names, and what they hold."""
+
+    def __init__(self, names: str, *held: float) -> None:
+        self.steps = [step("Relu", x, a, x) for a, x in itertools.pairwise(names)]
+        self.outputs = (names[-1],)
+        self.held = dict(zip(names[1:], held, strict=True))
+
+    def run(self, feeds: Arrays, names: Sequence[str]) -> Arrays:
+        return {n: feeds[self.steps[0].inputs[0]] * np.float32(self.held[n]) for n in names}
+
+
+ONE = np.ones(1, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("held", "found"),
+    [
+        ((1, 1, 1, 1), None),
+        ((2, 1, 1, 1), "b"),
+        ((1, 2, 1, 1), "c"),
+        ((2, 2, 1, 1), "b"),
+        ((1, 1, 2, 2), "d"),
+        ((1, 1, 1, 2), "e"),
+        ((2, 2, 2, 2), "b"),
+    ],
+)
+def test_first_of_a_chain_is_found_even_where_it_fades(held: tuple[float, ...], found: str | None):
+    """It is named as in the graph under test, whatever the other one calls it."""
+    tested, truth = Chain("abcde", *held), Chain("vwxyz", 1, 1, 1, 1)
+    given = {"a": ONE}, {"v": ONE}
+    answer = Localizer(tested, truth).first(*given)
+    assert (answer and (answer[0].name, answer[1])) == (found and (found, found))
+
+
+def test_what_a_half_precision_may_round_is_no_difference():
+    tested, truth = Chain("abc", 1.005, 1.005), Chain("abc", 1, 1)
+    assert Localizer(tested, truth, "fp16").first({"a": ONE}) is None
+    assert Localizer(tested, truth).first({"a": ONE}) is not None
+
+
+def test_graphs_without_a_node_in_common_have_none_to_blame():
+    assert Localizer(Chain("a"), Chain("b")).first({"a": ONE}) is None
 
 
 def test_difference_of_numbers_bools_and_stand_ins():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from ckv_export.parity.routing import ScoreErrors
 from ckv_export.parity.schema import schema
 from ckv_export.parity.steps import StepResult, StepsReport
 from ckv_export.parity.tables import number, runtime_tables
+from ckv_export.parity.tolerances import EXPLAINED_MARGIN, EXPLAINED_SELECTION
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,17 +46,19 @@ def report(exported: Callable[[str], Export]) -> ParityReport:
     outcomes = []
     for name, wrong in (("right", False), ("wrong", True)):
         runner = Tampered(decode, outputs=shift) if wrong else decode
-        outcome = judge(made.spec, prefill, runner, made.cases)
+        outcome = judge(made.spec, prefill, runner, made.cases[wrong:])
         outcomes.append(type(outcome)(outcome.runtime, outcome.results, outcome.runs, name=name))
     scores = ScoreErrors(4, 1e-3, 1e-4, 1e-4, 9e-4)
-    steps = StepsReport("c", 2, 3, 1, "it", (StepResult(4, 0, 0.0, scores),) * 20)
+    steps = StepsReport("c", 2, 3, 1, NASTY, (StepResult(4, 0, 1e-5, scores),) * 20)
     return ParityReport.of(
-        manifest_of(made),
+        manifest_of(made, "fp16"),
         made.cases,
         tuple(outcomes),
         {"tensorrt": NASTY},
         seed=3,
         truth=NASTY,
+        inputs="users of a file",
+        top=3,
         steps={"right": steps},
         localized={"wrong": FOUND, "right": NASTY},
     )
@@ -65,6 +69,13 @@ def test_data_follows_the_schema_and_the_schema_is_strict(report: ParityReport):
     validator = jsonschema.Draft202012Validator(schema())
     validator.check_schema(schema())
     validator.validate(data)
+    told = [data[name] for name in ("precision", "truth", "inputs")]
+    assert told == ["fp16", NASTY, "users of a file"]
+    assert [r["ranking"]["top"] for r in data["runtimes"]] == [3, 3]
+    (score,) = [t for t in data["runtimes"][1]["tensors"] if t["tensor"] == "score"]
+    assert score["statistics"]["mean"] == pytest.approx(0.01, rel=1e-3)
+    judged = [(r["name"], r["cases"]) for r in data["runtimes"]]
+    assert judged == [("right", data["cases"]), ("wrong", data["cases"] - 1)]
     assert data["runtimes"][1]["localized"]["node"] == FOUND.node
     assert len(data["runtimes"][0]["steps"]["steps"]) == 20
     assert data["runtimes"][0]["routing"]["layers"], "flips are told of each layer"
@@ -101,6 +112,15 @@ def test_junit_has_a_test_for_every_comparison(report: ParityReport, tmp_path: P
 def test_page_shows_every_table_and_plot(report: ParityReport):
     text = page(report)
     assert text.count("<figure>") == 2 * 2 + 1, "margins of K and V twice, and the steps"
+    assert f"users of a file, seed 3; model {report.fingerprint[:16]}, fp16." in text
+    assert f"compared with {html.escape(NASTY)}." in text
+    assert text.count("Not judged by 1 of the cases") == 1
+    assert "<td>score</td><td>2e-06</td><td>0</td>" in text
+    assert f"a margin below {EXPLAINED_MARGIN:g} excuses" in text
+    assert f"within {EXPLAINED_SELECTION:g} of other" in text
+    assert ">less<" in text
+    worst, mean, user_part = ([y for _, y in line] for line in points(text))
+    assert max(worst) < min(mean) <= max(mean) < min(user_part), "SVG counts from the top"
     for words in ("Routing", "Cost of flips", "Kendall tau", "AUC", FOUND.node, "20 requests"):
         assert words in text or words == "AUC"
     assert "<script" not in text

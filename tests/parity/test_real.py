@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ckv_testing.draw import RICH, make_spec
+from ckv_testing.draw import PLAIN, RICH, make_spec
 
 from ckv_export.contract import FEATURES, EventForm, ModelSpec
 from ckv_export.errors import EventsError
@@ -103,6 +103,20 @@ def test_without_candidates_they_are_events_of_the_file(arrays: Arrays, tmp_path
         assert {(int(i), *tags, *image) for i, tags, image in drawn} <= known
     assert max(ends) <= EVENTS
     assert len(ends) > 1, "histories end at a drawn event"
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_short_histories_are_divided_as_far_as_they_go(length: int):
+    spec = make_spec("sim", features=PLAIN)
+    shape = (3 * USERS_IN_A_CASE, length)
+    ids = {f"event_{f.name}": np.ones(shape, np.int32) for f in spec.item_features}
+    requests = Requests(ids | {"event_mask": np.ones(shape, bool)}, None, None, None)
+    ends = set()
+    for seed in range(10):
+        cases = draw_cases(requests, spec, FEATURES, seed, shape[0])
+        assert [c.appended for c in cases] == [min(n, length) for n in APPENDED]
+        ends |= {c.cached + c.appended for c in cases}
+    assert ends == set(range(1, length + 1))
 
 
 def test_candidates_are_shown_after_the_last_event(rng: np.random.Generator):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ckv_export.parity.compare import compare_rows, compare_values
-from ckv_export.parity.gate import RuntimeResult
+from ckv_export.parity.gate import EVERY_CASE, RuntimeResult
 from ckv_export.parity.page import write_report
 from ckv_export.parity.report import ParityReport, tensor_rows, tensors_of
 from ckv_export.parity.schema import schema
@@ -104,6 +104,21 @@ def test_failure_without_a_number_is_json_all_the_same(got: float, tmp_path: Pat
         raise AssertionError(f"{text} is not JSON")
 
     json.loads((tmp_path / "parity.json").read_text(), parse_constant=no_number)
+
+
+def test_row_of_a_tensor_that_no_single_case_fails_by():
+    """What is told of all cases fails it, and counts no element, excuse or error again."""
+    near = np.ones((1, 1), bool)
+    arrays = np.array([[0.3]], np.float32), np.array([[0.0]], np.float32)
+    excused = [
+        compare_values(f"case {n}", "score", *arrays, [TOLERANCES["score"]], None, near)
+        for n in range(3)
+    ]
+    about_all = {"elements": 3, "explained": 3, "error": 1.0, "passed": False}
+    judged = outcome(*excused, dataclasses.replace(excused[0], case=EVERY_CASE, **about_all))
+    (row,) = tensor_rows(judged)
+    assert (row.elements, row.excused, row.worst, row.passed) == (3, 3, 0.0, False)
+    assert judged.worst("score") == 0.0
 
 
 def test_rows_of_another_shape_have_their_line_in_the_table():

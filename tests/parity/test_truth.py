@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.contract import FEATURES
 from ckv_export.model.registry import build_reference
 from ckv_export.parity.expected import ExpectedCase
-from ckv_export.parity.inputs import Case, generate
+from ckv_export.parity.inputs import generate
 from ckv_export.parity.tolerances import tolerance_of
 from ckv_export.parity.truth import GraphTruth, ReferenceTruth, all_cached, cut
 
@@ -68,7 +70,8 @@ def test_request_is_cut_without_moving_an_event(exported: Exported):
     case = max((c.case for c in exported("sim").cases), key=lambda c: c.cached)
     whole = all_cached(case)
     assert (whole.cached, whole.appended) == (case.cached + case.appended, 0)
-    part = cut(case, 2, 3, 4)
+    part = cut(dataclasses.replace(case, labels=np.ones(1)), 2, 3, 4)
+    assert part.labels == np.ones(1)
     assert (part.cached, part.appended) == (3, 4)
     for name in ("mask", "item_id"):
         joined = whole.inputs[f"history_{name}"]
@@ -81,9 +84,36 @@ def test_request_is_cut_without_moving_an_event(exported: Exported):
     assert all(a.flags.c_contiguous for a in part.inputs.values())
 
 
+def test_graphs_are_probed_in_their_own_precision(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+):
+    """Or ONNX Runtime would have to multiply bf16 numbers, which it can't on the CPU."""
+    made, seen = exported("sim"), {}
+
+    def probe(path: Path, precision: str = "fp32") -> None:
+        seen[path.name] = precision
+
+    monkeypatch.setattr("ckv_export.parity.truth.GraphProbe", probe)
+    GraphTruth(made.folder, manifest_of(made, "bf16"))
+    assert seen == {"prefill.onnx": "bf16", "decode.onnx": "bf16"}
+
+
+def test_without_the_logits_of_every_layer_no_flip_is_excused(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+):
+    made = exported("sim")
+    truth = GraphTruth(made.folder, manifest_of(made))
+    monkeypatch.setattr(truth.probe, "router_logits", lambda side: [])
+    (answer,) = truth.record([max((c.case for c in made.cases), key=lambda c: c.cached)])
+    assert len(answer.margins) == 4
+    assert all(np.isposinf(margin).all() for margin in answer.margins.values())
+
+
 def test_names_say_who_is_believed(exported: Exported):
     made = exported("sim")
     truth = ReferenceTruth(build_reference(made.spec, made.state), FEATURES, "model.pt")
     assert "PyTorch reference of model.pt" in truth.name
-    (answer,) = truth.record([Case(made.cases[0].case.name, made.cases[0].case.inputs)])
+    labels = np.ones(1)
+    (answer,) = truth.record([dataclasses.replace(made.cases[0].case, labels=labels)])
+    assert answer.case.labels is labels
     np.testing.assert_array_equal(answer.outputs["score"], made.cases[0].outputs["score"])
