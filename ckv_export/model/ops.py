@@ -126,7 +126,7 @@ def select_largest(scores: Tensor, count: int) -> Tensor:
     value is unique even if its position is not, so positions are counted, never sorted.
     """
     # One more score below all others: there is a boundary to read even where N is 0. And one more
-    # row: ONNX Runtime before 1.27 ends the process at a top-k of none.
+    # row: older ONNX Runtimes (1.26 is one) end the process at a top-k of none.
     padded = F.pad(scores.flatten(0, -2), (0, 1, 0, 1), value=EXCLUDED)
     kept = torch.sym_min(count, scores.shape[-1] + 1)
     # Sorting the largest would take a sixth of the time that finding them does, for nothing.

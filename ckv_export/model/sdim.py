@@ -64,8 +64,10 @@ class Sdim(TargetAttentionModel, Reducible):
         """Mean over hashes of the events in the target's bucket: [B, C, d_e]."""
         found, wanted = self._by_hash(key), self._by_hash(self.event_key(target))
         if self.sums_buckets:
-            sums = self._sums(events, mask, self.buckets, found)
-            taken = self._shared(wanted, self.buckets).to(sums.dtype)
+            # Each user's own: older ONNX Runtimes multiply no matrix with those of no user.
+            buckets = self.buckets.expand(*found.shape[:2], -1, -1)
+            sums = self._sums(events, mask, buckets, found)
+            taken = self._shared(wanted, buckets).to(sums.dtype)
             return taken.transpose(1, 2).flatten(2) @ sums.flatten(1, 2) / self.hashes
         if self.l2_norm:
             return self._sums(events, mask, wanted, found).mean(1)

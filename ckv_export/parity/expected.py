@@ -20,7 +20,14 @@ from ckv_export.parity.selection import selection_margin
 from ckv_export.runtimes.base import Array, Arrays
 
 # What numpy lets through when a file is no npz, or a damaged one.
-_DAMAGED = (TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (
+    AttributeError,
+    TypeError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)

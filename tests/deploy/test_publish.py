@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from ckv_export.errors import BundleError
 from ckv_export.manifest import FILE_NAME
 
 pytestmark = pytest.mark.usefixtures("plain_signals")
+
+reaches_pathlib = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="pathlib looks functions of os up only from Python 3.11 on"
+)
 
 
 def test_the_body_s_folder_becomes_the_target(tmp_path: Path):
@@ -66,6 +71,7 @@ def test_a_folder_made_for_it_stays_if_another_moved_in(tmp_path: Path):
     assert listing(tmp_path).keys() == {"a", "a/theirs"}
 
 
+@reaches_pathlib
 def test_a_parent_that_can_not_be_made(tmp_path: Path, monkeypatch):
     """The disk fills up while the parents are made: those that were made go again."""
     real = os.mkdir
@@ -127,6 +133,7 @@ def interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Interrupts]:
     made.armed = False
 
 
+@reaches_pathlib
 @either_exchange
 @pytest.mark.parametrize("number", HANDLERS)
 def test_an_interrupt_in_the_midst_of_the_move(
