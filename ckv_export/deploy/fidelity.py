@@ -156,7 +156,8 @@ def _twin(folder: Path, manifest: Manifest) -> GraphTruth:
     if forms[0] != forms[1]:
         raise BundleError(f"the graphs of {folder} take other inputs than those under test")
     if manifest.fingerprints.get("looked up") != other.fingerprints.get("looked up"):
-        files = [m.source.get("item_features", "an unrecorded file") for m in (other, manifest)]
+        sources = (m.source.get("item_features", "an unrecorded file") for m in (other, manifest))
+        files = [name or "no file" for name in sources]
         raise BundleError(
             f"the graphs of {folder} look up the item features of {files[0]}, those under test "
             f"others, of {files[1]}: export both with the same --item-features"
