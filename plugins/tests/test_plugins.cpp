@@ -11,7 +11,6 @@
 
 #include "attention_call.h"
 #include "check.h"
-#include "ckv/pooled_attention.h"
 #include "fake_builder.h"
 #include "plugin_objects.h"
 
@@ -20,8 +19,6 @@ extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
 
 using namespace nvinfer1;
 using namespace ckv::tests;
-using ckv::Dtype;
-using ckv::Tactic;
 
 namespace {
 
