@@ -67,6 +67,11 @@ class DeviceCall:
     def _bind(self, tensor: TensorSpec, buffer: torch.Tensor) -> None:
         self._context.set_tensor_address(tensor.name, buffer.data_ptr())
 
+    def release(self) -> None:
+        """Free the buffers of a call that failed: its traceback may outlive the next attempt."""
+        self._inputs.clear()
+        self._outputs.clear()
+
     def run(self, feeds: Feeds) -> Arrays:
         """Run once and wait; output arrays are the caller's own. Raises `CaptureFailed`."""
         self._fill(feeds)

@@ -211,11 +211,15 @@ class TensorRtRunner(Runner):
         self._choose_profile(context, feeds, messages)
         captured = self._cuda_graphs and not self.backend.is_rtx  # that captures by itself
         call = DeviceCall(self._memory, context, self._enqueue, captured)
-        for tensor in self.io.inputs:
-            self._set_shape(context, tensor, feeds[tensor.name], messages)
-            call.bind_input(tensor, feeds[tensor.name])
-        for tensor in self.io.outputs:
-            call.bind_output(tensor, self._output_shape(context, tensor))
+        try:
+            for tensor in self.io.inputs:
+                self._set_shape(context, tensor, feeds[tensor.name], messages)
+                call.bind_input(tensor, feeds[tensor.name])
+            for tensor in self.io.outputs:
+                call.bind_output(tensor, self._output_shape(context, tensor))
+        except BaseException:
+            call.release()
+            raise
         return call
 
     def _new_context(self) -> Any:

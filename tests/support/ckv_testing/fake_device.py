@@ -32,6 +32,11 @@ class FakeGraph:
         self.memory.pending.extend(self.work)
 
 
+def bytes_of(buffer: torch.Tensor | None) -> int:
+    """What a buffer takes that may be gone."""
+    return 0 if buffer is None else buffer.nbytes
+
+
 class FakeMemory(CudaMemory):
     """Buffers by their addresses; `waits` counts synchronisations, `graphs` lists captures.
 
@@ -63,7 +68,7 @@ class FakeMemory(CudaMemory):
 
     def on_device(self, elements: int, dtype: str) -> torch.Tensor:
         asked = max(elements, 1) * getattr(torch, dtype).itemsize
-        taken = sum(b.nbytes for one in self._on_device if (b := one()) is not None)
+        taken = sum(bytes_of(one()) for one in self._on_device)
         if self.room is not None and taken + asked > self.room:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {asked} bytes.")
         buffer = self._make(elements, dtype)
