@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 old_types = pytest.mark.skipif(
     sys.version_info >= (3, 12),
-    reason="types are checked as of Python 3.10, which numpy's own from 2.5 on (Python 3.12) aren't",
+    reason="types are checked as of Python 3.10, and those of numpy 2.5 are of 3.12",
 )
 
 
