@@ -57,14 +57,15 @@ class Inputs:
         pool = self.normal(self.rows, self.width - self.user_width)
         return pool, self.integers(self.rows, *events), self.normal(*events, self.user_width)
 
-    def bytes_from(self, first: int, *sides: Side) -> int:
-        """Distinct pool rows once, indices and user parts, of the events from `first` on."""
-        moved = 0
-        for pool, index, user in sides:
-            seen = index[:, first:]
-            moved += seen.unique().numel() * pool.shape[1] * pool.element_size()
-            moved += seen.nbytes + user[:, first:].nbytes
-        return moved
+
+def bytes_from(first: int, *sides: Side) -> int:
+    """Distinct pool rows once, indices and user parts, of the events from `first` on."""
+    moved = 0
+    for pool, index, user in sides:
+        seen = index[:, first:]
+        moved += seen.unique().numel() * pool.shape[1] * pool.element_size()
+        moved += seen.nbytes + user[:, first:].nbytes
+    return moved
 
 
 def gather_work(ops: Any, case: Case, dtype: torch.dtype, seed: int) -> Work:
@@ -78,7 +79,7 @@ def gather_work(ops: Any, case: Case, dtype: torch.dtype, seed: int) -> Work:
             "torch.compile": lambda: compiled(*inputs.key),
         },
         expected=expected.double(),
-        moved=inputs.bytes_from(0, inputs.key) + expected.nbytes,
+        moved=bytes_from(0, inputs.key) + expected.nbytes,
         operations=0,
         rivals=("eager", "torch.compile"),
     )
@@ -133,7 +134,7 @@ def attention_work(ops: Any, case: Case, dtype: torch.dtype, seed: int) -> Work:
             "sdpa, materialised": lambda: sdpa(key, value),
         },
         expected=plain(query.double(), key.double(), value.double()),
-        moved=inputs.bytes_from(first, inputs.key, inputs.value) + 2 * query.nbytes + mask.nbytes,
+        moved=bytes_from(first, inputs.key, inputs.value) + 2 * query.nbytes + mask.nbytes,
         operations=4 * inputs.batch * candidates * (inputs.events - first) * inputs.width,
         rivals=("eager", "torch.compile", "gather-concat + sdpa"),
     )
@@ -167,7 +168,7 @@ def pointwise_work(ops: Any, case: Case, dtype: torch.dtype, seed: int) -> Work:
             "torch.compile": torch.compile(eager),
         },
         expected=plain(query.double(), key, value, bias.double()),
-        moved=inputs.bytes_from(0, inputs.key, inputs.value)
+        moved=bytes_from(0, inputs.key, inputs.value)
         + 2 * query.nbytes
         + bias.nbytes
         + visible.nbytes,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ckv_export.arrays import read_arrays
 from ckv_export.contract import FEATURES, CacheSpec, EventForm, ModelSpec
-from ckv_export.errors import BundleError, reason
+from ckv_export.errors import BundleError, EventsError
 from ckv_export.model.reference import Reference
 from ckv_export.parity.inputs import Case
 from ckv_export.parity.selection import selection_margin
 from ckv_export.runtimes.base import Array, Arrays
-
-# What numpy lets through when a file is no npz, or a damaged one.
-_DAMAGED = (
-    AttributeError,
-    TypeError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -147,11 +136,10 @@ def save(path: Path, cases: Sequence[ExpectedCase]) -> None:
 def load(path: Path) -> list[ExpectedCase]:
     """Read what `save` wrote; raises `BundleError` on anything else."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         return [_loaded(arrays, i, str(name)) for i, name in enumerate(arrays["names"])]
-    except (*_DAMAGED, OSError, ValueError, KeyError, EOFError) as error:
-        raise BundleError(f"{path} holds no recorded parity cases: {reason(error)}") from error
+    except (EventsError, ValueError, KeyError) as error:
+        raise BundleError(f"{path} holds no recorded parity cases: {error}") from error
 
 
 def _loaded(arrays: Arrays, number: int, name: str) -> ExpectedCase:
