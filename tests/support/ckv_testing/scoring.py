@@ -33,16 +33,16 @@ def scorer(shop: Shop, store: Store, options: ScorerOptions = EXACT) -> Scorer:
     return Scorer(shop.manifest, store, decoder(shop), options)
 
 
-def shapes_seen(served: Scorer, name: str) -> list[tuple[int, ...]]:
-    """Of one input of every decode call from now on."""
-    decode, shapes = served.decode, list[tuple[int, ...]]()
+def feeds_seen(served: Scorer) -> list[Arrays]:
+    """What every decode call from now on is given."""
+    decode, calls = served.decode, list[Arrays]()
 
     def seen(feeds: Arrays) -> Arrays:
-        shapes.append(feeds[name].shape)
+        calls.append(feeds)
         return decode(feeds)
 
     served.decode = seen
-    return shapes
+    return calls
 
 
 def with_profile(shop: Shop, **axes: Range) -> Shop:

@@ -111,21 +111,29 @@ class Shop:
         return score[0].numpy()
 
 
+def cached(shop: Shop, events: Mapping[str, Array]) -> dict[str, Array]:
+    """What the reference caches of one user's `events`: [L, n, ..] by decode's inputs."""
+    count = len(next(iter(events.values())))
+    with torch.inference_mode():
+        layers = shop.reference.cache(_tensors(events), torch.ones(1, count, dtype=torch.bool))
+    made: dict[str, Array] = {}
+    for tensor in shop.manifest.graph("decode").inputs:
+        group, _, what = tensor.name.partition("_")
+        if group == "cache":
+            side, kind = what.split("_")
+            made[tensor.name] = np.stack([getattr(one, kind)[side][0].numpy() for one in layers])
+    return made
+
+
 def check_record(shop: Shop, user: User, layout: RecordLayout, record: bytes) -> None:
     """What the record holds is what the reference makes of all that the user truly did."""
-    stored = decode(layout, record)
-    history = {n: _tensors({n: a})[n] for n, a in user.events.items()}
-    with torch.inference_mode():
-        layers = shop.reference.cache(history, torch.ones(1, user.count, dtype=torch.bool))
+    stored, made = decode(layout, record), cached(shop, user.events)
     for name, array in stored.items():
-        group, what = name.split("_", 1)
-        if group == "history":
-            wanted = user.events[what]
+        if name.startswith("history_"):
+            wanted = user.events[name.removeprefix("history_")]
             np.testing.assert_array_equal(array, wanted[len(wanted) - len(array) :], name)
             continue
-        side, kind = what.split("_")
-        made = [getattr(entries, kind)[side][0].numpy() for entries in layers]
-        wanted = np.stack(made)[:, user.count - array.shape[1] :]
+        wanted = made[name][:, user.count - array.shape[1] :]
         np.testing.assert_allclose(array, wanted, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
