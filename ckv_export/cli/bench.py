@@ -28,7 +28,7 @@ HELP = "measure what serving a bundle costs here, beside no cache, full KV cache
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that export wrote")
     parser.add_argument(
         "--checkpoint", metavar="MODEL", type=Path, help="what the bundle was exported from"
     )
@@ -51,8 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind = options.positive if flag in ("batch", "candidates") else options.count
         kind = options.threads if flag == "threads" else kind
         parser.add_argument(f"--{flag}", type=kind, metavar="N", default=default, help=what)
-    parser.add_argument("--phases", default=",".join(PHASES), help=f"of {', '.join(PHASES)}")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only ways of such a name")
+    parser.add_argument("--phases", default=",".join(PHASES), help="which phases, with commas")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only ways with TEXT in their name"
+    )
     parser.add_argument("--seed", type=options.count, default=0, help="of generated requests")
     _add_measuring(parser)
     _add_outputs(parser)
@@ -63,16 +65,27 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=_seconds, default=20.0, help="most time for each phase, all ways together"
     )
     parser.add_argument(
-        "--stable", type=_seconds, default=3.0, metavar="PERCENT", help="when to stop earlier"
+        "--stable",
+        type=_seconds,
+        default=3.0,
+        metavar="PERCENT",
+        help="stop earlier where latest medians differ by less",
     )
     parser.add_argument(
-        "--latency-bound", type=_seconds, metavar="MS", help="search the highest rate within it"
+        "--latency-bound",
+        type=_seconds,
+        metavar="MS",
+        help="find the highest request rate with p99 within it",
     )
     parser.add_argument(
         "--rate-seconds", type=_seconds, metavar="S", help=f"of each rate tried ({RATE_SECONDS:g})"
     )
     parser.add_argument(
-        "--traffic", type=options.count, default=0, metavar="N", help="requests of drawn lengths"
+        "--traffic",
+        type=options.count,
+        default=0,
+        metavar="N",
+        help="also serve N requests of drawn lengths",
     )
     parser.add_argument(
         "--sweep", action="append", default=[], metavar="AXIS=N,N", help="vary one size at a time"
@@ -83,7 +96,9 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         default="memory",
         help="where users' bytes lie: memory, a file, or memory that a GPU reads by itself",
     )
-    parser.add_argument("--stored", choices=("fp32", "fp16"), default="fp32")
+    parser.add_argument(
+        "--stored", choices=("fp32", "fp16"), default="fp32", help="of users' stored values"
+    )
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:

@@ -23,14 +23,24 @@ HELP = "what a model caches: bytes per event and user, pool occupancy, spectrum 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
-    parser.add_argument("subject", metavar="MODEL|BUNDLE", type=Path)
+    parser.add_argument(
+        "subject",
+        metavar="MODEL|BUNDLE",
+        type=Path,
+        help="a checkpoint, or the folder that export wrote",
+    )
     parser.add_argument(
         "--events", metavar="FILE", type=Path, help=".npz of event_<feature> and event_mask"
     )
     parser.add_argument(
         "--users", type=options.count, metavar="N", help="also print totals for N users"
     )
-    parser.add_argument("--user-dtype", choices=("fp32", "fp16", "int8"), default="fp16")
+    parser.add_argument(
+        "--user-dtype",
+        choices=("fp32", "fp16", "int8"),
+        default="fp16",
+        help="of the user parts in records",
+    )
     parser.add_argument("--seed", type=options.count, help="of generated events (0)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="write a .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print JSON")

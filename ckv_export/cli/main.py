@@ -33,6 +33,16 @@ package, a full disk or an interrupt; whatever goes wrong, the output folder is 
 """
 
 
+class _Help(argparse.HelpFormatter):
+    """Says an option's default in brackets, where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        if default is None or default is False or default in ("", [], argparse.SUPPRESS):
+            return action.help
+        return f"{action.help} (%(default)s)"
+
+
 class _Parser(argparse.ArgumentParser):
     """Complains of options as of any other bad input: one sentence, exit code 2."""
 
@@ -62,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name in VERBS:
         module = importlib.import_module(f"ckv_export.cli.{name}")
-        verb = verbs.add_parser(name, help=module.HELP, description=module.HELP)
+        verb = verbs.add_parser(
+            name, help=module.HELP, description=module.HELP, formatter_class=_Help
+        )
         module.add_arguments(verb)
     return root
 

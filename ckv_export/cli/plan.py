@@ -18,19 +18,28 @@ HELP = "memory, bandwidth and cores or GPUs for a user base, arithmetic shown"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that export wrote")
     parser.add_argument("--users", required=True, metavar="N", help="up to 1e9")
     parser.add_argument("--history", required=True, metavar="N", help="events of each user")
     parser.add_argument("--requests-per-second", required=True, metavar="N", help="at the peak")
-    parser.add_argument("--user-dtype", choices=("fp32", "fp16", "int8"), default="fp16")
     parser.add_argument(
-        "--memory", default="512e9", metavar="BYTES", help="of a server, for caches (512e9)"
+        "--user-dtype",
+        choices=("fp32", "fp16", "int8"),
+        default="fp16",
+        help="of the user parts in records",
     )
     parser.add_argument(
-        "--link", default="12.5e9", metavar="BYTES/S", help="store to server (12.5e9: 100 Gbit/s)"
+        "--memory", default="512e9", metavar="BYTES", help="of a server, for caches"
     )
     parser.add_argument(
-        "--utilisation", type=options.positive, default=60, metavar="PERCENT", help="planned with"
+        "--link", default="12.5e9", metavar="BYTES/S", help="store to server; 100 Gbit/s"
+    )
+    parser.add_argument(
+        "--utilisation",
+        type=options.positive,
+        default=60,
+        metavar="PERCENT",
+        help="of a core or GPU, to plan with",
     )
     parser.add_argument(
         "--bench", metavar="FILE", type=Path, help="a --json of ckv-export bench: adds cores, GPUs"

@@ -13,8 +13,12 @@ HELP = "build the TensorRT plugin libraries from their CUDA sources"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
-    parser.add_argument("action", choices=("build",))
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path)
+    parser.add_argument(
+        "action", choices=("build",), help="with CMake, nvcc and TensorRT's headers"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", type=Path, help="where the libraries go"
+    )
     parser.add_argument(
         "--target",
         action="append",
@@ -23,7 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="GPU generation, such as sm86; repeat for several; default: sm75 to sm120",
     )
     parser.add_argument("--tensorrt-root", metavar="DIR", type=Path, help="where TensorRT lies")
-    parser.add_argument("--source", metavar="DIR", type=Path, default=default_source())
+    parser.add_argument(
+        "--source",
+        metavar="DIR",
+        type=Path,
+        default=default_source(),
+        help="the folder plugins of a clone",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,7 +15,9 @@ HELP = "write a retrained model's pools for a bundle whose graphs take them (--p
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="the retrained checkpoint")
-    parser.add_argument("--bundle", required=True, metavar="BUNDLE", type=Path)
+    parser.add_argument(
+        "--bundle", required=True, metavar="BUNDLE", type=Path, help="exported with --pool input"
+    )
     parser.add_argument(
         "--out", required=True, metavar="FILE", type=Path, help="a .safetensors file, or a folder"
     )

@@ -17,8 +17,10 @@ HELP = "write a model repository of Triton Inference Server from a bundle"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path)
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that export wrote")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", type=Path, help="the model repository"
+    )
     parser.add_argument(
         "--store",
         required=True,

@@ -1,4 +1,4 @@
-"""No option is passed over: one that says nothing beside the others, or without one, is refused."""
+"""Options: each says what it is, and one that would be passed over beside the others is refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from ckv_export.cli.main import VERBS, parser
+
 STORE = "sqlite:///users.db"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_of_every_option_what_it_is_and_its_default(verb: str):
+    verbs = next(action for action in parser()._actions if action.dest == "verb").choices
+    assert isinstance(verbs, dict)
+    said = " ".join(verbs[verb].format_help().split())
+    for action in verbs[verb]._actions:
+        assert action.help, action.dest
+        default = action.default
+        if type(default) in (str, int, float) and default not in ("", "==SUPPRESS=="):
+            assert f"{' '.join(action.help.split())} ({default})" in said, action.dest
 
 
 @pytest.mark.parametrize(
