@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ckv_export.bench.bundles import BenchedBundle
 from ckv_export.bench.engine_sets import BACKENDS, EngineSet, engine_sets
 from ckv_export.bench.stored import Layout
-from ckv_export.bench.ways import LeftOut, Origin, Way
+from ckv_export.bench.ways import Cache, LeftOut, Origin, Way
 from ckv_export.cache.pool_file import load_pools
 from ckv_export.contract import CacheSpec
 from ckv_export.errors import CkvError
@@ -36,7 +36,7 @@ def bundle_ways(bundle: BenchedBundle, threads: int, floats: str) -> Found:
         path, io = bundle.folder / f"{graph}.onnx", manifest.graph(graph)
         return BoundRunner(OnnxRuntimeRunner(path, io, provider, threads), pools)
 
-    def way(name: str, cache: str, provider: str) -> Way:
+    def way(name: str, cache: Cache, provider: str) -> Way:
         runners = onnx("prefill", provider), onnx("decode", provider)
         return Way(bundle.title(name), cache, *runners, layout, origin=origin)
 

@@ -84,9 +84,7 @@ def _full_pair(
     def expand(cache: Mapping[str, Array]) -> Arrays:
         return whole_cache(model, cache)
 
-    held, fetched = (
-        Way(f"{title}, full KV {kept}", f"full, {kept}", first.prefill, decode, layout, expand)
-        for kept in ("held", "fetched")
-    )
-    fetched.lands = device
+    name, rest = f"{title}, full KV", (first.prefill, decode, layout, expand)
+    held = Way(f"{name} held", "full, held", *rest)
+    fetched = Way(f"{name} fetched", "full, fetched", *rest, lands=device)
     return [held, fetched]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +22,7 @@ PHASES = ("prefill", "append", "transfer", "decode", "request")
 way runs on one; all candidates, inputs ready as arrays; the whole request: stored bytes to scores.
 """
 
-CACHES = ("compact", "full, held", "full, fetched", "none")
+Cache = Literal["compact", "full, held", "full, fetched", "none"]
 """What is kept of a user: the compact cache, fetched; whole K and V that lie ready where the way
 runs; whole K and V, fetched; nothing, so that every request runs prefill."""
 
@@ -50,7 +51,7 @@ class Way:
     """
 
     name: str
-    cache: str
+    cache: Cache
     prefill: Runner | None
     decode: Runner
     layout: Layout
