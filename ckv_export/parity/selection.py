@@ -5,8 +5,9 @@ A long branch selects events; HSTU routes the candidate itself, as it does every
 SIM and TWIN keep the k best scores: near is a score next to the k-th on the other side. ETA and
 SDIM compare signs of projections: near is a projection next to zero. Distances are divided by the
 sum of the magnitudes of the terms that were added up, since rounding is proportional to it.
-Exact ties don't count: which event wins those is part of the model. HSTU's are the differences of
-router logits, as `ExpectedCase.margins` has them for events.
+Exact ties don't count: which event wins those is part of the model. Events that are alike tie
+exactly, though a matrix product may round the same sum otherwise in another place. HSTU's are the
+differences of router logits, as `ExpectedCase.margins` has them for events.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ckv_export.model.reference import MASKED, Reference
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Places = NDArray[np.int64]
 
 
 def selection_margin(
@@ -69,13 +71,28 @@ def _routed(
     return least
 
 
-def _scored(spec: ModelSpec, asked: Floats, found: Floats, mask: Bools, masked: float) -> Floats:
-    """Margin [B, C] of the top-k of asked [B, C, w] . found [B, N, w], masked ones as given."""
+def _scored(
+    spec: ModelSpec, asked: Floats, found: Floats, places: Places, mask: Bools, masked: float
+) -> Floats:
+    """Margin [B, C] of the top-k of asked [B, C, w] . found [B, N, w], masked ones as given.
+
+    `places`: of `_first_alike`.
+    """
     topk = int(spec.options["topk"])
-    scores = np.where(mask[:, None], asked @ found.transpose(0, 2, 1), masked)
+    products = np.take_along_axis(asked @ found.transpose(0, 2, 1), places[:, None], axis=-1)
+    scores = np.where(mask[:, None], products, masked)
     terms = np.where(mask[:, None], np.abs(asked) @ np.abs(found).transpose(0, 2, 1), 0.0)
     scale = terms.max(axis=-1, initial=0.0)
     return np.divide(gap(scores, topk), scale, out=np.full(scale.shape, np.inf), where=scale > 0)
+
+
+def _first_alike(events: Floats) -> Places:
+    """Where the first event stands that equals each of events [B, N, d_e]: [B, N]."""
+    places = np.zeros(events.shape[:2], np.int64)
+    for place, user in zip(places, events, strict=True):
+        _, first, which = np.unique(user, axis=0, return_index=True, return_inverse=True)
+        place[:] = first[which.reshape(-1)]
+    return places
 
 
 def gap(scores: Floats, topk: int) -> Floats:
@@ -93,7 +110,8 @@ def _sim(
     spec: ModelSpec, state: Mapping[str, Floats], events: Floats, targets: Floats, mask: Bools
 ) -> Floats:
     asked = targets @ state["long.gsu_target.weight"].T
-    return _scored(spec, asked, events @ state["long.gsu_event.weight"].T, mask, 0.0)
+    found = events @ state["long.gsu_event.weight"].T
+    return _scored(spec, asked, found, _first_alike(events), mask, 0.0)
 
 
 def _twin(
@@ -102,7 +120,8 @@ def _twin(
     query, key = targets @ state["long.q.weight"].T, events @ state["long.k.weight"].T
     heads = spec.attention.num_heads
     parts = zip(np.split(query, heads, axis=-1), np.split(key, heads, axis=-1), strict=True)
-    margins = [_scored(spec, q, k, mask, MASKED) for q, k in parts]
+    places = _first_alike(events)
+    margins = [_scored(spec, q, k, places, mask, MASKED) for q, k in parts]
     return np.min(margins, axis=0)
 
 

@@ -55,7 +55,7 @@ class Clicks:
             tensors |= {f"{prefix}_{name}": tensor for name, tensor in group.items()}
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         with path.open("wb") as out:
-            np.savez_compressed(out, allow_pickle=False, **arrays)
+            np.savez_compressed(out, **arrays)  # type: ignore[arg-type]  # no option is named so
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import torch
 from ckv_testing.draw import draw_cases, draw_state, make_spec
 from ckv_testing.slow import Slow, best
 
+from ckv_export.contract import AttentionSpec
 from ckv_export.model.reference import Reference
 from ckv_export.model.registry import build_reference
 from ckv_export.parity.expected import record
 from ckv_export.parity.inputs import Case, CaseSize, generate_case
-from ckv_export.parity.selection import gap
+from ckv_export.parity.selection import gap, selection_margin
 from ckv_export.training import demo_spec, initial_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,6 +94,22 @@ def test_recorded_margins_are_those_of_loops(kind: str, seed: int, rng: np.rando
                 assert margin == pytest.approx(wanted, rel=1e-4, abs=1e-9)
                 finite += np.isfinite(wanted)
     assert finite > 20
+
+
+@pytest.mark.parametrize("kind", ["sim", "twin"])
+def test_one_item_done_often_ties_exactly(kind: str, rng: np.random.Generator):
+    """Though a matrix product may round the same sum otherwise in another row or column."""
+    spec = make_spec(kind, attention=AttentionSpec(16, 1, 2, 1, 10, 13))
+    reference = Reference(spec, gaussian(spec, rng))
+    for events, candidates in itertools.product((7, 50, 1001), (1, 2, 5, 100)):
+        history = {f.name: torch.ones(1, events, dtype=torch.int32) for f in spec.item_features}
+        asked = {
+            f.name: torch.from_numpy(rng.integers(1, f.vocab_size, (1, candidates)))
+            for f in spec.item_features
+        }
+        mask = torch.ones(1, events, dtype=torch.bool)
+        margin = selection_margin(reference, history, mask, asked)
+        assert margin.tolist() == [[float("inf")] * candidates], (events, candidates)
 
 
 def test_exact_ties_are_no_near_ties(seed: int, rng: np.random.Generator):
