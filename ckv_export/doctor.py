@@ -73,7 +73,7 @@ PACKAGES = (
     Package("tensorrt_rtx", (1, 7), "rtx", "engines built ahead of time, without a GPU"),
     Package("matplotlib", (3, 8), "plot", "plots of cache and benchmarks"),
     Package("pyarrow", (16, 0), "parquet", ".parquet files, bulk prefill of a store"),
-    Package("redis", (5, 0), "redis", "a store of user records in Redis"),
+    Package("redis", (5, 1), "redis", "a store of user records in Redis"),
     Package("tritonclient", (2, 50), "triton", "writing Triton repositories"),
     Package("ray", (2, 40), "ray", "bulk prefill on a cluster"),
     Package("polygraphy", (0, 49), "dev", "inspecting graphs and engines"),

@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 import onnx.inliner
 from onnx import helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from ckv_export.errors import ExportError
 from ckv_export.runtimes.base import RunnerMetadata
@@ -61,9 +60,8 @@ def rounded(path: Path) -> onnx.ModelProto:
 
 
 def _widened(tensor: onnx.TensorProto, folder: Path) -> onnx.TensorProto:
-    if uses_external_data(tensor):
-        load_external_data_for_tensor(tensor, str(folder))
-    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+    array = numpy_helper.to_array(tensor, str(folder))
+    return numpy_helper.from_array(array.astype(np.float32), tensor.name)
 
 
 def _rounded_node(node: onnx.NodeProto, half: set[str]) -> Iterator[onnx.NodeProto]:

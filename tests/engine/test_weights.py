@@ -200,7 +200,8 @@ def _no_pool(model: onnx.ModelProto) -> None:
 
 def _another_constant(model: onnx.ModelProto) -> None:
     scalar = next(t for t in model.graph.initializer if t.name.startswith("val_"))
-    scalar.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scalar) + 1, scalar.name))
+    array = numpy_helper.to_array(scalar)
+    scalar.CopyFrom(numpy_helper.from_array((array + 1).astype(array.dtype), scalar.name))
 
 
 @pytest.mark.parametrize(

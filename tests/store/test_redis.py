@@ -125,7 +125,7 @@ def test_a_write_is_sent_once_whatever_the_address_says(
     ("option", "says"),
     [
         ("tll=3", "unexpected keyword argument 'tll'"),
-        ("db=x", "Invalid value for 'db'"),
+        ("db=x", "Invalid value for .db."),
         ("socket_keepalive_options=1", "no attribute"),
     ],
 )
