@@ -184,6 +184,8 @@ def test_nothing_else_is_ever_replaced_and_nothing_half_written(
     capsys.readouterr()
     assert main(command) == 2
     assert "give --force to replace it" in capsys.readouterr().err
+    assert main([*command, "--force", f"--store=sqlite:///{out}/users.db"]) == 2
+    assert f"{out}/users.db lies in {out}, which is replaced" in capsys.readouterr().err
     assert main([*command, "--force", "--platform=in-process"]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["launch.sh", shop.manifest.name] != first
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
