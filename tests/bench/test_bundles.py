@@ -54,14 +54,27 @@ def test_another_model_is_refused(written: Callable[..., Path]):
         open_bundles(written("a"), [other])
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"form": EventForm(embeddings="external")}, {"fingerprints": {"looked up": "0" * 64}}],
-    ids=["external embeddings", "other item features"],
-)
-def test_other_inputs_are_refused(written: Callable[..., Path], change: dict):
-    with pytest.raises(InputError, match="take other inputs than those of drawn"):
-        open_bundles(written("a"), [written("b", **change)])
+def test_other_inputs_are_refused_by_name(written: Callable[..., Path]):
+    other = written("b", form=EventForm(embeddings="external"))
+    with pytest.raises(InputError, match="take other inputs than those of drawn: ") as refused:
+        open_bundles(written("a"), [other])
+    added, missing = str(refused.value).split(": ", 1)[1].split(";")[0].split(" instead of ")
+    assert {"candidate_embedding", "user_embedding"} <= set(added.split(", "))
+    assert {"candidate_item_id", "user_age"} <= set(missing.split(", "))
+    assert "append_mask" not in added + missing
+
+
+def test_other_item_features_are_refused(written: Callable[..., Path]):
+    other = written("b", fingerprints={"looked up": "0" * 64})
+    with pytest.raises(InputError, match="look up other item features than those of drawn"):
+        open_bundles(written("a"), [other])
+
+
+def test_what_is_no_part_of_a_request_may_differ(written: Callable[..., Path]):
+    """Pools are bound."""
+    pools = written("b", form=EventForm(pools="float32"))
+    (pools / "pools.safetensors").touch()
+    open_bundles(written("a"), [pools])
 
 
 def test_a_bundle_beside_itself_is_refused(written: Callable[..., Path]):
