@@ -13,7 +13,7 @@ from ckv_testing.exports import Export
 from ckv_export.bench.bundles import open_bundles
 from ckv_export.contract import EventForm
 from ckv_export.errors import InputError
-from ckv_export.manifest import Manifest
+from ckv_export.manifest import POOLS_FILE, Manifest, read_manifest
 
 
 @pytest.fixture
@@ -73,7 +73,8 @@ def test_other_item_features_are_refused(written: Callable[..., Path]):
 def test_what_is_no_part_of_a_request_may_differ(written: Callable[..., Path]):
     """Pools are bound."""
     pools = written("b", form=EventForm(pools="float32"))
-    (pools / "pools.safetensors").touch()
+    (pools / POOLS_FILE).touch()
+    read_manifest(pools).with_files(pools).write(pools)
     open_bundles(written("a"), [pools])
 
 
