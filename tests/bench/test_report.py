@@ -125,7 +125,9 @@ def test_a_way_left_out_at_a_size_is_shown_at_the_others(rng: np.random.Generato
         [False, True],
     ]
     swept = ElementTree.fromstring(plots(made)[0])
-    assert len(swept.findall("{*}circle")) == 4
+    circles = swept.findall("{*}circle")
+    assert len(circles) == 4
+    assert {circle.attrib["cx"] for circle in circles} == {"70.0", "600.0"}  # the two sizes
 
 
 def test_break_even_is_where_both_cost_the_same(rng: np.random.Generator):
@@ -200,6 +202,7 @@ def test_rates_are_plotted_with_the_latency_that_is_bounded(rng: np.random.Gener
 def test_sizes_of_what_is_cached_are_those_of_their_names():
     series = {s.name: dict(s.points) for s in sizes_series(make_spec("sim"))}
     compact, half, full = series.values()
+    assert (len(compact), max(compact)) == (8, make_spec("sim").max_len)
     assert list(series) == ["compact, fp16 user parts", "full KV, fp16", "full KV, fp32"]
     assert all(compact[n] < half[n] and full[n] == 2 * half[n] for n in full)
 
@@ -238,3 +241,43 @@ def test_plots_are_well_formed_and_inside_their_frame(points: list):
         assert 70 <= float(circle.attrib["cx"]) <= 600
         assert 40 <= float(circle.attrib["cy"]) <= 350
         assert math.isfinite(float(circle.attrib["cx"]))
+
+
+@pytest.mark.parametrize(
+    ("ends", "ticks"),
+    [
+        ((2, 30), ["2", "5", "10", "20"]),
+        ((0.02, 0.19), ["0.02", "0.03", "0.04", "0.06", "0.08", "0.1", "0.15"]),
+        ((1, 999), ["1", "2", "5", "10", "20", "50", "100", "200", "500"]),
+        ((1, 1000), ["1", "10", "100", "1000"]),
+        ((3, 4), ["3", "4"]),
+        ((1.1, 2.3), ["1.5", "2"]),
+        ((10, 10), ["8", "10"]),
+    ],
+)
+def test_axes_are_told_in_round_numbers(ends: tuple[float, float], ticks: list[str]):
+    """Of each axis those within it; a single number has some room on both sides."""
+    across = [(end, 1.0) for end in ends]
+    for points, anchor in ((across, "middle"), ([(y, x) for x, y in across], "end")):
+        root = ElementTree.fromstring(line_plot("", "x", "y", [Series("", points)]))
+        texts = [t.text for t in root.findall("{*}text") if t.get("text-anchor") == anchor]
+        assert [text for text in texts if text != "x"] == ticks
+    (alone,) = ElementTree.fromstring(line_plot("", "x", "y", [Series("", [(7.0, 9.0)])])).findall(
+        "{*}circle"
+    )
+    assert (alone.attrib["cx"], alone.attrib["cy"]) == ("335.0", "195.0")
+
+
+def test_lines_are_told_apart_and_named_in_their_order():
+    names = [f"way {n}" for n in range(28)]
+    text = line_plot("", "x", "y", [Series(name, [(1.0, 2.0), (3.0, 4.0)]) for name in names])
+    root = ElementTree.fromstring(text)
+    lines = root.findall("{*}polyline")
+    pens = [(line.attrib["stroke"], line.attrib["stroke-dasharray"]) for line in lines]
+    assert pens[::2] == pens[1::2], "the legend's are the lines' own"
+    assert len(set(pens)) == len(names)
+    legend = [t for t in root.findall("{*}text") if t.text in names]
+    heights = [float(t.attrib["y"]) for t in legend]
+    assert [t.text for t in legend] == names
+    assert sorted(set(heights)) == heights
+    assert heights[-1] < float(root.attrib["viewBox"].split()[3])
