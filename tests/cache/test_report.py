@@ -253,7 +253,13 @@ def test_a_figure_is_of_one_layer(report: CacheReport, drawn: Callable[..., Any]
     two = dataclasses.replace(report, spectrum=(*report.spectrum, moved))
     figure = drawn(two, layer=1)
     assert [axes.get_title()[:10] for axes in figure.axes] == ["K, layer 1", "Bytes per "]
-    assert figure.get_suptitle().endswith(" (events: generated, seed 0)")
+    what = "what the CollectiveKV cache costs and holds"
+    assert figure.get_suptitle() == f"sim: {what} (events: generated, seed 0)"
+    layers = dataclasses.replace(SPEC, kind="hstu", window=None, num_layers=2)
+    sizes = CacheReport(cache_sizes(layers))
+    assert drawn(sizes).get_suptitle() == f"hstu, 2 layers: {what}"
+    untold = dataclasses.replace(sizes, occupancy=report.occupancy)
+    assert drawn(untold).get_suptitle() == f"hstu, 2 layers: {what} (events: unknown)"
     widths = [
         axes.get_subplotspec().colspan
         for axes in drawn(dataclasses.replace(report, occupancy=None)).axes
