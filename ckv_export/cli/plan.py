@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     made = plans(manifest.model, demand, measured)
     left_out = not_counted(manifest, demand)
     if args.json:
-        data = [{**plan.to_dict(), "not_counted": left_out} for plan in made]
+        data = [plan.to_dict() | {"not_counted": left_out} for plan in made]
         print(json.dumps(data, indent=1))
         return 0
     for plan in made:
