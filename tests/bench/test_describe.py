@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from ckv_testing.records import MANIFESTS
 
-from ckv_export.bench.describe import cycling, settings_dict, way_dict
+from ckv_export.bench.describe import bundle_dict, cycling, settings_dict, way_dict
 from ckv_export.bench.measure import Settings
 from ckv_export.bench.request import BenchRequest
 from ckv_export.bench.stored import Store
@@ -35,6 +37,13 @@ def test_settings_are_those_of_the_request():
         "seconds": 8.5,
     }
     assert settings_dict(BenchRequest(Path("b"), Sizes(), seed=9))["seed"] == 9
+
+
+def test_a_bundle_is_named_with_its_model_and_precision():
+    manifest = dataclasses.replace(MANIFESTS["HSTU"], precision="bf16")
+    model = manifest.model.to_dict()
+    told = {"name": "toy", "fingerprint": manifest.fingerprint, "precision": "bf16"}
+    assert bundle_dict(manifest) == told | {"model": model}
 
 
 def served(device: str, lands: bool = False, *origin: str) -> Any:
