@@ -64,7 +64,7 @@ def test_users_are_stored_without_padding_and_without_what_no_window_holds(
         f"cache_{name}": rng.integers(0, 9, one.layout.shape(name, users, kept)).astype(dtype)
         for name, dtype, _ in one.layout.cache.tensors
     }
-    store = one.store_of(compact, (2, 0, 9), lambda way, blobs: Store(blobs))
+    store = one.store_of(compact, (2, 0, 6), lambda way, blobs: Store(blobs))
     unpacked = store.unpack(one.layout, range(users), kept)
     for name, array in compact.items():
         expected = array.copy()
