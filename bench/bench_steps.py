@@ -29,7 +29,7 @@ from ckv_export.bench.agreement import LEAST_AGREEING
 from ckv_export.bench.environment import environment
 from ckv_export.bench.measure import Settings
 from ckv_export.bench.workload import Sizes, draw_request
-from ckv_export.contract import FEATURES, FeatureSpec, ModelSpec
+from ckv_export.contract import FeatureSpec, ModelSpec
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.model.registry import build_model
@@ -95,7 +95,7 @@ def feeds_of(spec: ModelSpec, case: Case) -> tuple[DecodeGraph, Arrays]:
     model = build_model(spec, models.weights(spec))
     prefill, decode = PrefillGraph(model), DecodeGraph(model)
     graphs, sizes = {"prefill": prefill.io, "decode": decode.io}, Sizes(1, 1000, 1, 300)
-    request = draw_request(spec, FEATURES, graphs, sizes, np.random.default_rng(0))
+    request = draw_request(spec, graphs, sizes, np.random.default_rng(0))
     with TorchRunner(prefill, prefill.io) as runner:
         cache = runner.infer(request.prefill_feeds(prefill.io, spec))
     return decode, request.decode_feeds(decode.io, cache)

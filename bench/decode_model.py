@@ -16,7 +16,7 @@ from ckv_export.bench.agreement import LEAST_AGREEING
 from ckv_export.bench.as_trained import TrainedDecode
 from ckv_export.bench.roster import reference_scores
 from ckv_export.bench.workload import Request, Sizes, draw_request
-from ckv_export.contract import FEATURES, EventForm, ModelSpec
+from ckv_export.contract import EventForm, ModelSpec
 from ckv_export.deploy.item_table import build_item_table, items_of
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.decode_items import DecodeItemsGraph
@@ -90,7 +90,7 @@ def draw_known(
     """A request whose items have the features of the catalogue."""
     graphs = {"prefill": PrefillGraph(model).io, "decode": DecodeGraph(model).io}
     sizes = Sizes(1, case.history, 1, case.candidates)
-    request = draw_request(model.spec, FEATURES, graphs, sizes, rng)
+    request = draw_request(model.spec, graphs, sizes, rng)
     for group in GROUPS:
         ids = request.inputs[f"{group}_{KEY}"]
         for name, values in catalogue.items():

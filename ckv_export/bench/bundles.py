@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ def open_bundles(folder: Path, beside: Sequence[Path]) -> list[BenchedBundle]:
 
     One beside it is labelled with its own name, or its path where another has that name. Raises
     `BundleError` for a damaged one, `InputError` for one that isn't of the first's model, takes
-    other inputs, or is given twice.
+    other inputs, looks up other item features, or is given twice.
     """
     main = open_bundle(folder)
     others = [(path, open_bundle(path)) for path in beside]
@@ -39,6 +38,7 @@ def open_bundles(folder: Path, beside: Sequence[Path]) -> list[BenchedBundle]:
             raise InputError(f"the bundle {place} is given twice: give --beside another one")
     for path, other in others:
         _require_same_model(path, other, main)
+        _require_same_requests(path, other, main)
     names = [main.name, *(other.name for _, other in others)]
     labelled = [
         BenchedBundle(path, other, other.name if names.count(other.name) == 1 else str(path))
@@ -54,11 +54,27 @@ def _require_same_model(path: Path, other: Manifest, main: Manifest) -> None:
             f"{main.name} is {main.fingerprint[:16]}): --beside takes bundles exported from the "
             "same checkpoint"
         )
-    # Pools as inputs are bound, not part of a request.
-    forms = [dataclasses.replace(manifest.form, pools=None) for manifest in (other, main)]
-    looked_up = [manifest.fingerprints.get("looked up") for manifest in (other, main)]
-    if forms[0] != forms[1] or looked_up[0] != looked_up[1]:
+
+
+def _require_same_requests(path: Path, other: Manifest, main: Manifest) -> None:
+    """Of bundles of one model, whether a request for one is a request for the other."""
+    inputs, known = _inputs(other), _inputs(main)
+    if inputs != known:
+        added, missing = sorted(inputs - known), sorted(known - inputs)
         raise InputError(
-            f"the graphs of {path} take other inputs than those of {main.name}: export both with "
-            "the same --embeddings and --item-features"
+            f"the graphs of {path} take other inputs than those of {main.name}: "
+            f"{', '.join(added) or 'nothing'} instead of {', '.join(missing) or 'nothing'}; export "
+            "both with the same --embeddings and --item-features"
         )
+    if other.fingerprints.get("looked up", "") != main.fingerprints.get("looked up", ""):
+        raise InputError(
+            f"the graphs of {path} look up other item features than those of {main.name}: export "
+            "both with the same --item-features"
+        )
+
+
+def _inputs(manifest: Manifest) -> set[str]:
+    """What graphs take in a request: pools are bound."""
+    graphs = (manifest.graph("prefill"), manifest.graph("decode"))
+    names = {tensor.name for graph in graphs for tensor in graph.inputs}
+    return {name for name in names if not name.startswith("pool_")}

@@ -157,7 +157,7 @@ def plans(spec: ModelSpec, demand: Demand, measured: list[Measured] | None = Non
 
     Cores or GPUs are planned with those of `measured` that serve from such a cache.
     """
-    sizes = cache_sizes(spec, demand.user_dtype, history=demand.history, users=demand.users)
+    sizes = cache_sizes(spec, demand.user_dtype, history=demand.history)
     kinds = [("compact", _compact_events(sizes), sizes.pool_bytes)]
     kinds += [(f"full KV, {r.dtype}", _how(r.bytes_per_event, r), 0) for r in sizes.full]
     return [

@@ -16,7 +16,7 @@ from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
 from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
 from ckv_export.checkpoint.load import load_checkpoint
-from ckv_export.contract import GraphSpec, ModelSpec
+from ckv_export.contract import FEATURES, GraphSpec, ModelSpec
 from ckv_export.errors import CheckpointError, CkvError, ExportError
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
@@ -87,12 +87,12 @@ def load_weights(
             f"{path} has the fingerprint {identity[:16]}, the bundle was exported from "
             f"{manifest.fingerprint[:16]}: give the checkpoint it was exported from"
         )
-    if manifest.form.item_key is not None or manifest.form.embeddings != "inline":
+    spec, state = checkpoint.spec, checkpoint.state
+    if manifest.form.item_tensors(spec, "event") != FEATURES.item_tensors(spec, "event"):
         raise CheckpointError(
             "baselines need a bundle whose graphs take all features: this one was exported with "
             "--embeddings external or --item-features"
         )
-    spec, state = checkpoint.spec, checkpoint.state
     return Weights(build_model(spec, state), build_reference(spec, state))
 
 

@@ -182,7 +182,7 @@ class _Bench:
     # -- preparing
 
     def _draw(self, sizes: Sizes, lengths: tuple[int, ...] | None = None) -> Request:
-        return draw_request(self.spec, self.manifest.form, self.graphs, sizes, self.rng, lengths)
+        return draw_request(self.spec, self.graphs, sizes, self.rng, lengths)
 
     def _ready(self, request: Request) -> _Ready:
         """Every way with the request, served once; raises `ParityFailure` for wrong scores."""

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
+# On an axis of less than so many powers of ten: which multiples of each. The shortest is of 0.3.
+_STEPS: tuple[tuple[float, tuple[float, ...]], ...] = (
+    (1, (1, 1.5, 2, 3, 4, 6, 8)),
+    (3, (1, 2, 5)),
+    (math.inf, (1,)),
+)
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _LEGEND = 900, 400, 70, 40, 50, 300
+_ENTRY = 18
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,9 @@ class _Axis:
         return round(self.start + share * (self.stop - self.start), 1)
 
     def ticks(self) -> list[float]:
-        """1, 2 and 5 times powers of ten within the axis; powers alone on a long one."""
-        steps = (1, 2, 5) if self.high - self.low < 3 else (1,)
-        exponents = range(math.floor(self.low) - 1, math.ceil(self.high) + 1)
+        """Round numbers within the axis; powers of ten alone on a long one, more on a short one."""
+        steps = next(steps for most, steps in _STEPS if self.high - self.low < most)
+        exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
         numbers = (step * 10.0**e for e in exponents for step in steps)
         return [n for n in numbers if self.low - 1e-9 <= math.log10(n) <= self.high + 1e-9]
 
@@ -61,8 +68,9 @@ def line_plot(title: str, x_name: str, y_name: str, series: Sequence[Series]) ->
     parts.append(_text(8, _TOP - 6, y_name))
     for number, one in enumerate(series):
         parts += _line(one, number, x_axis, y_axis, right)
+    height = max(_HEIGHT, _TOP + _ENTRY * len(series))  # a long legend reaches below the plot
     return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {_WIDTH} {_HEIGHT}' width='100%' "
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {_WIDTH} {height}' width='100%' "
         f"font-family='sans-serif' font-size='12' role='img'>{''.join(parts)}</svg>"
     )
 
@@ -82,10 +90,10 @@ def _ticks(x_axis: _Axis, y_axis: _Axis, right: float) -> list[str]:
 
 def _line(one: Series, number: int, x_axis: _Axis, y_axis: _Axis, right: float) -> list[str]:
     colour = _COLOURS[number % len(_COLOURS)]
-    dash = _DASHES[number // len(_COLOURS) % len(_DASHES)] or _DASHES[number % len(_DASHES)]
+    dash = _DASHES[number % len(_DASHES)]  # 7 colours and 4 dashes make 28 pens
     pen = f"fill='none' stroke='{colour}' stroke-width='2' stroke-dasharray='{dash}'"
     places = [(x_axis.place(x), y_axis.place(y)) for x, y in one.drawn]
-    y = _TOP + 18 * number
+    y = _TOP + _ENTRY * number
     return [
         f"<polyline {pen} points='{' '.join(f'{a},{b}' for a, b in places)}'/>",
         *(f"<circle cx='{a}' cy='{b}' r='3' fill='{colour}'/>" for a, b in places),

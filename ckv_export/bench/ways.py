@@ -99,8 +99,8 @@ class Way:
         blobs = []
         for user, count in enumerate(real):
             part = slice(events - min(count, events), events)
-            one = {name: a[user : user + 1, :, part] for name, a in kept.items()}
-            blobs.append(self.layout.pack(one, 0))
+            real_part = {name: array[:, :, part] for name, array in kept.items()}
+            blobs.append(self.layout.pack(real_part, user))
         return store(self, blobs)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckv_export.bench.traffic import zipf_ids
-from ckv_export.contract import EventForm, FeatureSpec, GraphSpec, ModelSpec, TensorSpec
+from ckv_export.contract import FeatureSpec, GraphSpec, ModelSpec, TensorSpec
 from ckv_export.errors import InputError
 from ckv_export.runtimes.base import Array, Arrays, Feed, Feeds
 
@@ -84,7 +84,6 @@ class Request:
 
 def draw_request(
     spec: ModelSpec,
-    form: EventForm,
     graphs: Mapping[str, GraphSpec],
     sizes: Sizes,
     rng: np.random.Generator,

@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ckv_export import __version__
@@ -133,11 +134,23 @@ def _interrupted() -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    _require_folder()
     args = parser().parse_args(with_default_verb(arguments))
     code = int(importlib.import_module(f"ckv_export.cli.{args.verb}").run(args))
     if sys.stdout is not None:
         sys.stdout.flush()
     return code
+
+
+def _require_folder() -> None:
+    """Raise `InputError` where the working folder is gone: PyTorch would end the process."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError(
+            "the folder that this command runs in is no longer there: leave it, or enter what has "
+            "taken its place with `cd .`"
+        ) from None
 
 
 def _discard_output() -> None:

@@ -66,13 +66,15 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{args.bench} was measured with another model than {args.bundle}")
         measured = measured_ways(result, demand.history)
     made = plans(manifest.model, demand, measured)
+    left_out = not_counted(manifest, demand)
     if args.json:
-        print(json.dumps([plan.to_dict() for plan in made], indent=1))
+        data = [plan.to_dict() | {"not_counted": left_out} for plan in made]
+        print(json.dumps(data, indent=1))
         return 0
     for plan in made:
         rows = [(line.what, line.how, line.text) for line in plan.lines]
         console.print(table(f"{plan.cache} cache", ("what", "how", ""), rows))
-    console.print(not_counted(manifest, demand))
+    console.print(left_out)
     if measured is None:
         console.print("Cores and GPUs need measured times: give --bench FILE.")
     return 0

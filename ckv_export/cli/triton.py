@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from ckv_export.cli import options
@@ -85,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
         stage.remark = ", ".join(names)
     with done(f"the repository {args.out} is written"):
         console.print(f"Start the server {_where(args.store)}with")
-        print_lines([f"  {args.out / LAUNCHER}"])
+        # Not joined as a path: a shell takes "launch.sh" for a program on its PATH.
+        print_lines(["  " + shlex.quote(f"{args.out}/{LAUNCHER}")])
     return 0
 
 

@@ -19,7 +19,7 @@ from ckv_export.deploy.judge import run_gate
 from ckv_export.deploy.pools import pool_arrays
 from ckv_export.deploy.prepare import FEATURES_INLINE, FormRequest, Graph, Prepared, prepare
 from ckv_export.deploy.profiles import resolve
-from ckv_export.deploy.publish import check_target, staged
+from ckv_export.deploy.publish import check_target, require_outside, staged
 from ckv_export.graphs.decode_items import DecodeItemsGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.manifest import POOLS_FILE, FileEntry, ItemTable, Manifest
@@ -82,6 +82,8 @@ def export_bundle(request: ExportRequest, stages: Stages, display: Display) -> E
         checkpoint = load_checkpoint(request.model, weights=request.weights, params=request.params)
         stage.remark = f"{checkpoint.spec.kind}, {_weights_text(checkpoint)}"
     target = check_target(request.out, request.name or checkpoint.name, request.force)
+    kept = () if request.engines is None else request.engines.caches
+    require_outside(target, *checkpoint.files, request.form.item_features, *kept)
     with staged(target) as folder:
         manifest, report = _fill(folder, request, checkpoint, target.name, stages, display)
         with stages.stage("publish"):

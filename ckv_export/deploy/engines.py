@@ -52,6 +52,11 @@ class EngineOptions:
     profiles: tuple[NamedRanges, ...] = ()
     cache: Path | None = None
 
+    @property
+    def caches(self) -> tuple[Path | None, ...]:
+        """What a build reads and adds to."""
+        return self.cache, self.settings.timing_cache
+
     def shapes(self, manifest: Manifest) -> tuple[Profile, ...]:
         """Every optimization profile; raises `InputError` for one that nobody fits."""
         return resolve(self.profiles, self.profile or manifest.profile, manifest)

@@ -44,13 +44,25 @@ def check_target(out: Path, name: str, force: bool) -> Path:
     return target
 
 
+def require_outside(target: Path, *given: Path | None) -> None:
+    """Raise `BundleError` for what was given and lies in `target`, which is replaced as a whole."""
+    folder = target.resolve()
+    for path in filter(None, given):
+        if path.resolve().is_relative_to(folder):
+            raise BundleError(
+                f"{path} lies in {target}, which is replaced with everything in it: move it to "
+                "another place, or choose another output"
+            )
+
+
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
     """A folder beside `target` that becomes `target` when the body succeeds.
 
     When it raises, whatever the exception, everything is as it was before, folders that had to
     be made for it included. Who looks at `target` meanwhile sees the old bundle or the new one.
-    A symbolic link stays, and what it points to is replaced.
+    A symbolic link stays, and what it points to is replaced. A process that works in the old one
+    works in the new one afterwards.
     """
     target = target.resolve()
     made = [p for p in (target.parent, *target.parent.parents) if not p.exists()]
@@ -97,7 +109,16 @@ def _move(staging: Path, target: Path) -> None:
         staging.rename(target)
         return
     exchange(staging, target)
+    _follow(staging, target)
     shutil.rmtree(staging, ignore_errors=True)
+
+
+def _follow(old: Path, new: Path) -> None:
+    """Where this process works in `old`, enter `new`, for the relative paths that it still uses."""
+    with contextlib.suppress(OSError):
+        here = Path.cwd()
+        if here.is_relative_to(old):
+            os.chdir(new / here.relative_to(old))
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckv_export.deploy.publish import staged
+from ckv_export.deploy.publish import require_outside, staged
 from ckv_export.errors import BundleError
 from ckv_export.manifest import Manifest
+from ckv_export.store.urls import store_file
 from ckv_export.triton.repository import LAUNCHER, RepositoryOptions, write_repository
 
 
@@ -18,6 +19,7 @@ def publish_repository(
     `force`: replace an earlier one of ours. Raises `BundleError` where `out` must not be written,
     and what `write_repository` raises.
     """
+    require_outside(out, bundle, options.plugin, store_file(options.store))
     with staged(out) as folder:
         names = write_repository(bundle, manifest, options, folder)
         check_place(out, force)

@@ -28,19 +28,25 @@ def open_store(url: str) -> Store:
 
     Raises `InputError` for another address, `StoreError` where nothing answers there.
     """
-    check_address(url)
-    parts = urlsplit(url)
+    file, parts = store_file(url), urlsplit(url)
     given = _given(parts)
     prefix = given.get("prefix", "ckv")
     ttl, timeout = (_seconds(given, name) for name in ("ttl", "timeout"))
-    if parts.scheme == "sqlite":
+    if file is not None:
         mode = given.get("synchronous", _SYNCHRONOUS[0])
-        return SqliteStore(Path(parts.path[1:]), prefix, ttl, timeout or _SQLITE_SECONDS, mode)
+        return SqliteStore(file, prefix, ttl, timeout or _SQLITE_SECONDS, mode)
     rest = urlencode({name: value for name, value in given.items() if name not in _OPTIONS})
     # Put together by hand: urlunsplit leaves the // out of unix:///path.
     plain = f"{parts.scheme}://{parts.netloc}{parts.path}"
     address = f"{plain}?{rest}" if rest else plain
     return RedisStore(address, _shown(plain), prefix, ttl, timeout or _REDIS_SECONDS)
+
+
+def store_file(url: str) -> Path | None:
+    """The file of a store in SQLite, None of another; raises `InputError` as `check_address`."""
+    check_address(url)
+    parts = urlsplit(url)
+    return Path(parts.path[1:]) if parts.scheme == "sqlite" else None
 
 
 def check_address(url: str) -> None:

@@ -64,8 +64,9 @@ class HstuAtOnce(HstuReference):
         bias = _look_up(self.state[f"{prefix}.position_bias"], _apart(self._count(mask)))
         if times is None:
             return bias
-        # frexp gives a mantissa in [1/2, 1), so floor(log2 n) is the exponent less 1; exact in fp64
-        bucket = torch.frexp(_apart(times).clamp(min=1).double()).exponent - 1
+        # frexp gives a mantissa in [1/2, 1), so floor(log2 n) is the exponent less 1; exact in
+        # fp64. For 0 it is -1, which looks the first bucket up.
+        bucket = torch.frexp(_apart(times).double()).exponent - 1
         return bias + _look_up(self.state[f"{prefix}.time_bias"], bucket)
 
     def _count(self, mask: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class HstuAtOnce(HstuReference):
     def _visible(self, mask: Tensor) -> Tensor:
         """Whether t sees s: itself, or a real event of the history before it; bool [B, 1, t, s]."""
         order = torch.arange(mask.shape[1])
-        earlier = (order <= order[:, None]) & (order < len(order) - self._shown)
+        earlier = (order < order[:, None]) & (order < len(order) - self._shown)
         return mask[:, None, None] & (earlier | (order == order[:, None]))
 
 

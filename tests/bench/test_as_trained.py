@@ -10,7 +10,6 @@ from ckv_export.bench.as_trained import TrainedDecode
 from ckv_export.bench.roster import reference_scores
 from ckv_export.bench.ways import last_entries
 from ckv_export.bench.workload import Sizes, draw_request
-from ckv_export.contract import FEATURES
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.model.reference import Reference
@@ -35,7 +34,7 @@ def test_scores_and_entries_are_the_models(
     graphs = {"prefill": prefill.io, "decode": trained.io}
     for length, appended in ((1, 0), (3, 1), (4, 0), (5, 1), (8, 3), (20, 0), (20, 2)):
         sizes = Sizes(2, length, appended, 7)
-        request = draw_request(spec, FEATURES, graphs, sizes, rng, (length, length // 2))
+        request = draw_request(spec, graphs, sizes, rng, (length, length // 2))
         with prefill, split, TorchRunner(trained, trained.io) as runner:
             made = prefill.infer(request.prefill_feeds(prefill.io, spec))
             feeds = request.decode_feeds(trained.io, last_entries(spec, made))

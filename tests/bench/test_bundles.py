@@ -5,35 +5,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ckv_testing.bundles import manifest_of
-from ckv_testing.exports import Export
+from ckv_testing.records import MANIFESTS
 
 from ckv_export.bench.bundles import open_bundles
 from ckv_export.contract import EventForm
 from ckv_export.errors import InputError
-from ckv_export.manifest import Manifest
+from ckv_export.manifest import POOLS_FILE
 
 
 @pytest.fixture
-def manifest(exported: Callable[[str], Export]) -> Manifest:
-    return manifest_of(exported("sim"))
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """Write a bundle into a folder, some fields of its manifest given anew; no file is read."""
 
-
-@pytest.fixture
-def written(
-    tmp_path: Path, manifest: Manifest, exported: Callable[[str], Export]
-) -> Callable[..., Path]:
-    """Write a bundle of the model into a folder, some of its manifest's fields given anew."""
-
-    def write(folder: str, **changes: object) -> Path:
+    def write(folder: str, like: str = "every kind of feature", **changes: Any) -> Path:
         path = tmp_path / folder
         path.mkdir()
-        for file in exported("sim").folder.glob("*.onnx"):
-            (path / file.name).write_bytes(file.read_bytes())
-        changed = dataclasses.replace(manifest, **changes)
-        changed.with_files(path).write(path)
+        for file in ("prefill.onnx", "decode.onnx", POOLS_FILE):
+            (path / file).touch()
+        manifest = dataclasses.replace(MANIFESTS[like], **{"name": "drawn"} | changes)
+        manifest.with_files(path).write(path)
         return path
 
     return write
@@ -55,13 +48,35 @@ def test_another_model_is_refused(written: Callable[..., Path]):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"form": EventForm(embeddings="external")}, {"fingerprints": {"looked up": "0" * 64}}],
-    ids=["external embeddings", "other item features"],
+    ("form", "added", "missing"),
+    [
+        ("external embeddings", {"candidate_embedding", "user_embedding"}, {"append_item_id"}),
+        ("one id of many features", {"nothing"}, {"event_tags", "candidate_price"}),
+    ],
 )
-def test_other_inputs_are_refused(written: Callable[..., Path], change: dict):
-    with pytest.raises(InputError, match="take other inputs than those of drawn"):
-        open_bundles(written("a"), [written("b", **change)])
+def test_other_inputs_are_refused_by_name(
+    written: Callable[..., Path], form: str, added: set[str], missing: set[str]
+):
+    other = written("b", form=MANIFESTS[form].form)
+    with pytest.raises(InputError, match="take other inputs than those of drawn: ") as refused:
+        open_bundles(written("a"), [other])
+    told = str(refused.value).split(": ", 1)[1].split(";")[0].split(" instead of ")
+    for names, some in zip(told, (added, missing), strict=True):
+        assert some <= set(names.split(", "))
+        assert "append_mask" not in names
+
+
+def test_other_item_features_are_refused(written: Callable[..., Path]):
+    other = written("b", fingerprints={"looked up": "0" * 64})
+    with pytest.raises(InputError, match="look up other item features than those of drawn"):
+        open_bundles(written("a"), [other])
+
+
+def test_what_is_no_part_of_a_request_may_differ(written: Callable[..., Path]):
+    """Pools are bound; a model of one item feature takes it whether it is a key or not."""
+    kind = "HSTU with time"
+    other = written("b", kind, form=EventForm(item_key="item_id", pools="float32"))
+    open_bundles(written("a", kind), [other])
 
 
 def test_a_bundle_beside_itself_is_refused(written: Callable[..., Path]):

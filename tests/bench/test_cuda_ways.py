@@ -55,7 +55,7 @@ def request_of(made: Export, rng: np.random.Generator) -> Request:
     """Two users, one of them with fewer events than the other."""
     manifest = manifest_of(made)
     graphs = {name: manifest.graph(name) for name in ("prefill", "decode")}
-    return draw_request(made.spec, manifest.form, graphs, SIZES, rng, lengths=(7, 3))
+    return draw_request(made.spec, graphs, SIZES, rng, lengths=(7, 3))
 
 
 @pytest.fixture

@@ -79,6 +79,7 @@ def test_users_without_events_cost_nothing():
         numbers = {line.what: line.value for line in plan.lines}
         assert numbers.pop("bytes per event") > 0
         assert set(numbers.values()) == {0}
+        assert "servers for memory" in numbers
         assert "users per GB" not in numbers  # nor divided by
 
 
@@ -95,6 +96,8 @@ def test_processors_follow_from_measured_requests():
     compact, fp16, fp32 = plans(SPEC, Demand(1, 1000, 1000, utilisation=60), measured)
     assert compact.value("cores: a") == 42  # 25 busy cores / 0.6 = 41.67
     assert compact.value("GPUs: b") == 2  # threads of the host are not GPUs
+    hows = {line.what: line.how for line in compact.lines}
+    assert ("threads" in hows["GPUs: b"], "x 3 threads" in hows["cores: e"]) == (False, True)
     assert compact.value("cores: c") == 1667
     assert compact.value("cores: e") == 125  # each call keeps three cores
     assert fp16.value("cores: d") == 1
@@ -158,6 +161,7 @@ def test_every_layer_is_counted_and_every_pool():
     assert compact.value("fetched per second") == 5 * 2000 * each
     pools = 2 * 4 * (100 * 254 + 70_000 * 253)
     assert compact.value("users per server") == (10**9 - pools) // (2000 * each)
+    assert fp16.lines[1].how == "2 layers x 1024 K and V, full fp16"
     assert fp16.value("bytes per event") == 2 * 2 * 256 * 2
     assert fp16.value("users per server") == 10**9 // (2000 * 2 * 2 * 256 * 2)
 

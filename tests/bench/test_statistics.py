@@ -33,6 +33,7 @@ def test_stability_needs_three_windows_that_agree():
     assert not is_stable([[1.0]] * 2, 0.03)
     assert is_stable([[9.0], [1.0, 5.0, 1.0], [1.02], [1.03]], 0.03)
     assert not is_stable([[1.0], [1.02], [1.04]], 0.03)
+    assert not is_stable([[1.04], [1.02], [1.0]], 0.03)
 
 
 def windows(rng: np.random.Generator, typical: float, drift: float, count: int = 12) -> list:
@@ -86,8 +87,10 @@ def test_one_window_has_a_ratio_and_no_noise_to_tell_it_from():
 
 def test_the_interval_holds_the_ratio_however_long_the_windows_are():
     """The last window of a run that was cut off may be shorter."""
-    found = ratio_of_medians([[1.0] * 8, [2.0] * 8, [1.0]], [[2.0] * 8] * 3)
-    assert found.low <= found.ratio <= found.high
+    steady, slow_start = [[5.0] * 4] * 3, [[5.0, 1.0, 1.0, 1.0], [5.0, 1.0, 1.0, 1.0], [5.0]]
+    for old, new, ratio in ((steady, slow_start, 0.2), (slow_start, steady, 5.0)):
+        found = ratio_of_medians(old, new)
+        assert found.low <= found.ratio == ratio <= found.high
 
 
 @pytest.mark.parametrize(

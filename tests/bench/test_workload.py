@@ -35,7 +35,7 @@ def draw(
     lengths: tuple[int, ...] | None = None,
     form: EventForm = FEATURES,
 ) -> Request:
-    return draw_request(spec, form, graphs_of(spec, form), sizes, rng, lengths)
+    return draw_request(spec, graphs_of(spec, form), sizes, rng, lengths)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

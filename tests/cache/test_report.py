@@ -4,11 +4,13 @@ import builtins
 import dataclasses
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from ckv_export.cache import CacheReport, cache_sizes, kv_spectrum, plot_report, pool_occupancy
@@ -172,15 +174,103 @@ def test_count_text(number: float | None, text: str):
     assert count_text(number) == text
 
 
-@pytest.mark.parametrize("ending", ["png", "svg"])
-def test_plot_writes_a_file(report: CacheReport, tmp_path: Path, ending: str):
-    path = plot_report(report, tmp_path / f"report.{ending}")
-    assert path.stat().st_size > 10_000
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Draw a report; the figure, which is not written."""
+    figures: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+
+    def draw(report: CacheReport, **options: Any) -> Any:
+        assert plot_report(report, tmp_path / "x.SVG", **options) == tmp_path / "x.SVG"
+        return figures.pop()
+
+    return draw
+
+
+def lines(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
+    """Points of the lines that the legend names."""
+    named = [line for line in axes.lines if not line.get_label().startswith("_")]
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in named}
+
+
+def test_spectra_are_drawn_in_percent(report: CacheReport, drawn: Callable[..., Any]):
+    assert report.spectrum
+    figure = drawn(report)
+    for axes, spectrum in zip(figure.axes, report.spectrum, strict=False):
+        ranks = f"{spectrum.rank_90} of 16"
+        title = f"{spectrum.side.upper()}, layer 0: 90% of the energy in {ranks} dimensions"
+        assert axes.get_title() == title
+        found, basis = lines(axes), spectrum.shared
+        assert basis
+        percents = [100 * share for share in spectrum.cumulative]
+        assert found.pop("all users, their common basis") == (list(range(1, 17)), percents)
+        for curve, shares in zip(found.values(), (basis.shared, basis.own), strict=True):
+            assert curve == (list(basis.ranks), [100 * share for share in shares])
+
+
+def test_pool_use_is_drawn_over_the_rows_of_the_pool(
+    report: CacheReport, drawn: Callable[..., Any]
+):
+    assert report.occupancy
+    axes = drawn(report).axes[2]
+    assert axes.get_title() == "Pool use, layer 0: 120 events"
+    for stairs, use in zip(axes.patches, report.occupancy, strict=True):
+        values, edges, _ = stairs.get_data()
+        assert list(values) == [count for count in use.sorted_counts if count]
+        assert (edges[0], edges[-1]) == (0, pytest.approx(100 * use.used_share))
+        assert f"{use.rows_used} of 10,000 rows used" in stairs.get_label()
+    assert [line.get_ydata()[0] for line in axes.lines] == [120 / 10_000] * 2
+
+
+def test_bytes_are_drawn_to_scale(report: CacheReport, drawn: Callable[..., Any]):
+    """A bar of the cache, and one of the history behind it where there is one."""
+    axes = drawn(report).axes[3]
+    bars: dict[float, list[tuple[float, float]]] = {}
+    for bar in axes.patches:
+        middle = round(bar.get_y() + bar.get_height() / 2, 6)
+        bars.setdefault(middle, []).append((bar.get_x(), bar.get_width()))
+    cache, *_ = comparisons = report.sizes.comparisons
+    fields = ("compact", "full_fp16", "full_fp32")
+    whole = [(getattr(c, f), getattr(cache, f)) for c in comparisons for f in fields]
+    assert [bars[place] for place in sorted(bars)] == [
+        [(0, alone)] + ([(alone, size - alone)] if size > alone else []) for size, alone in whole
+    ]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["CollectiveKV", "full fp16", "full fp32"] * len(comparisons)
+    assert axes.get_ylim()[0] > max(bars)
+    assert axes.get_xlim()[1] > max(size for size, _ in whole)
+    told = [text.get_text().strip() for text in axes.texts]
+    assert told[:3] == ["cache alone", "588 B: 0.59% of full fp32", "50.2 kB"]
+    assert sum("history hatched" in text for text in told) == len(comparisons) - 1
+    assert axes.get_xlabel() == "kB per user (units of 1000)"
+    assert axes.xaxis.get_major_formatter()(2500, None) == "2.5"
+
+
+def test_a_figure_is_of_one_layer(report: CacheReport, drawn: Callable[..., Any]):
+    assert report.spectrum
+    assert report.occupancy
+    moved = dataclasses.replace(report.spectrum[0], layer=1)
+    two = dataclasses.replace(report, spectrum=(*report.spectrum, moved))
+    figure = drawn(two, layer=1)
+    assert [axes.get_title()[:10] for axes in figure.axes] == ["K, layer 1", "Bytes per "]
+    what = "what the CollectiveKV cache costs and holds"
+    assert figure.get_suptitle() == f"sim: {what} (events: generated, seed 0)"
+    layers = dataclasses.replace(SPEC, kind="hstu", window=None, num_layers=2)
+    sizes = CacheReport(cache_sizes(layers))
+    assert drawn(sizes).get_suptitle() == f"hstu, 2 layers: {what}"
+    untold = dataclasses.replace(sizes, occupancy=report.occupancy)
+    assert drawn(untold).get_suptitle() == f"hstu, 2 layers: {what} (events: unknown)"
+    widths = [
+        axes.get_subplotspec().colspan
+        for axes in drawn(dataclasses.replace(report, occupancy=None)).axes
+    ]
+    assert [len(columns) for columns in widths] == [1, 1, 2]
 
 
 def test_svg_is_the_same_every_time(report: CacheReport, tmp_path: Path):
-    one, two = (plot_report(report, tmp_path / n).read_bytes() for n in ("a.svg", "b.svg"))
+    one, two = (plot_report(report, tmp_path / n).read_bytes() for n in ("a.svg", "b.SVG"))
     assert one == two
+    assert len(one) > 10_000
 
 
 @pytest.mark.filterwarnings("error")

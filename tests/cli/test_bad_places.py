@@ -94,6 +94,34 @@ def test_a_model_is_never_replaced_by_its_own_bundle(export_refused, run_folder:
     export_refused(*words, watched=run_folder.parent, says=("no bundle", "never replaced"))
 
 
+@pytest.mark.parametrize("given", ["model", "--item-features", "--engine-cache"])
+def test_what_is_given_is_never_replaced_with_the_bundle_it_lies_in(
+    refused, run_folder: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, given: str
+):
+    """From within it too, where a path says nothing of the bundle."""
+    if given == "--engine-cache" and not available():
+        pytest.skip("no TensorRT is installed: no engines are built")
+    inside = Path(shutil.copytree(run_folder, bundle_copy / "mine"))
+    monkeypatch.chdir(inside)
+    model = inside if given == "model" else run_folder
+    words = {"model": (), "--engine-cache": ("--build", "--engine-cache=cache")}
+    more = words.get(given, (f"{given}=features.npz",))
+    out = ("--out=../..", f"--name={bundle_copy.name}", "--force", "--no-parity")
+    says = ("lies in ../../bundle, which is replaced with everything in it", "move it")
+    refused(model, *out, *more, watched=bundle_copy.parent, says=says)
+    if given == "--engine-cache":
+        refused("build", "..", more[1], watched=bundle_copy.parent, says=("cache lies in ..,",))
+
+
+def test_a_working_folder_that_is_gone(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As that of a shell is whose bundle was replaced; PyTorch would end the process."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "is no longer there: leave it, or" in cli("inspect", "/").sentence()
+
+
 @pytest.mark.parametrize(("folder", "name"), [("out", "\udcff"), ("\udcff", "name")])
 def test_a_path_of_bytes_that_are_no_text(export_refused, tmp_path: Path, folder: str, name: str):
     """Linux allows it; ONNX's checker would fail on it at the end, with a traceback."""

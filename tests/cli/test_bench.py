@@ -16,7 +16,7 @@ import torch
 from ckv_testing.results import QUICK, SCHEMA, result
 
 from ckv_export.bench.environment import environment
-from ckv_export.bench.plan import Demand, measured_ways, plans
+from ckv_export.bench.plan import Demand, measured_ways, not_counted, plans
 from ckv_export.cli.main import main
 from ckv_export.errors import InputError
 from ckv_export.manifest import open_bundle
@@ -304,7 +304,8 @@ def test_plan(cli: Any, bundle: Path, outputs: dict[str, Path], tmp_path: Path):
     ran = cli(*words, "--bench", outputs["json"], "--memory", "1e12")
     assert ran.code == 0
     assert "1,000,000,000 users x" in ran.out
-    assert "Not counted: " in ran.out
+    manifest = open_bundle(bundle)
+    assert not_counted(manifest, Demand(10**9, 12, 50_000)) in " ".join(ran.out.split())
     assert "need measured times" in cli(*words).out
     assert "need measured times" not in ran.out
     assert "cores: ONNX Runtime, compact cache" in " ".join(ran.out.split())
@@ -315,8 +316,9 @@ def test_plan(cli: Any, bundle: Path, outputs: dict[str, Path], tmp_path: Path):
         (given, Demand(10**9, 12, 50_000, "int8", 3 * 10**11, 7 * 10**9, 50)),
     ):
         made = json.loads(cli(*words, *options, "--bench", outputs["json"], "--json").out)
-        wanted = plans(open_bundle(bundle).model, demand, measured_ways(result, 12))
-        assert made == [plan.to_dict() for plan in wanted]
+        wanted = plans(manifest.model, demand, measured_ways(result, 12))
+        said = {"not_counted": not_counted(manifest, demand)}
+        assert made == [plan.to_dict() | said for plan in wanted]
     assert "users must lie" in cli(*words[:3], "2e9", *words[4:]).sentence()
     result["bundle"]["fingerprint"] = "0" * 64
     (tmp_path / "other.json").write_text(json.dumps(result))

@@ -156,8 +156,8 @@ def test_two_profiles_from_a_file_and_the_engine_cache(
     data = {file: (bundle_copy / file).read_bytes() for file in entries}
     monkeypatch.chdir(bundle_copy)
     again = cli("build", ".", *words[2:], f"--engine-cache={cache}")
-    monkeypatch.chdir(tmp_path)
     assert again.code == 0, again.err
+    assert Path.cwd() == bundle_copy, "and not in the bundle that was replaced"
     assert again.out.count("from the engine cache") == len(GRAPHS)
     assert {file: (bundle_copy / file).read_bytes() for file in entries} == data
     open_bundle(bundle_copy)

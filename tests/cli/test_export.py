@@ -342,14 +342,16 @@ def test_one_line_a_stage_with_its_seconds(export):
 
 @pytest.mark.usefixtures("same_graphs")
 def test_force_replaces_a_bundle_and_leaves_its_neighbours(
-    cli, tree, run_folder: Path, bundle_copy: Path
+    cli, tree, run_folder: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """From within it too."""
     out = bundle_copy.parent
+    monkeypatch.chdir(bundle_copy / "polygraphy")
     (out / "notes.txt").write_text("mine")
     (bundle_copy / "stale.bin").write_text("of an older export")
     neighbour = shutil.copytree(bundle_copy, out / "neighbour")
     before = tree(neighbour)
-    result = cli(run_folder, "--out", out, "--name", "bundle", "--force", "--seed", "5")
+    result = cli(run_folder, "--out=../..", "--name", "bundle", "--force", "--seed", "5")
     assert result.code == 0, result.err
     assert {p.name for p in out.iterdir()} == {"bundle", "neighbour", "notes.txt"}
     assert files_of(bundle_copy) == FILES

@@ -13,7 +13,7 @@ import pytest
 from ckv_testing.publishing import HANDLERS, Stop, either_exchange, fill, listing, stop
 
 from ckv_export.deploy import publish
-from ckv_export.deploy.publish import amended, check_target, staged
+from ckv_export.deploy.publish import amended, check_target, require_outside, staged
 from ckv_export.errors import BundleError
 from ckv_export.manifest import FILE_NAME
 
@@ -202,6 +202,21 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(old: Path, tmp_path: Pat
     assert {p.name for p in tmp_path.iterdir()} == {"out", "current"}
 
 
+@either_exchange
+def test_who_works_in_the_old_one_works_in_the_new_one(old: Path, monkeypatch: pytest.MonkeyPatch):
+    """Relative paths go on naming what they named; where its folder is gone there is none."""
+    (old / "engines").mkdir()
+    monkeypatch.chdir(old / "engines")
+    with amended(Path("..")) as folder:
+        (folder / "graph").replace(folder / "engines" / "graph")
+    assert Path("graph").read_text() == "old"
+    with staged(Path("..")) as folder:
+        fill(folder, "new")
+    assert (old / "graph").read_text() == "new"
+    with pytest.raises(FileNotFoundError):
+        Path.cwd()
+
+
 def test_amended_starts_from_what_is_there(old: Path):
     (old / "engines").mkdir(mode=0o700)
     (old / "engines" / "one").write_text("an engine")
@@ -266,3 +281,14 @@ def test_targets_that_exist(old: Path):
             check_target(old.parent, old.name, force=force)
     with pytest.raises(BundleError, match="is a file"):
         check_target(old / "graph", "name", force=True)
+
+
+def test_what_is_given_must_not_lie_in_what_is_replaced(old: Path, monkeypatch: pytest.MonkeyPatch):
+    link = old.parent / "link"
+    link.symlink_to(old)
+    monkeypatch.chdir(old)
+    for path in (old, old / "graph", Path("graph"), Path("new", "cache"), link / "graph"):
+        for target in (old, link, Path("../name")):
+            with pytest.raises(BundleError, match=f"^{path} lies in {target}, .* move it"):
+                require_outside(target, None, Path("../neighbour/graph"), path)
+    require_outside(old, None, old.parent, old.parent / "name2", Path("../neighbour"))

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from ckv_export.contract import DnnSpec
 from ckv_export.model.parameters import check_state
@@ -33,14 +34,25 @@ def test_padding_starts_at_zero_and_nothing_else_of_a_table(small_spec) -> None:
 
 
 def test_norms_start_as_identities(small_spec) -> None:
-    dnn = DnnSpec((8, 8), ("dice", "prelu"), batch_norm=True)
+    dnn = DnnSpec((8, 6), ("dice", "prelu"), batch_norm=True)
     state = initial_state(dataclasses.replace(small_spec(), dnn=dnn), 0)
     x = torch.randn(5, 8)
     norm = {n: state[f"dnn.0.norm.{n}"] for n in ("mean", "var", "weight", "bias")}
     same = (x - norm["mean"]) / norm["var"].sqrt() * norm["weight"] + norm["bias"]
     assert torch.equal(same, x)
     assert state["dnn.0.activation.var"].eq(1).all()
-    assert state["dnn.1.activation.weight"].eq(0.25).all()
+    assert torch.equal(state["dnn.1.activation.weight"], nn.PReLU(6).weight)
+
+
+def test_matrices_are_xavier_normal_and_tables_and_pools_small(small_spec) -> None:
+    state, generator = initial_state(small_spec("eta"), 0), torch.Generator().manual_seed(1)
+    spread = {name: t.std().item() for name, t in state.items() if t.dim() > 1}
+    for name in ("dnn.0.weight", "attention.0.k.router.weight"):
+        xavier = nn.init.xavier_normal_(torch.empty_like(state[name]), generator=generator)
+        assert spread[name] == pytest.approx(xavier.std().item(), rel=0.1)
+    assert spread["long.rotations"] == pytest.approx(1, rel=0.1)
+    for name in ("embedding.item_id.table", "attention.0.k.pool"):
+        assert 0.05 < spread[name] < 0.2
 
 
 def test_the_seed_decides(small_spec) -> None:

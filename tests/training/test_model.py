@@ -91,11 +91,14 @@ def test_dice_normalises_by_the_batch_too(small_spec) -> None:
     torch.testing.assert_close(model.state["dnn.0.activation.mean"], norm.running_mean)
 
 
-def test_the_given_state_is_left_alone(small_spec, batch) -> None:
+def test_the_given_state_and_one_that_was_taken_are_left_alone(small_spec, batch) -> None:
     state = initial_state(small_spec(), 0)
     before = {name: tensor.clone() for name, tensor in state.items()}
-    TrainingModel(small_spec(), state).losses(batch)
+    model = TrainingModel(small_spec(), state)
+    copy = model.trained_state()
+    model.losses(batch)
     assert all(torch.equal(before[n], state[n]) for n in state)
+    assert all(torch.equal(before[n], copy[n]) for n in state)
 
 
 def test_the_search_learns_though_no_gradient_passes_its_selection(small_spec, batch) -> None:
@@ -110,15 +113,20 @@ def test_the_search_learns_though_no_gradient_passes_its_selection(small_spec, b
     assert all(g.any() for g in torch.autograd.grad(losses.search, weights))
 
 
-def test_the_search_logit_is_the_mean_relevance_of_real_events(small_spec, batch) -> None:
-    model = make(small_spec())
-    one = batch.take(torch.where(batch.mask.sum(1) > 3)[0][:1])
+@pytest.mark.parametrize("real", [0, 1, 7])
+def test_the_search_logit_is_the_mean_relevance_of_real_events(
+    small_spec, small_data, real: int
+) -> None:
+    """0 where none is."""
+    model, clicks = make(small_spec()), small_data.train
+    one = clicks.take(torch.where(clicks.mask.sum(1) == real)[0][:1])
     events = model.embed(model.spec.item_features, one.history)[one.mask]
     targets = model.embed(model.spec.item_features, one.candidates)[0]
     relevance = (targets @ model.state["long.gsu_target.weight"].T) @ (
         events @ model.state["long.gsu_event.weight"].T
     ).T
-    wanted = nn.functional.binary_cross_entropy_with_logits(relevance.mean(1), one.label[0])
+    logits = relevance.mean(1) if real else torch.zeros(len(targets))
+    wanted = nn.functional.binary_cross_entropy_with_logits(logits, one.label[0])
     torch.testing.assert_close(model._search_loss(one), wanted)
 
 

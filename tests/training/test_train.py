@@ -10,8 +10,17 @@ from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.errors import SpecError
 from ckv_export.model.parameters import check_state
 from ckv_export.model.reference import Reference
-from ckv_export.training import demo, demo_spec, initial_state, train, train_demo
-from ckv_export.training.evaluate import auc
+from ckv_export.training import (
+    ClickData,
+    TrainingSettings,
+    demo,
+    demo_spec,
+    initial_state,
+    train,
+    train_demo,
+)
+from ckv_export.training.evaluate import auc, rows_used
+from ckv_export.training.hstu import training_model
 
 
 def test_the_loss_falls_and_held_out_clicks_are_told_apart(run) -> None:
@@ -69,6 +78,46 @@ def test_the_seed_decides_and_no_global_generator_does(small_spec, small_data) -
     assert all(torch.equal(once[0][name], again[0][name]) for name in once[0])
     assert once[1].epoch_losses == again[1].epoch_losses
     assert other[1].epoch_losses != once[1].epoch_losses
+
+
+def test_training_is_adam_over_batches_in_a_drawn_order(small_spec, small_data) -> None:
+    """Two epochs of two batches of 8, which leave 4 of 20 histories out; on one thread."""
+    spec, clicks = small_spec(), small_data.train.take(slice(20))
+    settings = TrainingSettings(batch_size=8, learning_rate=0.01, alpha=0.3, beta=0.7)
+    data, seen = ClickData(clicks, small_data.held_out.take(slice(2))), []
+
+    def progress(step: int, steps: int, loss: float) -> None:
+        seen.append((step, steps, loss, torch.get_num_threads()))
+
+    torch.set_num_threads(2)
+    try:
+        state, report = train(spec, data, epochs=2, seed=5, settings=settings, progress=progress)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    model, generator = training_model(spec, initial_state(spec, 5)), torch.Generator()
+    generator.manual_seed(5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    tables = [tensor for name, tensor in model.state.items() if name.endswith(".table")]
+    losses = []
+    for _ in range(2):
+        order = torch.randperm(20, generator=generator)
+        for rows in (order[:8], order[8:16]):
+            loss = model.losses(clicks.take(rows)).total(0.3, 0.7)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            for table in tables:
+                table.data[0] = 0.0
+            losses.append(loss.item())
+    wanted = model.trained_state()
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+    means = (losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2
+    assert report.epoch_losses == pytest.approx(means)
+    assert seen == [(4, 4, losses[-1], 1)]
+    used = rows_used(spec, state, data.held_out)
+    assert report.rows_used == used != rows_used(spec, state, clicks)
+    assert 0 < report.seconds < 60
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,10 @@ def test_what_a_bundle_can_not_give_is_refused(shops: Callable[[str], Shop], tmp
 
 
 def test_nothing_else_is_ever_replaced_and_nothing_half_written(
-    shops: Callable[[str], Shop], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shops: Callable[[str], Shop],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     shop, out = shops("items"), tmp_path / "repo"
     command = ["triton", str(shop.folder), f"--out={out}", f"--store={STORE}"]
@@ -184,7 +187,11 @@ def test_nothing_else_is_ever_replaced_and_nothing_half_written(
     capsys.readouterr()
     assert main(command) == 2
     assert "give --force to replace it" in capsys.readouterr().err
-    assert main([*command, "--force", "--platform=in-process"]) == 0
+    assert main([*command, "--force", f"--store=sqlite:///{out}/users.db"]) == 2
+    assert f"{out}/users.db lies in {out}, which is replaced" in capsys.readouterr().err
+    monkeypatch.chdir(out)
+    assert main([*command, "--out=.", "--force", "--platform=in-process"]) == 0
+    assert "\n  ./launch.sh\n" in capsys.readouterr().out
     assert sorted(p.name for p in out.iterdir()) == ["launch.sh", shop.manifest.name] != first
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
