@@ -64,9 +64,8 @@ class HstuAtOnce(HstuReference):
         bias = _look_up(self.state[f"{prefix}.position_bias"], _apart(self._count(mask)))
         if times is None:
             return bias
-        # frexp gives a mantissa in [1/2, 1), so floor(log2 n) is the exponent less 1; exact in
-        # fp64. For 0 it is -1, which looks the first bucket up.
-        bucket = torch.frexp(_apart(times).double()).exponent - 1
+        # frexp gives a mantissa in [1/2, 1), so floor(log2 n) is the exponent less 1; exact in fp64
+        bucket = torch.frexp(_apart(times).clamp(min=1).double()).exponent - 1
         return bias + _look_up(self.state[f"{prefix}.time_bias"], bucket)
 
     def _count(self, mask: Tensor) -> Tensor:

@@ -46,10 +46,10 @@ def test_scores_and_cache_are_the_references(spec, timed: bool) -> None:
 def test_the_time_between_events_is_never_rounded_to_another_bucket(spec) -> None:
     state = initial_state(spec, 0)
     state["attention.0.time_bias"] = torch.arange(31.0)
-    apart = [0, 1, 2, 3, 4, 2**25 - 1, 2**25, 2**31 - 1]
-    times, mask = torch.tensor([[0, n] for n in apart], dtype=torch.int32), torch.ones(8, 2).bool()
+    apart = [0, 1, 2, 3, 4, 2**25 - 1, 2**25, 2**31 - 1, -1, -1000]  # below 0: clocks differ
+    times, mask = torch.tensor([[0, n] for n in apart], dtype=torch.int32), torch.ones(10, 2).bool()
     biases = HstuAtOnce(spec, state)._biases(0, mask, times)[:, 1, 0]
-    assert biases.tolist() == [0, 0, 1, 1, 2, 24, 25, 30]
+    assert biases.tolist() == [0, 0, 1, 1, 2, 24, 25, 30, 0, 0]
 
 
 def test_rows_of_every_layer_are_counted(spec) -> None:
