@@ -108,6 +108,8 @@ void engines() {
             "--backend tensorrt",
             [&] { choose_engine(bundle, "decode", "", newer, false); });
     CHECK(choose_engine(bundle, "decode", "", newer, true).file == "decode.onnx");
+    bundle.manifest.engines[1].version_compatible = true;
+    CHECK(choose_engine(bundle, "decode", "", newer, false).file == "decode.onnx");
     refuses(ErrorCode::kEngine, "was built by tensorrt_rtx 1.7.1.116, this program runs TensorRT for "
             "RTX 1.7.11", [&] { choose_engine(bundle, "decode", "", Library{10711}, false); });
     bundle.manifest.engines[0].backend_version = "1.7.11.0";

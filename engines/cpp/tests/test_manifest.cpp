@@ -26,18 +26,18 @@ void everything_is_read() {
     CHECK(manifest.model.features.size() == 3 && manifest.model.features[0].vocab_size == 9);
     CHECK(!manifest.item_table && !manifest.pools_are_inputs);
     CHECK(manifest.entries.substr(0, 4) == "ff11" && manifest.fingerprint.substr(0, 4) == "0011");
-    CHECK(manifest.engines[0].plugin_file.empty() && !manifest.engines[0].carries_library);
-    for (std::string const kind : {"library", "embedded"}) {
-        std::string const plugin =
-            "\"plugin\": {\"file\": null, \"carried\": true, \"kind\": \"" + kind + "\"}";
-        auto const carrying = ckv::parse_manifest(changed_manifest("\"plugin\": null", plugin), "m");
-        CHECK(carrying.engines[0].carries_library == (kind == "library"));
+    CHECK(manifest.engines[0].plugin_file.empty());
+    for (bool const hardware : {false, true}) {
+        std::string const setting = hardware ? "hardware" : "version";
+        std::string const settings =
+            "\"plugin\": {\"file\": null}, \"settings\": {\"" + setting + "_compatible\": true}";
+        auto const engines =
+            ckv::parse_manifest(changed_manifest("\"plugin\": null", settings), "m").engines;
+        CHECK(engines[0].hardware_compatible == hardware);
+        CHECK(engines[0].version_compatible == !hardware);
+        CHECK(!engines[1].hardware_compatible && !engines[1].version_compatible);
+        CHECK(engines[0].plugin_file.empty());
     }
-    CHECK(!manifest.engines[0].hardware_compatible);
-    std::string const settings = "\"plugin\": null, \"settings\": {\"hardware_compatible\": true}";
-    CHECK(ckv::parse_manifest(changed_manifest("\"plugin\": null", settings), "m")
-              .engines[0]
-              .hardware_compatible);
     std::string const beside = "\"plugin\": {\"file\": \"p.so\"}";
     CHECK(ckv::parse_manifest(changed_manifest("\"plugin\": null", beside), "m")
               .engines[0]

@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "../../src/sha256.h"
 #include "../check.h"
 #include "../sample.h"
 #include "fake.h"
@@ -16,10 +17,19 @@ using ckv::ErrorCode;
 
 namespace {
 
+// Writes a file of the bundle, and its hash into the manifest.
+void add_file(ckv::Bundle& bundle, std::string const& name, std::string const& text) {
+    std::ofstream(bundle.file(name)) << text;
+    ckv::detail::Sha256 digest;
+    digest.update(text.data(), text.size());
+    bundle.manifest.files[name] = {digest.finish(), text.size()};
+}
+
 ckv::Bundle make_bundle(fs::path const& folder, std::string const& plan) {
     fs::create_directories(folder);
-    std::ofstream(folder / "decode.onnx") << plan;  // the sample's engine for TensorRT 11.1.0
-    return {folder, ckv::parse_manifest(sample_manifest(), "sample")};
+    ckv::Bundle bundle{folder, ckv::parse_manifest(sample_manifest(), "sample")};
+    add_file(bundle, "decode.onnx", plan);  // the sample's engine for TensorRT 11.1.0
+    return bundle;
 }
 
 ckv::EngineOptions with_contexts(int count) {
@@ -131,9 +141,24 @@ void bad_engines(fs::path const& folder) {
     refused(ErrorCode::kEngine, "decode.onnx was built for sm90, the GPU here is sm86: run", good,
             {true, true, "", "", "", 86});
     fs::remove(folder / "bad" / "decode.onnx");
-    refused(ErrorCode::kBundle, "can't read the engine", bad, {});
+    refused(ErrorCode::kBundle, "can't read", bad, {});
     fs::create_directory(folder / "bad" / "decode.onnx");
-    refused(ErrorCode::kBundle, "can't read the engine", bad, {});
+    refused(ErrorCode::kBundle, "can't read", bad, {});
+}
+
+// What is loaded has the manifest's hash, whatever has happened since the bundle was opened.
+void files_that_were_replaced(fs::path const& folder) {
+    ckv::Bundle bundle = make_bundle(folder / "replaced", "plan");
+    bundle.manifest.engines[1].plugin_file = "own.so";
+    add_file(bundle, "own.so", "x");
+    int const before = fake::plugin_loads;
+    for (std::string const name : {"own.so", "decode.onnx"}) {
+        ckv::Bundle opened = bundle;
+        add_file(bundle, name, "plan with code");
+        refuses(ErrorCode::kBundle, name + " is not the file that was exported, its hash differs",
+                [&] { ckv::Engine(opened, "decode"); });
+        CHECK(fake::plugin_loads == before + (name == "decode.onnx"));
+    }
 }
 
 void chosen_engines(fs::path const& folder) {
@@ -165,8 +190,7 @@ void plugins(fs::path const& folder) {
     CHECK(fake::plugin_loads == 1);
     ckv::Bundle with_library = bundle;
     with_library.manifest.engines[1].plugin_file = "own.so";
-    with_library.manifest.files["own.so"] = {"00", 1};
-    std::ofstream(folder / "good" / "own.so") << "x";
+    add_file(with_library, "own.so", "x");
     ckv::Engine const three(with_library, "decode");
     CHECK(fake::plugin_loads == 2);
     one.reset();  // its logger must not be the one that is told what follows
@@ -182,7 +206,7 @@ void code_inside_an_engine(fs::path const& folder) {
     ckv::Bundle const bundle = make_bundle(folder / "code", "plan with code");
     refuses(ErrorCode::kEngine, "can't load the engine", [&] { ckv::Engine(bundle, "decode"); });
     ckv::Bundle said = bundle;
-    said.manifest.engines[1].carries_library = true;
+    said.manifest.engines[1].version_compatible = true;
     refuses(ErrorCode::kEngine, "set EngineOptions::allow_host_code",
             [&] { ckv::Engine(said, "decode"); });
     ckv::EngineOptions options;
@@ -323,14 +347,21 @@ void a_call_that_fails(ckv::Bundle const& bundle) {
 void a_thread_with_another_gpu(ckv::Bundle const& bundle) {
     ckv::Engine engine(bundle, "decode");
     Request request(engine.graph(), 1, 1, 1);
+    cudaStream_t const stream = fake::make_stream();
+    auto captured =
+        std::make_unique<ckv::CapturedCall>(engine, request.sizes, request.buffers, stream);
+    int const before = fake::calls;
     std::thread([&] {
         fake::gpu = 0;
+        refuses(ErrorCode::kCuda, "the engine is on GPU 3", [&] { captured->launch(stream); });
         refuses(ErrorCode::kCuda, "the engine is on GPU 3, this thread's is 0: call cudaSetDevice",
                 [&] { engine.enqueue(request.sizes, request.buffers, nullptr); });
         refuses(ErrorCode::kCuda, "the engine is on GPU 3",
                 [&] { ckv::CapturedCall(engine, request.sizes, request.buffers, nullptr); });
     }).join();
-    CHECK(fake::contexts == 0);
+    captured.reset();
+    fake::destroy_stream(stream);
+    CHECK(fake::calls == before && fake::contexts == 1);
 }
 
 // What was enqueued is finished before the contexts go.
@@ -378,6 +409,7 @@ int main(int argc, char** argv) {
     bad_engines(folder);
     chosen_engines(folder);
     plugins(folder);
+    files_that_were_replaced(folder);
     code_inside_an_engine(folder);
     ckv::Bundle const bundle = make_bundle(folder / "good", "plan");
     sizes_outside_every_profile(bundle);
