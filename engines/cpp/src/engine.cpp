@@ -223,7 +223,10 @@ void EngineState::prepare(Slot& slot, Sizes const& sizes, Buffers const& buffers
     // Never recorded, an event is done. The context's memory is in use until then.
     detail::check_cuda(cudaStreamWaitEvent(stream, slot.done, 0), "waiting for a context");
     if (slot.profile != profile) {
-        if (!slot.context->setOptimizationProfileAsync(profile, stream)) {
+        bool const set = slot.context->setOptimizationProfileAsync(profile, stream);
+        // This call may end here, and the context serve another one.
+        detail::check_cuda(cudaEventRecord(slot.done, stream), "recording an event");
+        if (!set) {
             refuse("TensorRT refuses profile " + std::to_string(profile) + " of " + graph.name);
         }
         slot.profile = profile;

@@ -314,8 +314,10 @@ void captured_calls(ckv::Bundle const& bundle) {
     fake::destroy_stream(other);
 }
 
-// A context whose call failed is used again behind what that call had put on its stream.
-void a_call_that_fails(ckv::Bundle const& bundle) {
+// A context whose call failed is used again behind what that call had put on its stream: its
+// kernels, or the change to its profile alone.
+void a_call_that_fails(ckv::Bundle const& bundle, std::string const& words,
+                       fake::Settings const& settings) {
     std::mt19937 random(8);
     cudaStream_t const stream = fake::make_stream(), other = fake::make_stream();
     {
@@ -329,8 +331,8 @@ void a_call_that_fails(ckv::Bundle const& bundle) {
             }
         });
         int const before = fake::calls;
-        fake::settings.calls_fail = true;
-        refuses(ErrorCode::kEngine, "can't run decode",
+        fake::settings = settings;
+        refuses(ErrorCode::kEngine, words,
                 [&] { engine.enqueue(first.sizes, first.buffers, stream); });
         fake::settings = {};
         engine.enqueue(second.sizes, second.buffers, other);
@@ -413,7 +415,8 @@ int main(int argc, char** argv) {
     code_inside_an_engine(folder);
     ckv::Bundle const bundle = make_bundle(folder / "good", "plan");
     sizes_outside_every_profile(bundle);
-    a_call_that_fails(bundle);
+    a_call_that_fails(bundle, "can't run decode", {true, true, "", "", "", 90, true});
+    a_call_that_fails(bundle, "refuses the address of 'score'", {true, true, "", "", "score"});
     a_thread_with_another_gpu(bundle);
     many_workers(bundle);
     CHECK(fake::contexts == 0);
