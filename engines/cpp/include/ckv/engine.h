@@ -64,7 +64,8 @@ private:
 };
 
 // A call of fixed sizes and buffers as a CUDA graph: one per worker and shape bucket. Holds a
-// context of the engine as long as it lives. Use it from one thread, on one stream at a time.
+// context of the engine as long as it lives. Use it from one thread, with the engine's GPU (throws
+// kCuda on another), on one stream at a time.
 class CapturedCall {
 public:
     // Runs the call once on `stream`, which must not be the default one, before capturing it; the
