@@ -77,6 +77,12 @@ void layout() {
     broken.graphs.at("decode").inputs.clear();
     refuses(ErrorCode::kRecord, "keeps nothing of an event",
             [&] { ckv::RecordLayout::of(broken); });
+    broken = manifest;
+    for (ckv::TensorSpec& input : broken.graphs.at("decode").inputs) {
+        input.name = input.name.substr(0, 6) == "cache_" ? input.name : "other";
+    }
+    refuses(ErrorCode::kRecord, "keeps nothing of an event",
+            [&] { ckv::RecordLayout::of(broken); });
     for (std::vector<double> const& padding : {std::vector<double>{10}, {-1}, {0, 0}}) {
         broken = manifest;
         broken.padding["cache_k_index"] = padding;
@@ -90,7 +96,9 @@ void layout() {
     for (auto const& [from, to, why] :
          {std::tuple("[\"B\", 1, \"K\", 2]", "[\"B\", 1]", "'cache_k_user' has too few axes"),
           {"\"history_item_id\", \"dtype\": \"int32\"", "\"history_item_id\", \"dtype\": \"bool\"",
-           "'history_item_id' is of a type that records don't hold"}}) {
+           "'history_item_id' is of a type that records don't hold"},
+          {"\"history_image\", \"dtype\": \"float32\"", "\"history_image\", \"dtype\": \"float16\"",
+           "'history_image' is of a type that records don't hold"}}) {
         refuses(ErrorCode::kRecord, why, [&, from = from, to = to] {
             ckv::RecordLayout::of(ckv::parse_manifest(changed_manifest(from, to), "m"));
         });
@@ -100,9 +108,15 @@ void layout() {
     auto const unlayered = changed_manifest("[\"B\", 1, \"K\", 2", "[\"B\", \"L\", \"K\", 2");
     refuses(ErrorCode::kRecord, "'cache_k_user' has an event of no fixed size",
             [&] { ckv::RecordLayout::of(ckv::parse_manifest(unlayered, "m")); });
-    // 2^60 numbers, and products that 64 bits don't hold: 2^64, and 2^90 of them times 0.
-    for (char const* last : {"1", "16", "1073741824", "1073741824, 0"}) {
-        std::string const axes = std::string("[\"B\", 1, \"K\", 1073741824, 1073741824, ") + last;
+    // 2^60 numbers, and products that 64 bits don't hold: 2^64, and 2^90 of them times 0; with layers
+    // 2^64 numbers, and 2^63 bytes.
+    for (char const* sizes : {"1, \"K\", 1073741824, 1073741824, 1",
+                              "1, \"K\", 1073741824, 1073741824, 16",
+                              "1, \"K\", 1073741824, 1073741824, 1073741824",
+                              "1, \"K\", 1073741824, 1073741824, 1073741824, 0",
+                              "1073741824, \"K\", 1073741824, 16",
+                              "1073741824, \"K\", 1073741824, 4"}) {
+        std::string const axes = std::string("[\"B\", ") + sizes;
         auto const text = changed_manifest("[\"B\", 1, \"K\", 2", axes);
         refuses(ErrorCode::kRecord, " is too large for a record",
                 [&] { ckv::RecordLayout::of(ckv::parse_manifest(text, "m")); });

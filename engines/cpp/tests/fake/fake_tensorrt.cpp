@@ -225,6 +225,7 @@ private:
 class Registry : public PluginRegistryStubs {
 public:
     PluginLibraryHandle loadLibrary(AsciiChar const* path) noexcept override {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
         ++fake::plugin_loads;
         return fails(__func__) ? nullptr : this;
     }
