@@ -22,6 +22,9 @@ void everything_is_read() {
     ckv::Manifest const manifest = ckv::parse_manifest(sample_manifest(), "m");
     CHECK(manifest.name == "toy");
     CHECK(manifest.model.window == 4 && manifest.model.max_len == 20);
+    CHECK(manifest.model.kind == "sim" && manifest.model.num_layers == 1);
+    CHECK(ckv::parse_manifest(changed_manifest("\"num_layers\": 1", "\"num_layers\": 2"), "m")
+              .model.num_layers == 2);
     CHECK(manifest.model.pool_rows_k == 10 && manifest.model.pool_rows_v == 70000);
     CHECK(manifest.model.features.size() == 3 && manifest.model.features[0].vocab_size == 9);
     CHECK(!manifest.item_table && !manifest.pools_are_inputs);
@@ -104,7 +107,8 @@ void damage_is_refused() {
         refused("{\"name\": \"history_item_id\"", "{\"name\": \"" + std::string(name) + "\"",
                 "the graph decode has two tensors '" + std::string(name) + "'");
     }
-    for (char const* range : {"8", "1:8", "1:8:4", "-1:0:1", "1:2:3:4", "a:b:c", "1:2:3 ", ""}) {
+    for (char const* range : {"8", "1:8", "1:8:4", "2:1:3", "-1:0:1", "1:2:3:4", "a:b:c", "1:2:3 ",
+                              "", "0:0:", "0:99999999999999999999:16"}) {
         refused("\"0:10:16\"", std::string("\"") + range + "\"", "a range must");
     }
     for (char const* path : {"../x", "/etc/passwd", "a/../../x", ""}) {
