@@ -43,7 +43,7 @@ class Settings:
     def require_supported(self, backend: Backend) -> None:
         """Raise `EngineError` for what `backend` does not have, here or at all.
 
-        So for a timing cache that can't be kept where it should be.
+        Also for a timing cache that could not be written.
         """
         require_plugins(self.plugin, backend)
         asked = [name for name in _WHY_NOT_RTX if getattr(self, name)]

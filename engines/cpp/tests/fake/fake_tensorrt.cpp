@@ -202,10 +202,10 @@ public:
     IRuntime* getPImpl() noexcept override { return this; }
     void setEngineHostCodeAllowed(bool allowed) noexcept override { allowed_ = allowed; }
     ICudaEngine* deserializeCudaEngine(void const* plan, std::size_t size) noexcept override {
-        std::string const text(static_cast<char const*>(plan), size);
         if (fails(__func__)) {
             return nullptr;
         }
+        std::string const text(static_cast<char const*>(plan), size);
         if (text == "plan" || (text == "plan with code" && allowed_)) {
             return new FakeEngine;
         }

@@ -255,13 +255,14 @@ void plugins(fs::path const& folder) {
     ckv::Engine const three(with_library, "decode");
     CHECK(fake::plugin_loads == before + 2);
     one.reset();  // its logger must not be the one that is told what follows
-    // Many at once load it once; and one that couldn't be loaded is tried again.
     options.plugin_library = folder / "other.so";
     std::ofstream(options.plugin_library) << "x";
     fake::settings.fails = "loadLibrary";
-    refuses(ErrorCode::kEngine, "can't load the plugin library",
+    fake::settings.remarks = true;
+    refuses(ErrorCode::kEngine, "other.so: loadLibrary",
             [&] { ckv::Engine(bundle, "decode", options); });
     fake::settings = {};
+    // What couldn't be loaded is tried again; many at once load it once.
     std::vector<std::thread> threads;
     for (int i = 0; i < 4; ++i) {
         threads.emplace_back([&] { ckv::Engine(bundle, "decode", options); });
