@@ -45,6 +45,10 @@ void everything_is_read() {
     CHECK(ckv::parse_manifest(changed_manifest("\"plugin\": null", beside), "m")
               .engines[0]
               .plugin_file == "p.so");
+    std::string const padded = "\"padding\": {\"cache_k_user\": [0, 1.5]}, \"engines\": [";
+    CHECK((ckv::parse_manifest(changed_manifest("\"engines\": [", padded), "m")
+               .padding.at("cache_k_user") == std::vector<double>{0, 1.5}));
+    CHECK(manifest.padding.empty());
     CHECK(manifest.profile.at("S").max == 16 && manifest.profile.at("S").opt == 10);
     CHECK(manifest.graph("decode").inputs.size() == 8);
     ckv::TensorSpec const& user = manifest.graph("decode").tensor("cache_k_user");
