@@ -100,7 +100,13 @@ void engines() {
     bundle.manifest.files["engines/d.rtx"] = {"00", 1};
     Library const rtx{10701}, full{110100}, newer{110200};
     CHECK(rtx.label() == "TensorRT for RTX 1.7.1" && full.label() == "TensorRT 11.1.0");
+    bundle.manifest.engines.push_back(bundle.manifest.engines[0]);
+    bundle.manifest.engines[2].file = "engines/later.rtx";
+    bundle.manifest.files["engines/later.rtx"] = {"00", 1};
     CHECK(choose_engine(bundle, "decode", "", rtx, false).file == "engines/d.rtx");
+    CHECK(choose_engine(bundle, "decode", "engines/later.rtx", rtx, false).file ==
+          "engines/later.rtx");
+    bundle.manifest.engines.pop_back();
     CHECK(choose_engine(bundle, "decode", "", full, false).file == "decode.onnx");
     CHECK(choose_engine(bundle, "decode", "engines/d.rtx", rtx, false).file == "engines/d.rtx");
     refuses(ErrorCode::kEngine,
