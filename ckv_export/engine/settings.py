@@ -41,7 +41,10 @@ class Settings:
     refit: bool = False
 
     def require_supported(self, backend: Backend) -> None:
-        """Raise `EngineError` for what `backend` does not have, here or at all."""
+        """Raise `EngineError` for what `backend` does not have, here or at all.
+
+        Also for a timing cache that could not be written.
+        """
         require_plugins(self.plugin, backend)
         asked = [name for name in _WHY_NOT_RTX if getattr(self, name)]
         if backend.is_rtx and asked:
@@ -50,6 +53,8 @@ class Settings:
                 f"{backend.label} has no --{flag}: {_WHY_NOT_RTX[asked[0]]} (or use "
                 f"--backend {TENSORRT})"
             )
+        if self.timing_cache is not None:
+            timing_cache.require_place(self.timing_cache)
         if self.refit:
             self._require_refit(backend)
 

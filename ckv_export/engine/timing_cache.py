@@ -15,13 +15,26 @@ from ckv_export.engine.files import beside
 from ckv_export.errors import EngineError, reason
 
 
+def require_place(path: Path) -> None:
+    """Raise `EngineError` where no timings could be kept in `path`: known before they are taken."""
+    if not path.parent.is_dir():
+        raise EngineError(f"there is no folder {path.parent} for the timing cache {path.name}")
+    try:
+        plain = path.is_file() or not path.exists()
+    except OSError as error:
+        raise EngineError(f"can't write the timing cache {path}: {reason(error)}") from error
+    # Who opens a pipe waits for its other end.
+    if not plain:
+        raise EngineError(f"can't write the timing cache {path}: it is no plain file")
+    if not os.access(path.parent, os.W_OK):
+        raise EngineError(f"can't write the timing cache {path}: its folder is read-only")
+
+
 def attach(path: Path, config: Any, backend: Backend) -> None:
     """Give `config` the timings in `path`, none where there is no such file.
 
     Raises `EngineError` for a file that is no timing cache of this TensorRT and GPU.
     """
-    if not path.parent.is_dir():
-        raise EngineError(f"there is no folder {path.parent} for the timing cache {path.name}")
     cache = _create(config, _read(path))
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise EngineError(

@@ -64,10 +64,17 @@ std::vector<nvinfer1::PluginTensorDesc> largest(
     return descs;
 }
 
+std::string text_of(AttentionAttributes const& attributes) {
+    char text[64];
+    std::snprintf(text, sizeof text, "num_heads=%d scale=%.9g", attributes.num_heads,
+        static_cast<double>(attributes.scale));
+    return text;
+}
+
 }  // namespace
 
-AttentionPlugin::AttentionPlugin(AttentionAttributes const& attributes)
-    : attributes_(attributes) {
+AttentionPlugin::AttentionPlugin(char const* name, AttentionAttributes const& attributes)
+    : PluginBase(name, text_of(attributes)), attributes_(attributes) {
     require(attributes.num_heads > 0, "num_heads must be positive");
     require(std::isfinite(attributes.scale), "scale must be finite");
 }
@@ -137,18 +144,6 @@ void AttentionPlugin::check_shapes(Desc const* in) const {
                     extent(in[pool + 2].dims, 1) == args.events,
             "a user part is not [B, N, d_u]");
     }
-}
-
-std::vector<nvinfer1::PluginField> AttentionPlugin::fields() const {
-    return {{kHeadsField, &attributes_.num_heads, nvinfer1::PluginFieldType::kINT32, 1},
-        {kScaleField, &attributes_.scale, nvinfer1::PluginFieldType::kFLOAT32, 1}};
-}
-
-std::string AttentionPlugin::attributes() const {
-    char text[64];
-    std::snprintf(text, sizeof text, "num_heads=%d scale=%.9g", attributes_.num_heads,
-        static_cast<double>(attributes_.scale));
-    return text;
 }
 
 Signature const& PooledAttentionPlugin::signature() const {

@@ -21,32 +21,45 @@ public:
     static constexpr char kScaleField[] = "scale";
 
     // Throws std::invalid_argument for attributes that make no sense.
-    explicit AttentionPlugin(AttentionAttributes const& attributes);
+    AttentionPlugin(char const* name, AttentionAttributes const& attributes);
 
     size_t getWorkspaceSize(DynamicDesc const* in, int32_t inputs, DynamicDesc const* out,
         int32_t outputs) const noexcept final;
     int32_t getNbTactics() noexcept final;
     int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept final;
     int32_t setTactic(int32_t tactic) noexcept final;
+    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept final {
+        return &collection_;
+    }
 
 protected:
+    // The fields of a copy point at its own attributes.
+    AttentionPlugin(AttentionPlugin const& other)
+        : PluginBase(other), attributes_(other.attributes_), tactic_(other.tactic_) {}
+
     nvinfer1::DimsExprs output_shape(
         nvinfer1::DimsExprs const* in, nvinfer1::IExprBuilder& builder) const final;
     void check_shapes(Desc const* in) const override;
-    std::vector<nvinfer1::PluginField> fields() const final;
-    std::string attributes() const final;
 
     // Sizes and pointers of what both forms share; pointers may be null for the sizes alone.
     void fill(AttentionArgs& args, Desc const* desc, void const* const* in) const;
 
-    AttentionAttributes attributes_;
+    AttentionAttributes const attributes_;
     Tactic tactic_ = Tactic::kAuto;
+
+private:
+    nvinfer1::PluginField const fields_[2] = {
+        {kHeadsField, &attributes_.num_heads, nvinfer1::PluginFieldType::kINT32, 1},
+        {kScaleField, &attributes_.scale, nvinfer1::PluginFieldType::kFLOAT32, 1}};
+    nvinfer1::PluginFieldCollection const collection_{2, fields_};
 };
 
 class PooledAttentionPlugin final : public AttentionPlugin {
 public:
     static constexpr char kName[] = "PooledAttention";
-    using AttentionPlugin::AttentionPlugin;
+
+    explicit PooledAttentionPlugin(AttentionAttributes const& attributes)
+        : AttentionPlugin(kName, attributes) {}
 
 protected:
     Signature const& signature() const override;
@@ -59,7 +72,9 @@ protected:
 class PooledPointwiseAttentionPlugin final : public AttentionPlugin {
 public:
     static constexpr char kName[] = "PooledPointwiseAttention";
-    using AttentionPlugin::AttentionPlugin;
+
+    explicit PooledPointwiseAttentionPlugin(AttentionAttributes const& attributes)
+        : AttentionPlugin(kName, attributes) {}
 
 protected:
     Signature const& signature() const override;

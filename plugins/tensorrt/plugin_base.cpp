@@ -60,6 +60,9 @@ void check(cudaError_t status) {
     }
 }
 
+PluginBase::PluginBase(std::string const& name, std::string const& attributes)
+    : timing_id_(name + ' ' + kVersion + ' ' + attributes) {}
+
 nvinfer1::IPluginCapability* PluginBase::getCapabilityInterface(
     nvinfer1::PluginCapabilityType type) noexcept {
     switch (type) {
@@ -111,15 +114,6 @@ bool PluginBase::supportsFormatCombination(
            fits(kind, desc.type, in_out[0].desc.type);
 }
 
-char const* PluginBase::getTimingCacheID() noexcept {
-    return shielded<char const*>(getPluginName(), nullptr, [&] {
-        if (timing_id_.empty()) {
-            timing_id_ = std::string(getPluginName()) + ' ' + kVersion + ' ' + attributes();
-        }
-        return timing_id_.c_str();
-    });
-}
-
 int32_t PluginBase::onShapeChange(
     Desc const* in, int32_t inputs, Desc const*, int32_t outputs) noexcept {
     return shielded<int32_t>(getPluginName(), 1, [&] {
@@ -135,16 +129,6 @@ int32_t PluginBase::enqueue(Desc const* in_desc, Desc const*, void const* const*
     return shielded<int32_t>(getPluginName(), 1, [&] {
         run(in_desc, in, out[0], workspace, stream);
         return 0;
-    });
-}
-
-nvinfer1::PluginFieldCollection const* PluginBase::getFieldsToSerialize() noexcept {
-    return shielded<nvinfer1::PluginFieldCollection const*>(getPluginName(), nullptr, [&] {
-        if (fields_.empty()) {
-            fields_ = fields();
-        }
-        collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
-        return &collection_;
     });
 }
 

@@ -44,7 +44,6 @@ public:
     using Desc = nvinfer1::PluginTensorDesc;
     using DynamicDesc = nvinfer1::DynamicPluginTensorDesc;
 
-    PluginBase() = default;
     ~PluginBase() override = default;
     PluginBase& operator=(PluginBase const&) = delete;
     PluginBase& operator=(PluginBase&&) = delete;
@@ -67,8 +66,8 @@ public:
         int32_t outputs, nvinfer1::IExprBuilder& builder) noexcept final;
     bool supportsFormatCombination(int32_t position, DynamicDesc const* in_out, int32_t inputs,
         int32_t outputs) noexcept final;
-    char const* getTimingCacheID() noexcept final;
-    char const* getMetadataString() noexcept final { return getTimingCacheID(); }
+    char const* getTimingCacheID() noexcept final { return timing_id_.c_str(); }
+    char const* getMetadataString() noexcept final { return timing_id_.c_str(); }
 
     int32_t onShapeChange(
         Desc const* in, int32_t inputs, Desc const* out, int32_t outputs) noexcept final;
@@ -77,12 +76,11 @@ public:
     nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept final {
         return clone();
     }
-    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept final;
 
 protected:
-    // Field pointers are not copied: they must point into this object, not into the original.
-    PluginBase(PluginBase const& other) : IPluginV3(other), IPluginV3OneCore(other),
-        IPluginV3OneBuild(other), IPluginV3OneRuntime(other) {}
+    // `attributes`: as text, what a timing depends on beside shapes and types.
+    explicit PluginBase(std::string const& name, std::string const& attributes = {});
+    PluginBase(PluginBase const&) = default;
 
     virtual Signature const& signature() const = 0;
     virtual PluginBase* copy() const = 0;
@@ -92,16 +90,9 @@ protected:
     virtual void check_shapes(Desc const* in) const = 0;
     virtual void run(Desc const* in_desc, void const* const* in, void* out, void* workspace,
         cudaStream_t stream) const = 0;
-    // Attributes as fields that point at members of this object.
-    virtual std::vector<nvinfer1::PluginField> fields() const = 0;
-    // The attributes as text: what a timing depends on beside shapes and types.
-    virtual std::string attributes() const = 0;
 
 private:
-    // Made when first asked for, then kept: pointers into them have been handed out.
-    std::vector<nvinfer1::PluginField> fields_;
-    nvinfer1::PluginFieldCollection collection_{};
-    std::string timing_id_;
+    std::string const timing_id_;
 };
 
 }  // namespace ckv::tensorrt

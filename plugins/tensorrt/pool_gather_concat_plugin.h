@@ -9,6 +9,12 @@ class PoolGatherConcatPlugin final : public PluginBase {
 public:
     static constexpr char kName[] = "PoolGatherConcat";
 
+    PoolGatherConcatPlugin() : PluginBase(kName) {}
+
+    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override {
+        return &no_fields_;
+    }
+
 protected:
     Signature const& signature() const override;
     PluginBase* copy() const override { return new PoolGatherConcatPlugin(*this); }
@@ -17,8 +23,9 @@ protected:
     void check_shapes(Desc const* in) const override;
     void run(Desc const* in_desc, void const* const* in, void* out, void* workspace,
         cudaStream_t stream) const override;
-    std::vector<nvinfer1::PluginField> fields() const override { return {}; }
-    std::string attributes() const override { return {}; }
+
+private:
+    nvinfer1::PluginFieldCollection const no_fields_{};
 };
 
 }  // namespace ckv::tensorrt

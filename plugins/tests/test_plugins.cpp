@@ -10,9 +10,11 @@
 #include <vector>
 
 #include "attention_call.h"
+#include "attention_plugin.h"
 #include "check.h"
 #include "fake_builder.h"
 #include "plugin_objects.h"
+#include "pool_gather_concat_plugin.h"
 
 // Of the dynamic library, whose entry is part of this program.
 extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
@@ -231,6 +233,18 @@ void answers_stay_where_they_are(char const* name) {
     ++passed;
 }
 
+// Threads may ask a plugin of one engine at once, such as two that serialize it.
+template <typename Ours>
+void answers_change_nothing_in_a_plugin() {
+    Plugin const plugin = create(Ours::kName);
+    auto const* const ours = dynamic_cast<Ours*>(plugin.whole.get());
+    std::string const before(reinterpret_cast<char const*>(ours), sizeof *ours);
+    CHECK(plugin.runtime->getFieldsToSerialize() != nullptr);
+    CHECK(plugin.build->getTimingCacheID() && plugin.build->getMetadataString());
+    CHECK(std::memcmp(before.data(), ours, sizeof *ours) == 0);
+    ++passed;
+}
+
 void tactics_are_unique_and_valid() {
     Plugin const plugin = create("PooledAttention");
     std::vector<DynamicPluginTensorDesc> in;
@@ -268,6 +282,9 @@ int main() {
         plugins_survive_clone_and_serialization(name);
         answers_stay_where_they_are(name);
     }
+    answers_change_nothing_in_a_plugin<ckv::tensorrt::PoolGatherConcatPlugin>();
+    answers_change_nothing_in_a_plugin<ckv::tensorrt::PooledAttentionPlugin>();
+    answers_change_nothing_in_a_plugin<ckv::tensorrt::PooledPointwiseAttentionPlugin>();
     output_shapes_follow_the_inputs();
     outputs_have_the_type_of_the_first_input();
     tactics_are_unique_and_valid();

@@ -103,11 +103,23 @@ def test_a_disk_that_is_full_at_last_leaves_the_old_timings(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_places_that_are_no_file(projection, full: FakeTensorRt, tmp_path: Path):
-    with pytest.raises(EngineError, match="there is no folder"):
-        build(projection, full, tmp_path / "no" / "timings", tmp_path / "e")
-    with pytest.raises(EngineError, match=r"can't read the timing cache \S*: Is a directory$"):
-        build(projection, full, tmp_path, tmp_path / "e")
+def test_places_that_are_no_file(
+    projection, full: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They are refused before the build; reading a pipe would wait for its other end."""
+    monkeypatch.setattr(fake_builder.Builder, "build_serialized_network", None)
+    os.mkfifo(tmp_path / "pipe")
+    for place, says in (
+        ("no/timings", "there is no folder"),
+        ("", r"can't write the timing cache \S*: it is no plain file$"),
+        ("pipe", r"can't write the timing cache \S*: it is no plain file$"),
+        ("x" * 300, r"can't write the timing cache \S*: File name too long$"),
+    ):
+        with pytest.raises(EngineError, match=says):
+            build(projection, full, tmp_path / place, tmp_path / "e")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(EngineError, match=r"timing cache \S*: its folder is read-only$"):
+        build(projection, full, tmp_path / "timings", tmp_path / "e")
 
 
 def test_a_cache_that_cannot_be_written_leaves_no_engine(

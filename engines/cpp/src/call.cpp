@@ -87,8 +87,10 @@ EngineEntry const& choose_engine(Bundle const& bundle, std::string const& graph,
             refuse(needed + " is not among the files of its bundle");
         }
     }
-    if (chosen->backend != library.backend() ||
-        (!any_version && !same_release(chosen->backend_version, library.dotted()))) {
+    // Whether a version-compatible engine runs here is TensorRT's to say.
+    bool const runs = any_version || chosen->version_compatible ||
+                      same_release(chosen->backend_version, library.dotted());
+    if (chosen->backend != library.backend() || !runs) {
         refuse("the engine " + chosen->file + " was built by " + chosen->backend + " " +
                chosen->backend_version + ", this program runs " + library.label() + ": " +
                build_command(bundle, library));

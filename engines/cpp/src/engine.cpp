@@ -7,6 +7,7 @@
 
 #include "call.h"
 #include "pool.h"
+#include "sha256.h"
 #include "tensorrt_runtime.h"
 
 namespace ckv {
@@ -37,15 +38,25 @@ nvinfer1::Dims dims_of(std::vector<std::int64_t> const& shape) {
     return dims;
 }
 
-std::vector<char> read_plan(std::filesystem::path const& path) {
+// A file of the bundle with the hash that the manifest gives it: since the bundle was opened,
+// another may have taken its place.
+std::vector<char> read_verified(Bundle const& bundle, std::string const& name) {
+    std::filesystem::path const path = bundle.file(name);
     std::error_code error;
     std::uintmax_t const size = std::filesystem::file_size(path, error);  // none of a folder
     std::ifstream file(path, std::ios::binary);
-    std::vector<char> plan(error ? 0 : size);
-    if (error || !file.read(plan.data(), static_cast<std::streamsize>(plan.size()))) {
-        throw Error(ErrorCode::kBundle, "can't read the engine " + path.string());
+    std::vector<char> bytes(error ? 0 : size);
+    if (error || !file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()))) {
+        throw Error(ErrorCode::kBundle, "can't read " + path.string());
     }
-    return plan;
+    detail::Sha256 digest;
+    digest.update(bytes.data(), bytes.size());
+    if (digest.finish() != bundle.manifest.files.at(name).sha256) {
+        throw Error(ErrorCode::kBundle,
+                    path.string() + " is not the file that was exported, its hash differs: open "
+                                    "the bundle again, or export it again");
+    }
+    return bytes;
 }
 
 // A context, and the end of the last work that was put on a stream with it.
@@ -77,8 +88,10 @@ struct EngineState {
 
     void run(Slot& slot, cudaStream_t stream);
 
-    // A context, for a call or for good. Throws kCuda where this thread's GPU is another than the
-    // engine's.
+    // Throws kCuda where this thread's GPU is another than the engine's.
+    void check_thread() const;
+
+    // A context, for a call or for good, for a thread with the engine's GPU.
     detail::Pool<Slot>::Lease take();
     detail::Pool<Slot>::Lease hold();
 
@@ -91,11 +104,10 @@ struct EngineState {
     std::unique_ptr<void, decltype(&cudaFree)> nothing{nullptr, &cudaFree};
 
 private:
-    void deserialize(std::filesystem::path const& path);
+    void deserialize(std::filesystem::path const& path, std::vector<char> const& plan);
     void check_tensors() const;
     void read_profiles();
     std::unique_ptr<Slot> make_slot();
-    void check_thread() const;
 
     // Last, so that contexts go before their engine.
     detail::Pool<Slot> pool;
@@ -116,19 +128,20 @@ EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions con
     }
     if (options.allow_host_code) {
         runtime->setEngineHostCodeAllowed(true);
-    } else if (entry.carries_library) {
-        refuse("the engine " + entry.file + " carries a plugin library, code that would run in "
-               "this process: set EngineOptions::allow_host_code");
+    } else if (entry.version_compatible) {
+        refuse("the engine " + entry.file + " is version-compatible, it carries code that would "
+               "run in this process: set EngineOptions::allow_host_code");
     }
     if (!options.plugin_library.empty()) {
         detail::load_plugins(options.plugin_library);
     } else if (!entry.plugin_file.empty()) {
+        read_verified(bundle, entry.plugin_file);
         detail::load_plugins(bundle.file(entry.plugin_file));
     }
     auto const [major, minor] = detail::present_gpu();
     gpu = detail::current_gpu();
     detail::require_target(bundle, entry, detail::linked_library(), major, minor);
-    deserialize(bundle.file(entry.file));
+    deserialize(bundle.file(entry.file), read_verified(bundle, entry.file));
     check_tensors();
     read_profiles();
     void* memory = nullptr;
@@ -136,8 +149,7 @@ EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions con
     nothing.reset(memory);
 }
 
-void EngineState::deserialize(std::filesystem::path const& path) {
-    std::vector<char> const plan = read_plan(path);
+void EngineState::deserialize(std::filesystem::path const& path, std::vector<char> const& plan) {
     detail::take_logged_error();
     engine.reset(runtime->deserializeCudaEngine(plan.data(), plan.size()));
     if (engine == nullptr) {
@@ -211,7 +223,10 @@ void EngineState::prepare(Slot& slot, Sizes const& sizes, Buffers const& buffers
     // Never recorded, an event is done. The context's memory is in use until then.
     detail::check_cuda(cudaStreamWaitEvent(stream, slot.done, 0), "waiting for a context");
     if (slot.profile != profile) {
-        if (!slot.context->setOptimizationProfileAsync(profile, stream)) {
+        bool const set = slot.context->setOptimizationProfileAsync(profile, stream);
+        // This call may end here, and the context serve another one.
+        detail::check_cuda(cudaEventRecord(slot.done, stream), "recording an event");
+        if (!set) {
             refuse("TensorRT refuses profile " + std::to_string(profile) + " of " + graph.name);
         }
         slot.profile = profile;
@@ -315,6 +330,7 @@ CapturedCall::CapturedCall(Engine& engine, Sizes const& sizes, Buffers const& bu
 CapturedCall::~CapturedCall() = default;
 
 void CapturedCall::launch(CUstream_st* stream) {
+    state_->engine->check_thread();
     Slot& slot = *state_->slot;
     detail::check_cuda(cudaStreamWaitEvent(stream, slot.done, 0), "waiting for a context");
     detail::check_cuda(cudaGraphLaunch(state_->executable, stream), "launching a captured call");

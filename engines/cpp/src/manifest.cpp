@@ -145,14 +145,13 @@ EngineEntry parse_engine(json const& data) {
     engine.backend_version = data.at("backend_version").get<std::string>();
     engine.targets = data.at("targets").get<std::vector<std::string>>();
     engine.profile = parse_profile(data.at("profile"));
-    engine.hardware_compatible =
-        data.value("settings", json::object()).value("hardware_compatible", false);
+    json const settings = data.value("settings", json::object());
+    engine.version_compatible = settings.value("version_compatible", false);
+    engine.hardware_compatible = settings.value("hardware_compatible", false);
     json const plugin = data.value("plugin", json());
     if (!plugin.is_null()) {
         json const& file = plugin.at("file");
         engine.plugin_file = file.is_null() ? "" : file.get<std::string>();
-        // Kernels alone ("embedded") run on the GPU only; a library is code of this process.
-        engine.carries_library = plugin.value("carried", false) && plugin.at("kind") == "library";
     }
     return engine;
 }

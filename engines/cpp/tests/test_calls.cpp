@@ -100,7 +100,13 @@ void engines() {
     bundle.manifest.files["engines/d.rtx"] = {"00", 1};
     Library const rtx{10701}, full{110100}, newer{110200};
     CHECK(rtx.label() == "TensorRT for RTX 1.7.1" && full.label() == "TensorRT 11.1.0");
+    bundle.manifest.engines.push_back(bundle.manifest.engines[0]);
+    bundle.manifest.engines[2].file = "engines/later.rtx";
+    bundle.manifest.files["engines/later.rtx"] = {"00", 1};
     CHECK(choose_engine(bundle, "decode", "", rtx, false).file == "engines/d.rtx");
+    CHECK(choose_engine(bundle, "decode", "engines/later.rtx", rtx, false).file ==
+          "engines/later.rtx");
+    bundle.manifest.engines.pop_back();
     CHECK(choose_engine(bundle, "decode", "", full, false).file == "decode.onnx");
     CHECK(choose_engine(bundle, "decode", "engines/d.rtx", rtx, false).file == "engines/d.rtx");
     refuses(ErrorCode::kEngine,
@@ -108,6 +114,8 @@ void engines() {
             "--backend tensorrt",
             [&] { choose_engine(bundle, "decode", "", newer, false); });
     CHECK(choose_engine(bundle, "decode", "", newer, true).file == "decode.onnx");
+    bundle.manifest.engines[1].version_compatible = true;
+    CHECK(choose_engine(bundle, "decode", "", newer, false).file == "decode.onnx");
     refuses(ErrorCode::kEngine, "was built by tensorrt_rtx 1.7.1.116, this program runs TensorRT for "
             "RTX 1.7.11", [&] { choose_engine(bundle, "decode", "", Library{10711}, false); });
     bundle.manifest.engines[0].backend_version = "1.7.11.0";

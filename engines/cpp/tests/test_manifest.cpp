@@ -22,26 +22,33 @@ void everything_is_read() {
     ckv::Manifest const manifest = ckv::parse_manifest(sample_manifest(), "m");
     CHECK(manifest.name == "toy");
     CHECK(manifest.model.window == 4 && manifest.model.max_len == 20);
+    CHECK(manifest.model.kind == "sim" && manifest.model.num_layers == 1);
+    CHECK(ckv::parse_manifest(changed_manifest("\"num_layers\": 1", "\"num_layers\": 2"), "m")
+              .model.num_layers == 2);
     CHECK(manifest.model.pool_rows_k == 10 && manifest.model.pool_rows_v == 70000);
     CHECK(manifest.model.features.size() == 3 && manifest.model.features[0].vocab_size == 9);
     CHECK(!manifest.item_table && !manifest.pools_are_inputs);
     CHECK(manifest.entries.substr(0, 4) == "ff11" && manifest.fingerprint.substr(0, 4) == "0011");
-    CHECK(manifest.engines[0].plugin_file.empty() && !manifest.engines[0].carries_library);
-    for (std::string const kind : {"library", "embedded"}) {
-        std::string const plugin =
-            "\"plugin\": {\"file\": null, \"carried\": true, \"kind\": \"" + kind + "\"}";
-        auto const carrying = ckv::parse_manifest(changed_manifest("\"plugin\": null", plugin), "m");
-        CHECK(carrying.engines[0].carries_library == (kind == "library"));
+    CHECK(manifest.engines[0].plugin_file.empty());
+    for (bool const hardware : {false, true}) {
+        std::string const setting = hardware ? "hardware" : "version";
+        std::string const settings =
+            "\"plugin\": {\"file\": null}, \"settings\": {\"" + setting + "_compatible\": true}";
+        auto const engines =
+            ckv::parse_manifest(changed_manifest("\"plugin\": null", settings), "m").engines;
+        CHECK(engines[0].hardware_compatible == hardware);
+        CHECK(engines[0].version_compatible == !hardware);
+        CHECK(!engines[1].hardware_compatible && !engines[1].version_compatible);
+        CHECK(engines[0].plugin_file.empty());
     }
-    CHECK(!manifest.engines[0].hardware_compatible);
-    std::string const settings = "\"plugin\": null, \"settings\": {\"hardware_compatible\": true}";
-    CHECK(ckv::parse_manifest(changed_manifest("\"plugin\": null", settings), "m")
-              .engines[0]
-              .hardware_compatible);
     std::string const beside = "\"plugin\": {\"file\": \"p.so\"}";
     CHECK(ckv::parse_manifest(changed_manifest("\"plugin\": null", beside), "m")
               .engines[0]
               .plugin_file == "p.so");
+    std::string const padded = "\"padding\": {\"cache_k_user\": [0, 1.5]}, \"engines\": [";
+    CHECK((ckv::parse_manifest(changed_manifest("\"engines\": [", padded), "m")
+               .padding.at("cache_k_user") == std::vector<double>{0, 1.5}));
+    CHECK(manifest.padding.empty());
     CHECK(manifest.profile.at("S").max == 16 && manifest.profile.at("S").opt == 10);
     CHECK(manifest.graph("decode").inputs.size() == 8);
     ckv::TensorSpec const& user = manifest.graph("decode").tensor("cache_k_user");
@@ -104,7 +111,8 @@ void damage_is_refused() {
         refused("{\"name\": \"history_item_id\"", "{\"name\": \"" + std::string(name) + "\"",
                 "the graph decode has two tensors '" + std::string(name) + "'");
     }
-    for (char const* range : {"8", "1:8", "1:8:4", "-1:0:1", "1:2:3:4", "a:b:c", "1:2:3 ", ""}) {
+    for (char const* range : {"8", "1:8", "1:8:4", "2:1:3", "-1:0:1", "1:2:3:4", "a:b:c", "1:2:3 ",
+                              "", "0:0:", "0:99999999999999999999:16"}) {
         refused("\"0:10:16\"", std::string("\"") + range + "\"", "a range must");
     }
     for (char const* path : {"../x", "/etc/passwd", "a/../../x", ""}) {

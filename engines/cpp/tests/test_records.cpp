@@ -77,6 +77,12 @@ void layout() {
     broken.graphs.at("decode").inputs.clear();
     refuses(ErrorCode::kRecord, "keeps nothing of an event",
             [&] { ckv::RecordLayout::of(broken); });
+    broken = manifest;
+    for (ckv::TensorSpec& input : broken.graphs.at("decode").inputs) {
+        input.name = input.name.substr(0, 6) == "cache_" ? input.name : "other";
+    }
+    refuses(ErrorCode::kRecord, "keeps nothing of an event",
+            [&] { ckv::RecordLayout::of(broken); });
     for (std::vector<double> const& padding : {std::vector<double>{10}, {-1}, {0, 0}}) {
         broken = manifest;
         broken.padding["cache_k_index"] = padding;
@@ -90,7 +96,9 @@ void layout() {
     for (auto const& [from, to, why] :
          {std::tuple("[\"B\", 1, \"K\", 2]", "[\"B\", 1]", "'cache_k_user' has too few axes"),
           {"\"history_item_id\", \"dtype\": \"int32\"", "\"history_item_id\", \"dtype\": \"bool\"",
-           "'history_item_id' is of a type that records don't hold"}}) {
+           "'history_item_id' is of a type that records don't hold"},
+          {"\"history_image\", \"dtype\": \"float32\"", "\"history_image\", \"dtype\": \"float16\"",
+           "'history_image' is of a type that records don't hold"}}) {
         refuses(ErrorCode::kRecord, why, [&, from = from, to = to] {
             ckv::RecordLayout::of(ckv::parse_manifest(changed_manifest(from, to), "m"));
         });
@@ -100,9 +108,15 @@ void layout() {
     auto const unlayered = changed_manifest("[\"B\", 1, \"K\", 2", "[\"B\", \"L\", \"K\", 2");
     refuses(ErrorCode::kRecord, "'cache_k_user' has an event of no fixed size",
             [&] { ckv::RecordLayout::of(ckv::parse_manifest(unlayered, "m")); });
-    // 2^60 numbers, and products that 64 bits don't hold: 2^64, and 2^90 of them times 0.
-    for (char const* last : {"1", "16", "1073741824", "1073741824, 0"}) {
-        std::string const axes = std::string("[\"B\", 1, \"K\", 1073741824, 1073741824, ") + last;
+    // 2^60 numbers, and products that 64 bits don't hold: 2^64, and 2^90 of them times 0; with layers
+    // 2^64 numbers, and 2^63 bytes.
+    for (char const* sizes : {"1, \"K\", 1073741824, 1073741824, 1",
+                              "1, \"K\", 1073741824, 1073741824, 16",
+                              "1, \"K\", 1073741824, 1073741824, 1073741824",
+                              "1, \"K\", 1073741824, 1073741824, 1073741824, 0",
+                              "1073741824, \"K\", 1073741824, 16",
+                              "1073741824, \"K\", 1073741824, 4"}) {
+        std::string const axes = std::string("[\"B\", ") + sizes;
         auto const text = changed_manifest("[\"B\", 1, \"K\", 2", axes);
         refuses(ErrorCode::kRecord, " is too large for a record",
                 [&] { ckv::RecordLayout::of(ckv::parse_manifest(text, "m")); });
@@ -187,8 +201,6 @@ void refusals_leave_things_as_they_were() {
     user.v_index[4] = -1;
     refused("'cache_v_index' must lie in [0, 70000), got -1", good);
     user.v_index[4] = 0;
-    user.k_user[9] = 70000;
-    refused("too large for float16", good);
     user.k_user[9] = std::nanf("");
     refused("'cache_k_user' holds NaN or infinity", good);
     user.k_user[9] = 0;
@@ -263,6 +275,40 @@ void values_that_no_graph_may_see(ckv::UserType type) {
     refused(70, 0x7c00, 2, "'cache_k_user' holds NaN or infinity");
     refused(events, 9, 4, "'history_item_id' must lie in [0, 9), got 9");
     refused(events + 4, 0x7f800000, 4, "'history_image' holds NaN or infinity");
+}
+
+// The largest number, of either sign, and what lies above.
+void numbers_that_no_record_holds(ckv::UserType type, float most, std::string const& name) {
+    ckv::RecordLayout const layout = layout_of(type);
+    std::mt19937 random(12);
+    User user(1, random);
+    auto const refused = [&](std::string const& words) {
+        refuses(ErrorCode::kRecord, words, [&] { ckv::encode(layout, user.tensors(0, 1)); });
+    };
+    for (float const number : {most, -most}) {
+        user.k_user = {0, number};
+        auto const read = ckv::decode(layout, ckv::encode(layout, user.tensors(0, 1)));
+        CHECK(std::memcmp(read.at("cache_k_user").data.data(), user.k_user.data(), 8) == 0);
+        user.k_user[1] *= 1.001F;
+        refused(std::to_string(std::fabs(user.k_user[1])) + ", too large for " + name +
+                ": store user parts as float32");
+    }
+    user.k_user[1] = std::nanf("");
+    refused("'cache_k_user' holds NaN or infinity");
+}
+
+// A number halfway between two goes to the even one, as Python's does.
+void numbers_between_two() {
+    ckv::RecordLayout const layout = layout_of(ckv::UserType::kInt8);
+    std::mt19937 random(13);
+    User user(1, random);
+    for (auto const& [number, wanted] : {std::pair(2.5F, 2.0F), {-0.5F, -0.0F}, {3.5F, 4.0F}}) {
+        user.k_user = {127, number};  // a scale of 1
+        auto const read = ckv::decode(layout, ckv::encode(layout, user.tensors(0, 1)));
+        float got[2];
+        std::memcpy(got, read.at("cache_k_user").data.data(), sizeof got);
+        CHECK(got[0] == 127 && got[1] == wanted);
+    }
 }
 
 void events_of_a_call() {
@@ -419,6 +465,10 @@ int main() {
     a_header_that_differs();
     values_that_no_graph_may_see(ckv::UserType::kFloat16);
     values_that_no_graph_may_see(ckv::UserType::kInt8);
+    numbers_that_no_record_holds(ckv::UserType::kFloat16, 65504, "float16");
+    numbers_that_no_record_holds(ckv::UserType::kInt8, 65504 * 127,
+                                 "int8 with a float16 scale");
+    numbers_between_two();
     events_of_a_call();
     a_batch_ends_with_each_users_last_events();
 }

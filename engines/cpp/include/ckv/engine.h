@@ -22,7 +22,8 @@ struct EngineOptions {
     // The plugin library of the dynamic flavour (plugins/README.md), for engines that need it;
     // empty: the one in the bundle, if the engine's entry names one.
     std::filesystem::path plugin_library;
-    // Let an engine that carries a plugin library inside run that code in this process.
+    // Let a version-compatible engine run the code that it carries in this process: a runtime, and
+    // perhaps a plugin library.
     bool allow_host_code = false;
     // Most execution contexts, that is, most calls running at once; at least one.
     int contexts = 1;
@@ -43,7 +44,8 @@ struct EngineState;
 class Engine {
 public:
     // Check the engine's entry against the linked library and this GPU, load the plugin and the
-    // engine, check its tensors. Throws kEngine or kCuda, saying what to do.
+    // engine, check its tensors. Throws kEngine or kCuda, saying what to do, and kBundle for a file
+    // whose hash isn't that of the manifest (any more).
     Engine(Bundle const& bundle, std::string const& graph, EngineOptions const& options = {});
     ~Engine();
     Engine(Engine const&) = delete;
@@ -62,7 +64,8 @@ private:
 };
 
 // A call of fixed sizes and buffers as a CUDA graph: one per worker and shape bucket. Holds a
-// context of the engine as long as it lives. Use it from one thread, on one stream at a time.
+// context of the engine as long as it lives. Use it from one thread, with the engine's GPU (throws
+// kCuda on another), on one stream at a time.
 class CapturedCall {
 public:
     // Runs the call once on `stream`, which must not be the default one, before capturing it; the

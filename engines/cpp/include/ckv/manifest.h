@@ -42,7 +42,7 @@ struct EngineEntry {
     std::vector<std::string> targets;  // GPUs that it was built for: "sm86"
     Profile profile;  // of the first of its profiles
     std::string plugin_file;  // the library in the bundle that it needs; empty: none
-    bool carries_library = false;  // a plugin library is inside the engine
+    bool version_compatible = false;  // runs with later versions; holds code of the host for that
     bool hardware_compatible = false;  // runs on every GPU from Ampere on
 };
 
@@ -74,7 +74,7 @@ struct Bundle {
     // once. Throws kBundle for anything missing or different.
     static Bundle open(std::filesystem::path const& folder);
 
-    // The same without reading any file but the manifest.
+    // The same without reading any file but the manifest. What an `Engine` loads is checked anyway.
     static Bundle open_unverified(std::filesystem::path const& folder);
 
     std::filesystem::path file(std::string const& name) const { return folder / name; }

@@ -1,7 +1,7 @@
 // A TensorRT and a CUDA runtime of a few functions, on the CPU, to see what ckv::Engine asks of the
 // real ones. Streams are threads: what nothing orders may happen in any order, and does.
 //
-// The engine's graph is the sample manifest's decode; its score is the sum of a candidate's id, the
+// The engine's graph is decode of `manifest()`; its score is the sum of a candidate's id, the
 // user's history ids and the first number of each k_user vector. What must never happen (a context
 // in two calls at once, or destroyed in one; a shape outside the profile) is counted.
 #pragma once
@@ -12,23 +12,32 @@
 #include <functional>
 #include <string>
 
+#include "../sample.h"
+
 namespace fake {
+
+// The sample's, with tensors of every type.
+inline std::string manifest() {
+    return changed_manifest("\"history_image\", \"dtype\": \"float32\"",
+                            "\"history_image\", \"dtype\": \"float16\"");
+}
 
 // What the next engine is like; set before ckv::Engine is made.
 struct Settings {
-    bool has_gpu = true;
-    bool makes_contexts = true;
+    std::string fails;     // the function, and its tensor: "setInputShape history_mask"
+    bool remarks = false;  // every function of TensorRT logs its name, as an error
+    int more_tensors = 0;
     std::string missing_tensor;  // has another name
     std::string other_type;      // is float
-    std::string refuses_address;
+    std::string other_rank;
     int compute_capability = 90;
-    bool calls_fail = false;  // when their work is on the stream
 };
 
 extern Settings settings;
 extern thread_local int gpu;
 extern std::atomic<int> violations;
 extern std::atomic<int> contexts;  // alive
+extern std::atomic<int> objects;   // of CUDA, alive: events and graphs
 extern std::atomic<int> calls;     // run
 extern std::atomic<int> plugin_loads;
 

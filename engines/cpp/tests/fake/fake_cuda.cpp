@@ -98,6 +98,10 @@ CUstream_st* or_default(cudaStream_t stream) {
     return stream != nullptr ? stream : standard;
 }
 
+cudaError_t outcome(char const* function) {
+    return fake::settings.fails == function ? cudaErrorUnknown : cudaSuccess;
+}
+
 }  // namespace
 
 namespace fake {
@@ -106,6 +110,7 @@ Settings settings;
 thread_local int gpu = 3;
 std::atomic<int> violations{0};
 std::atomic<int> contexts{0};
+std::atomic<int> objects{0};
 std::atomic<int> calls{0};
 std::atomic<int> plugin_loads{0};
 
@@ -130,13 +135,14 @@ char const* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-    *count = fake::settings.has_gpu ? 1 : 0;
-    return fake::settings.has_gpu ? cudaSuccess : cudaErrorNoDevice;
+    bool const none = outcome(__func__) != cudaSuccess;
+    *count = none ? 0 : 1;
+    return none ? cudaErrorNoDevice : cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int* device) {
     *device = fake::gpu;
-    return cudaSuccess;
+    return outcome(__func__);
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
@@ -144,10 +150,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     bool const known = major || attribute == cudaDevAttrComputeCapabilityMinor;
     int const capability = fake::settings.compute_capability;
     *value = major ? capability / 10 : capability % 10;
-    return known && device == 3 ? cudaSuccess : cudaErrorInvalidValue;
+    return known && device == 3 ? outcome(__func__) : cudaErrorInvalidValue;
 }
 
 cudaError_t cudaMalloc(void** memory, size_t size) {
+    if (outcome(__func__) != cudaSuccess) {
+        return cudaErrorUnknown;
+    }
     *memory = std::malloc(size);
     return cudaSuccess;
 }
@@ -158,16 +167,24 @@ cudaError_t cudaFree(void* memory) {
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
+    if (outcome(__func__) != cudaSuccess) {
+        return cudaErrorUnknown;
+    }
     *event = new CUevent_st;
+    ++fake::objects;
     return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
     delete event;
+    --fake::objects;
     return cudaSuccess;
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    if (outcome(__func__) != cudaSuccess) {
+        return cudaErrorUnknown;
+    }
     int record = 0;
     {
         std::lock_guard const lock(event->state->mutex);
@@ -187,6 +204,9 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int) {
+    if (outcome(__func__) != cudaSuccess) {
+        return cudaErrorUnknown;
+    }
     // What was recorded by now is waited for, not what will be.
     or_default(stream)->add([state = event->state, record = event->state->latest()] {
         state->wait_for(record);
@@ -196,7 +216,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     or_default(stream)->drain();
-    return cudaSuccess;
+    return outcome(__func__);
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
@@ -210,17 +230,29 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
     std::lock_guard const lock(stream->mutex);
-    *graph = stream->capture.release();
+    auto captured = std::move(stream->capture);
+    if (outcome(__func__) != cudaSuccess) {
+        return cudaErrorUnknown;
+    }
+    *graph = captured.release();
+    ++fake::objects;
     return cudaSuccess;
 }
 
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* made, cudaGraph_t graph,
                                           unsigned long long) {
+    if (outcome(__func__) != cudaSuccess) {
+        return cudaErrorUnknown;
+    }
     *made = new CUgraphExec_st{graph->works};
+    ++fake::objects;
     return cudaSuccess;
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+    if (outcome(__func__) != cudaSuccess) {
+        return cudaErrorUnknown;
+    }
     for (Work const& work : graph->works) {
         or_default(stream)->add(work);
     }
@@ -229,11 +261,13 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     delete graph;
+    --fake::objects;
     return cudaSuccess;
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
     delete graph;
+    --fake::objects;
     return cudaSuccess;
 }
 

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "../../src/call.h"
-#include "../sample.h"
 #include "fake.h"
 #include "stubs.h"
 
@@ -19,7 +18,7 @@ using namespace nvinfer1;
 namespace {
 
 ckv::GraphSpec const& graph() {
-    static auto const manifest = ckv::parse_manifest(sample_manifest(), "sample");
+    static auto const manifest = ckv::parse_manifest(fake::manifest(), "sample");
     return manifest.graph("decode");
 }
 
@@ -53,6 +52,17 @@ Dims profile_shape(ckv::TensorSpec const& tensor, int profile, OptProfileSelecto
                 : limit(axis.name, tensor.name == "history_mask", profile, which);
     }
     return dims;
+}
+
+// The first logger of those that runtimes have, for what belongs to none of them.
+ILogger* process_logger = nullptr;
+std::atomic<int> runtimes{0};
+
+bool fails(std::string const& function, ILogger* logger = process_logger) {
+    if (fake::settings.remarks) {
+        logger->log(ILogger::Severity::kERROR, function.c_str());
+    }
+    return fake::settings.fails == function;
 }
 
 struct Call {
@@ -100,7 +110,7 @@ public:
 
     bool setOptimizationProfileAsync(std::int32_t profile, cudaStream_t) noexcept override {
         profile_ = profile;
-        return profile < 2;
+        return !fails(__func__);
     }
     bool setInputShape(char const* name, Dims const& dims) noexcept override {
         ckv::TensorSpec const& tensor = *find(name);
@@ -113,16 +123,17 @@ public:
         fresh_ |= call_.shapes.count(name) == 0 ||
                   !std::equal(dims.d, dims.d + dims.nbDims, call_.shapes[name].d);
         call_.shapes[name] = dims;
-        return true;
+        return !fails(std::string("setInputShape ") + name);
     }
     bool setTensorAddress(char const* name, void* address) noexcept override {
         fake::violations += address == nullptr;
         call_.addresses[name] = address;
-        return name != fake::settings.refuses_address;
+        return !fails(std::string("setTensorAddress ") + name);
     }
     bool enqueueV3(cudaStream_t stream) noexcept override {
         // The first call after other shapes does what no graph can hold.
-        fake::violations += fresh_ && fake::is_capturing(stream);
+        bool const capturing = fake::is_capturing(stream);
+        fake::violations += fresh_ && capturing;
         fresh_ = false;
         fake::put(stream, [this, call = call_] {
             fake::violations += busy_.exchange(true);
@@ -131,7 +142,7 @@ public:
             ++fake::calls;
             busy_ = false;
         });
-        return !fake::settings.calls_fail;
+        return !fails(capturing ? "enqueueV3 in a capture" : "enqueueV3");
     }
 
 private:
@@ -145,7 +156,9 @@ class FakeEngine : public ICudaEngine, public CudaEngineStubs {
 public:
     FakeEngine() { mImpl = this; }
     ICudaEngine* getPImpl() noexcept override { return this; }
-    std::int32_t getNbIOTensors() const noexcept override { return 9; }
+    std::int32_t getNbIOTensors() const noexcept override {
+        return 9 + fake::settings.more_tensors;
+    }
     std::int32_t getNbOptimizationProfiles() const noexcept override { return 2; }
     TensorIOMode getTensorIOMode(char const* name) const noexcept override {
         return find(name) == nullptr                  ? TensorIOMode::kNONE
@@ -156,11 +169,14 @@ public:
         ckv::ElementType const type = find(name)->type;
         return name == fake::settings.other_type || type == ckv::ElementType::kFloat32
                    ? DataType::kFLOAT
-               : type == ckv::ElementType::kInt32 ? DataType::kINT32
-                                                  : DataType::kBOOL;
+               : type == ckv::ElementType::kInt32   ? DataType::kINT32
+               : type == ckv::ElementType::kFloat16 ? DataType::kHALF
+                                                    : DataType::kBOOL;
     }
     Dims getTensorShape(char const* name) const noexcept override {
-        return profile_shape(*find(name), 0, OptProfileSelector::kMAX);
+        Dims dims = profile_shape(*find(name), 0, OptProfileSelector::kMAX);
+        dims.nbDims += name == fake::settings.other_rank;
+        return dims;
     }
     Dims getProfileShape(char const* name, std::int32_t profile,
                          OptProfileSelector which) const noexcept override {
@@ -168,13 +184,9 @@ public:
     }
     IExecutionContext* createExecutionContext(
         ExecutionContextAllocationStrategy) noexcept override {
-        return fake::settings.makes_contexts ? new Context : nullptr;
+        return fails(__func__) ? nullptr : new Context;
     }
 };
-
-// The first logger of those that runtimes have, for what belongs to none of them.
-ILogger* process_logger = nullptr;
-std::atomic<int> runtimes{0};
 
 class Runtime : public IRuntime, public RuntimeStubs {
 public:
@@ -190,15 +202,18 @@ public:
     IRuntime* getPImpl() noexcept override { return this; }
     void setEngineHostCodeAllowed(bool allowed) noexcept override { allowed_ = allowed; }
     ICudaEngine* deserializeCudaEngine(void const* plan, std::size_t size) noexcept override {
-        if (std::string(static_cast<char const*>(plan), size) == "plan with code" && allowed_) {
+        if (fails(__func__)) {
+            return nullptr;
+        }
+        std::string const text(static_cast<char const*>(plan), size);
+        if (text == "plan" || (text == "plan with code" && allowed_)) {
             return new FakeEngine;
         }
-        if (std::string(static_cast<char const*>(plan), size) == "plan") {
-            return new FakeEngine;
-        }
-        logger_.log(ILogger::Severity::kINFO, "looking at it");
+        logger_.log(ILogger::Severity::kVERBOSE, "looking");
+        logger_.log(ILogger::Severity::kINFO, "at it");
+        logger_.log(ILogger::Severity::kWARNING, "strange");
         logger_.log(ILogger::Severity::kERROR, "magic tag differs");
-        logger_.log(ILogger::Severity::kERROR, "and more");
+        logger_.log(ILogger::Severity::kINTERNAL_ERROR, "and more");
         return nullptr;
     }
 
@@ -210,12 +225,9 @@ private:
 class Registry : public PluginRegistryStubs {
 public:
     PluginLibraryHandle loadLibrary(AsciiChar const* path) noexcept override {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
         ++fake::plugin_loads;
-        if (std::strstr(path, "broken") == nullptr) {
-            return this;
-        }
-        process_logger->log(ILogger::Severity::kERROR, "no such symbol");
-        return nullptr;
+        return fails(__func__) ? nullptr : this;
     }
 };
 
@@ -224,6 +236,9 @@ public:
 extern "C" {
 
 void* createInferRuntime_INTERNAL(void* logger, std::int32_t) noexcept {
+    if (fails("createInferRuntime", static_cast<ILogger*>(logger))) {
+        return nullptr;
+    }
     return static_cast<IRuntime*>(new Runtime(*static_cast<ILogger*>(logger)));
 }
 

@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "../../src/sha256.h"
 #include "../check.h"
 #include "../sample.h"
 #include "fake.h"
@@ -16,10 +17,19 @@ using ckv::ErrorCode;
 
 namespace {
 
+// Writes a file of the bundle, and its hash into the manifest.
+void add_file(ckv::Bundle& bundle, std::string const& name, std::string const& text) {
+    std::ofstream(bundle.file(name)) << text;
+    ckv::detail::Sha256 digest;
+    digest.update(text.data(), text.size());
+    bundle.manifest.files[name] = {digest.finish(), text.size()};
+}
+
 ckv::Bundle make_bundle(fs::path const& folder, std::string const& plan) {
     fs::create_directories(folder);
-    std::ofstream(folder / "decode.onnx") << plan;  // the sample's engine for TensorRT 11.1.0
-    return {folder, ckv::parse_manifest(sample_manifest(), "sample")};
+    ckv::Bundle bundle{folder, ckv::parse_manifest(fake::manifest(), "sample")};
+    add_file(bundle, "decode.onnx", plan);  // the sample's engine for TensorRT 11.1.0
+    return bundle;
 }
 
 ckv::EngineOptions with_contexts(int count) {
@@ -101,39 +111,114 @@ void bad_engines(fs::path const& folder) {
     ckv::Bundle const good = make_bundle(folder / "good", "plan");
     ckv::Bundle const bad = make_bundle(folder / "bad", "junk");
     auto const refused = [](ErrorCode code, std::string const& words, ckv::Bundle const& bundle,
-                            fake::Settings const& settings) {
-        fake::settings = settings;
-        refuses(code, words, [&] {
-            ckv::Engine engine(bundle, "decode");
-            Request request(engine.graph(), 1, 1, 1);
-            engine.enqueue(request.sizes, request.buffers, nullptr);
-        });
+                            auto const& change) {
+        change(fake::settings);
+        refuses(code, words, [&] { ckv::Engine(bundle, "decode"); });
         fake::settings = {};
     };
-    int logged = 0;
+    auto const nothing = [](fake::Settings&) {};
+    using Line = std::pair<ckv::LogLevel, std::string>;
+    std::vector<Line> logged;
     ckv::EngineOptions options;
-    options.log = [&](ckv::LogLevel level, std::string const&) {
-        logged += level == ckv::LogLevel::kError;
+    options.log = [&](ckv::LogLevel level, std::string const& message) {
+        logged.emplace_back(level, message);
     };
     refuses(ErrorCode::kEngine, "TensorRT 11.1.0 can't load the engine",
             [&] { ckv::Engine(bad, "decode", options); });
-    CHECK(logged == 2);
-    refused(ErrorCode::kEngine, "decode.onnx: magic tag differs", bad, {});
-    refused(ErrorCode::kCuda, "needs an NVIDIA GPU: no CUDA-capable device", good,
-            {false, true, "", "", ""});
-    refused(ErrorCode::kEngine, "can't make a context of decode", good, {true, false, "", "", ""});
+    CHECK((logged == std::vector<Line>{{ckv::LogLevel::kInfo, "looking"},
+                                       {ckv::LogLevel::kInfo, "at it"},
+                                       {ckv::LogLevel::kWarning, "strange"},
+                                       {ckv::LogLevel::kError, "magic tag differs"},
+                                       {ckv::LogLevel::kError, "and more"}}));
+    refused(ErrorCode::kEngine, "decode.onnx: magic tag differs", bad, nothing);
+    refused(ErrorCode::kEngine, "the engine has 10 tensors, the graph decode has 9", good,
+            [](fake::Settings& now) { now.more_tensors = 1; });
     refused(ErrorCode::kEngine, "tensor 'cache_v_index' is not that of the graph decode", good,
-            {true, true, "cache_v_index", "", ""});
-    refused(ErrorCode::kEngine, "tensor 'history_mask' is not that of the graph decode", good,
-            {true, true, "", "history_mask", ""});
-    refused(ErrorCode::kEngine, "refuses the address of 'score'", good,
-            {true, true, "", "", "score"});
+            [](fake::Settings& now) { now.missing_tensor = "cache_v_index"; });
+    for (char const* name : {"history_mask", "history_image"}) {
+        refused(ErrorCode::kEngine,
+                "tensor '" + std::string(name) + "' is not that of the graph decode", good,
+                [&](fake::Settings& now) { now.other_type = name; });
+    }
+    refused(ErrorCode::kEngine, "tensor 'score' is not that of the graph decode", good,
+            [](fake::Settings& now) { now.other_rank = "score"; });
     refused(ErrorCode::kEngine, "decode.onnx was built for sm90, the GPU here is sm86: run", good,
-            {true, true, "", "", "", 86});
+            [](fake::Settings& now) { now.compute_capability = 86; });
     fs::remove(folder / "bad" / "decode.onnx");
-    refused(ErrorCode::kBundle, "can't read the engine", bad, {});
+    refused(ErrorCode::kBundle, "can't read", bad, nothing);
     fs::create_directory(folder / "bad" / "decode.onnx");
-    refused(ErrorCode::kBundle, "can't read the engine", bad, {});
+    refused(ErrorCode::kBundle, "can't read", bad, nothing);
+}
+
+// Whatever fails, the message names it, with TensorRT's own words for it where there are any and none
+// for what went before; and nothing is left.
+void every_function_that_fails(fs::path const& folder) {
+    ckv::Bundle bundle = make_bundle(folder / "failing", "plan");
+    bundle.manifest.engines[1].plugin_file = "own.so";
+    add_file(bundle, "own.so", "x");
+    std::string said;
+    ckv::EngineOptions options;
+    options.log = [&](ckv::LogLevel, std::string const& message) { said = message; };
+    cudaStream_t const stream = fake::make_stream();
+    for (auto const& [function, code, words] :
+         {std::tuple("loadLibrary", ErrorCode::kEngine, "own.so: loadLibrary"),  // once: it is kept
+          {"cudaGetDeviceCount", ErrorCode::kCuda, "needs an NVIDIA GPU: no CUDA-capable device"},
+          {"cudaGetDevice", ErrorCode::kCuda, "asking for this thread's GPU: some error"},
+          {"cudaDeviceGetAttribute", ErrorCode::kCuda, "asking for the GPU's compute capability"},
+          {"cudaMalloc", ErrorCode::kCuda, "allocating device memory"},
+          {"cudaEventCreateWithFlags", ErrorCode::kCuda, "making an event"},
+          {"cudaStreamWaitEvent", ErrorCode::kCuda, "waiting for a context"},
+          {"cudaEventRecord", ErrorCode::kCuda, "recording an event"},
+          {"cudaStreamSynchronize", ErrorCode::kCuda, "running a call before its capture"},
+          {"cudaStreamEndCapture", ErrorCode::kCuda, "capturing a call: some error"},
+          {"cudaGraphInstantiateWithFlags", ErrorCode::kCuda, "preparing a captured call"},
+          {"cudaGraphLaunch", ErrorCode::kCuda, "launching a captured call"},
+          {"createInferRuntime", ErrorCode::kEngine,
+           "TensorRT 11.1.0 can't make a runtime: createInferRuntime"},
+          {"deserializeCudaEngine", ErrorCode::kEngine, "decode.onnx: deserializeCudaEngine"},
+          {"createExecutionContext", ErrorCode::kEngine,
+           "can't make a context of decode: createExecutionContext"},
+          {"setOptimizationProfileAsync", ErrorCode::kEngine,
+           "refuses profile 1 of decode: setOptimizationProfileAsync"},
+          {"setInputShape history_mask", ErrorCode::kEngine, "refuses the shape of 'history_mask'"},
+          {"setTensorAddress score", ErrorCode::kEngine, "refuses the address of 'score'"},
+          {"enqueueV3", ErrorCode::kEngine, "TensorRT 11.1.0 can't run decode"},
+          {"enqueueV3 in a capture", ErrorCode::kEngine, "TensorRT 11.1.0 can't capture decode"}}) {
+        Request narrow(bundle.manifest.graph("decode"), 1, 1, 1);
+        Request wide(bundle.manifest.graph("decode"), 1, 9, 1);
+        std::unique_ptr<ckv::Engine> engine;
+        std::unique_ptr<ckv::CapturedCall> captured;
+        said.clear();
+        fake::settings.remarks = true;
+        fake::settings.fails = function;
+        refuses(code, words, [&] {
+            engine = std::make_unique<ckv::Engine>(bundle, "decode", options);
+            engine->enqueue(narrow.sizes, narrow.buffers, stream);
+            captured = std::make_unique<ckv::CapturedCall>(*engine, wide.sizes, wide.buffers, stream);
+            captured->launch(stream);
+        });
+        fake::settings = {};
+        cudaStreamSynchronize(stream);
+        captured.reset();
+        engine.reset();
+        CHECK(said == "createInferRuntime" && fake::contexts == 0 && fake::objects == 0);
+    }
+    fake::destroy_stream(stream);
+}
+
+// What is loaded has the manifest's hash, whatever has happened since the bundle was opened.
+void files_that_were_replaced(fs::path const& folder) {
+    ckv::Bundle bundle = make_bundle(folder / "replaced", "plan");
+    bundle.manifest.engines[1].plugin_file = "own.so";
+    add_file(bundle, "own.so", "x");
+    int const before = fake::plugin_loads;
+    for (std::string const name : {"own.so", "decode.onnx"}) {
+        ckv::Bundle opened = bundle;
+        add_file(bundle, name, "plan with code");
+        refuses(ErrorCode::kBundle, name + " is not the file that was exported, its hash differs",
+                [&] { ckv::Engine(opened, "decode"); });
+        CHECK(fake::plugin_loads == before + (name == "decode.onnx"));
+    }
 }
 
 void chosen_engines(fs::path const& folder) {
@@ -158,31 +243,41 @@ void plugins(fs::path const& folder) {
     std::ofstream(options.plugin_library) << "x";
     int logged = 0;
     options.log = [&](ckv::LogLevel, std::string const&) { ++logged; };
+    int const before = fake::plugin_loads;
     auto one = std::make_unique<ckv::Engine>(bundle, "decode", options);
     options.plugin_library = folder / "good" / ".." / "plugin.so";
     ckv::Engine const two(bundle, "decode", options);
     CHECK(logged == 0);
-    CHECK(fake::plugin_loads == 1);
+    CHECK(fake::plugin_loads == before + 1);
     ckv::Bundle with_library = bundle;
     with_library.manifest.engines[1].plugin_file = "own.so";
-    with_library.manifest.files["own.so"] = {"00", 1};
-    std::ofstream(folder / "good" / "own.so") << "x";
+    add_file(with_library, "own.so", "x");
     ckv::Engine const three(with_library, "decode");
-    CHECK(fake::plugin_loads == 2);
+    CHECK(fake::plugin_loads == before + 2);
     one.reset();  // its logger must not be the one that is told what follows
-    options.plugin_library = folder / "broken.so";
+    options.plugin_library = folder / "other.so";
     std::ofstream(options.plugin_library) << "x";
-    for (int i = 0; i < 2; ++i) {
-        refuses(ErrorCode::kEngine, "broken.so: no such symbol",
-                [&] { ckv::Engine(bundle, "decode", options); });
+    fake::settings.fails = "loadLibrary";
+    fake::settings.remarks = true;
+    refuses(ErrorCode::kEngine, "other.so: loadLibrary",
+            [&] { ckv::Engine(bundle, "decode", options); });
+    fake::settings = {};
+    // What couldn't be loaded is tried again; many at once load it once.
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+        threads.emplace_back([&] { ckv::Engine(bundle, "decode", options); });
     }
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
+    CHECK(fake::plugin_loads == before + 4);
 }
 
 void code_inside_an_engine(fs::path const& folder) {
     ckv::Bundle const bundle = make_bundle(folder / "code", "plan with code");
     refuses(ErrorCode::kEngine, "can't load the engine", [&] { ckv::Engine(bundle, "decode"); });
     ckv::Bundle said = bundle;
-    said.manifest.engines[1].carries_library = true;
+    said.manifest.engines[1].version_compatible = true;
     refuses(ErrorCode::kEngine, "set EngineOptions::allow_host_code",
             [&] { ckv::Engine(said, "decode"); });
     ckv::EngineOptions options;
@@ -290,8 +385,9 @@ void captured_calls(ckv::Bundle const& bundle) {
     fake::destroy_stream(other);
 }
 
-// A context whose call failed is used again behind what that call had put on its stream.
-void a_call_that_fails(ckv::Bundle const& bundle) {
+// A context whose call failed is used again behind what that call had put on its stream: its
+// kernels, or the change to its profile alone.
+void a_call_that_fails(ckv::Bundle const& bundle, std::string const& function) {
     std::mt19937 random(8);
     cudaStream_t const stream = fake::make_stream(), other = fake::make_stream();
     {
@@ -305,8 +401,8 @@ void a_call_that_fails(ckv::Bundle const& bundle) {
             }
         });
         int const before = fake::calls;
-        fake::settings.calls_fail = true;
-        refuses(ErrorCode::kEngine, "can't run decode",
+        fake::settings.fails = function;
+        refuses(ErrorCode::kEngine, "",
                 [&] { engine.enqueue(first.sizes, first.buffers, stream); });
         fake::settings = {};
         engine.enqueue(second.sizes, second.buffers, other);
@@ -323,14 +419,21 @@ void a_call_that_fails(ckv::Bundle const& bundle) {
 void a_thread_with_another_gpu(ckv::Bundle const& bundle) {
     ckv::Engine engine(bundle, "decode");
     Request request(engine.graph(), 1, 1, 1);
+    cudaStream_t const stream = fake::make_stream();
+    auto captured =
+        std::make_unique<ckv::CapturedCall>(engine, request.sizes, request.buffers, stream);
+    int const before = fake::calls;
     std::thread([&] {
         fake::gpu = 0;
+        refuses(ErrorCode::kCuda, "the engine is on GPU 3", [&] { captured->launch(stream); });
         refuses(ErrorCode::kCuda, "the engine is on GPU 3, this thread's is 0: call cudaSetDevice",
                 [&] { engine.enqueue(request.sizes, request.buffers, nullptr); });
         refuses(ErrorCode::kCuda, "the engine is on GPU 3",
                 [&] { ckv::CapturedCall(engine, request.sizes, request.buffers, nullptr); });
     }).join();
-    CHECK(fake::contexts == 0);
+    captured.reset();
+    fake::destroy_stream(stream);
+    CHECK(fake::calls == before && fake::contexts == 1);
 }
 
 // What was enqueued is finished before the contexts go.
@@ -376,18 +479,21 @@ int main(int argc, char** argv) {
     CHECK(argc == 2);
     fs::path const folder = argv[1];
     bad_engines(folder);
+    every_function_that_fails(folder);
     chosen_engines(folder);
     plugins(folder);
+    files_that_were_replaced(folder);
     code_inside_an_engine(folder);
     ckv::Bundle const bundle = make_bundle(folder / "good", "plan");
     sizes_outside_every_profile(bundle);
-    a_call_that_fails(bundle);
+    a_call_that_fails(bundle, "enqueueV3");
+    a_call_that_fails(bundle, "setTensorAddress score");
     a_thread_with_another_gpu(bundle);
     many_workers(bundle);
     CHECK(fake::contexts == 0);
     captured_calls(bundle);
     the_engine_goes_first(bundle);
     an_engine_waits_for_its_calls(bundle);
-    CHECK(fake::violations == 0);
+    CHECK(fake::violations == 0 && fake::objects == 0);
     CHECK(fake::calls > 700);
 }
