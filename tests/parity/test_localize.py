@@ -333,7 +333,7 @@ class Chain:
         self.outputs = (names[-1],)
         self.held = dict(zip(names[1:], held, strict=True))
 
-    def run(self, feeds: Arrays, names: Sequence[str]) -> Arrays:
+    def run(self, feeds: Arrays, names: Sequence[str], inner: Arrays | None = None) -> Arrays:
         return {n: feeds[self.steps[0].inputs[0]] * np.float32(self.held[n]) for n in names}
 
 
