@@ -31,8 +31,8 @@ def excused_logits(
     """Router logits inside `truth` under which it routes as `tested` wherever that is excused.
 
     Layer by layer, since those of a layer follow from the rows below it. `candidates`: how many of
-    the last tokens that a graph routes are candidates, for which the gate excuses less. Empty
-    where no flip is excused, or the logits of a layer can't be found.
+    the last tokens that a graph routes are candidates, which the gate excuses for another
+    margin. Empty where no flip is excused, or the logits of a layer can't be found.
     """
     sides = [s for s in "kv" if spec.attention.shared(s)]
     names = {s: (tested.router_logits(s), truth.router_logits(s)) for s in sides}
@@ -57,9 +57,8 @@ def _needed(
     tokens: int, candidates: int, layer: int, layers: int, precision: str
 ) -> NDArray[np.float64]:
     """Below what margin each token's flip is excused: [N], events before candidates."""
-    margin = routing_of(layer, precision).margin
-    needed = np.full(tokens, margin)
-    needed[tokens - candidates :] = min(margin, selection_of(layers, precision))
+    needed = np.full(tokens, routing_of(layer, precision).margin)
+    needed[tokens - candidates :] = selection_of(layers, precision)
     return needed
 
 

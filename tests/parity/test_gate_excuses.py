@@ -199,8 +199,12 @@ def test_outcome_of_nothing_passes_vacuously():
 # -- what it can't find
 
 
-@pytest.mark.parametrize("logit", [-16.0, 30.0, 0.0])
-def test_scores_that_rounding_could_make_one_are_told_of(logit: float):
+@pytest.mark.parametrize(
+    ("logit", "precision", "told"),
+    [(-16.0, "fp32", True), (30.0, "fp32", True), (0.0, "fp32", False), (-6.0, "fp32", False),
+     (-6.0, "bf16", True)],
+)  # fmt: skip
+def test_scores_that_rounding_could_make_one_are_told_of(logit: float, precision: str, told: bool):
     """Clicks so rare, or a sigmoid so saturated, that a graph of one score would pass."""
     spec = make_spec("sim")
     state = draw_state(spec, np.random.default_rng(1))
@@ -215,11 +219,11 @@ def test_scores_that_rounding_could_make_one_are_told_of(logit: float):
     def one_for_all(arrays: Arrays) -> None:
         arrays["score"][:] = middle
 
-    wrong = judge(spec, prefill, Tampered(decode, outputs=one_for_all), cases)
-    right = judge(spec, prefill, decode, cases)
+    wrong = judge(spec, prefill, Tampered(decode, outputs=one_for_all), cases, precision)
+    right = judge(spec, prefill, decode, cases, precision)
     assert right.passed
     assert right.unproven == wrong.unproven
-    assert wrong.passed == bool(right.unproven) == (logit != 0)
+    assert wrong.passed == bool(right.unproven) == told
 
 
 def with_scores(*scores: float) -> list[ExpectedCase]:
@@ -238,4 +242,6 @@ def test_one_score_that_rounding_does_not_explain_is_enough(precision: str, apar
     assert "between 0.5 and 0.5" in unproven_scores(near, 1, precision)
     assert unproven_scores(far, 1, precision) == ""
     assert unproven_scores([*near, *with_scores(np.nan)], 1, precision) == ""
-    assert unproven_scores([], 1, precision) == ""
+    none = [dataclasses.replace(near[0], outputs={"score": np.zeros((1, 0), np.float32)})]
+    assert unproven_scores(none, 1, precision) == ""
+    assert unproven_scores([*near, *none], 1, precision) == unproven_scores(near, 1, precision)
