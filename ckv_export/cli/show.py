@@ -96,6 +96,8 @@ def parity_tables(report: ParityReport, brief: bool = False) -> list[RenderableT
         shown.append(Text(f"\nParity of {outcome.label} with {report.truth}", style="bold"))
         tables = [tensor_table(outcome)] if brief else runtime_tables(report, outcome)
         shown += [table(t.title, t.heads, t.rows) for t in tables]
+        if outcome.unproven:
+            shown.append(Text(f"Not proven: {outcome.unproven}", style="bold yellow"))
         sentence = localized_sentence(report, outcome)
         if sentence:
             shown.append(Text(f"Inside the graph: {sentence}"))

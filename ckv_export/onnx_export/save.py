@@ -53,7 +53,7 @@ class _WeightStore:
 
     def __init__(self, out: BinaryIO) -> None:
         self.out = out
-        self.offsets: dict[tuple[str, int], int] = {}
+        self.offsets: dict[str, int] = {}
 
     def move_weights(self, model: ir.Model) -> None:
         """Replace the large initializers of `model` by references into the file."""
@@ -70,7 +70,7 @@ class _WeightStore:
 
     def _offset(self, tensor: ir.TensorProtocol) -> int:
         data = np.ascontiguousarray(tensor.numpy()).view(np.uint8).reshape(-1).data
-        key = (hashlib.sha256(data).hexdigest(), tensor.nbytes)
+        key = hashlib.sha256(data).hexdigest()
         if key not in self.offsets:
             self.out.seek(-self.out.tell() % _ALIGNMENT, 1)
             self.offsets[key] = self.out.tell()

@@ -31,13 +31,15 @@ EVERY_CASE = "all cases"
 class RuntimeResult:
     """All comparisons of one runtime, in the order in which a request computes the tensors.
 
-    `runs`: what they were made on; `name`: of the runtime as `--runtime` takes it.
+    `runs`: what they were made on; `name`: of the runtime as `--runtime` takes it; `unproven`: see
+    `unproven_scores`.
     """
 
     runtime: RunnerMetadata
     results: tuple[TensorResult, ...]
     runs: tuple[CaseRun, ...] = field(default=(), compare=False, repr=False)
     name: str = ""
+    unproven: str = ""
 
     @property
     def label(self) -> str:
@@ -79,7 +81,8 @@ def judge(
     runs = tuple(replay(spec, prefill, decode, cases))
     results = [result for run in runs for result in compare_run(run, precision)]
     results += _overall(results, spec.num_layers, precision)
-    return RuntimeResult(decode.metadata(), tuple(results), runs)
+    unproven = unproven_scores([run.case for run in runs], spec.num_layers, precision)
+    return RuntimeResult(decode.metadata(), tuple(results), runs, unproven=unproven)
 
 
 def judge_all(
@@ -114,6 +117,31 @@ def judge_items(
             name = f"{case.case.name}, by item table"
             results.append(_compare_score(case, name, score, None, 1, precision))
     return RuntimeResult(decode.metadata(), (*results, *_overall(results, 1, precision)))
+
+
+def unproven_scores(cases: Sequence[ExpectedCase], layers: int, precision: str = "fp32") -> str:
+    """A sentence where a graph that gave every candidate one and the same score would pass too.
+
+    So it is where no two scores are farther apart than rounding may be: with clicks that rare, or
+    with a sigmoid that is saturated. Empty where the cases tell more.
+    """
+    scores = [case.outputs["score"] for case in cases if case.outputs["score"].size]
+    if not scores:
+        return ""
+    low, high = (float(of([of(score) for score in scores])) for of in (np.min, np.max))
+    results = [
+        _compare_score(
+            case, "", np.full_like(case.outputs["score"], (low + high) / 2), None, layers, precision
+        )
+        for case in cases
+    ]
+    if not all(r.passed for r in (*results, *_overall(results, layers, precision))):
+        return ""
+    return (
+        f"these cases prove nothing about scores: all lie between {low:.3g} and {high:.3g}, and a "
+        f"graph that scored every candidate {(low + high) / 2:.3g} would pass too; judge real "
+        "requests whose scores differ (ckv-export parity --events)"
+    )
 
 
 def require_pass(outcome: RuntimeResult) -> None:

@@ -10,19 +10,22 @@ from ckv_export.parity.report import ParityReport
 
 
 def write_junit(report: ParityReport, path: Path) -> None:
-    """Write `path`: a suite per runtime, a test per comparison; what wasn't run is skipped."""
+    """Write `path`: a suite per runtime, a test per comparison.
+
+    What wasn't run, and what the cases can't prove, is skipped.
+    """
     root = Xml.Element("testsuites", name=f"parity of {report.model}")
     for outcome in report.outcomes:
         suite = _suite(root, outcome.name or outcome.runtime.runtime)
         for result in outcome.results:
             _test(suite, result)
-        failures = sum(not r.passed for r in outcome.results)
-        suite.attrib |= {"tests": str(len(outcome.results)), "failures": str(failures)}
+        if outcome.unproven:
+            _skipped(suite, "scores that differ", outcome.unproven)
     for name, why in report.not_run.items():
-        suite = _suite(root, name)
-        suite.attrib |= {"tests": "1", "failures": "0", "skipped": "1"}
-        test = Xml.SubElement(suite, "testcase", classname=name, name="run")
-        Xml.SubElement(test, "skipped", message=why)
+        _skipped(_suite(root, name), "run", why)
+    for suite in root:
+        found = {"failures": "testcase/failure", "skipped": "testcase/skipped", "tests": "testcase"}
+        suite.attrib |= {what: str(len(suite.findall(each))) for what, each in found.items()}
     Xml.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
 
 
@@ -30,8 +33,15 @@ def _suite(root: Xml.Element, name: str) -> Xml.Element:
     return Xml.SubElement(root, "testsuite", name=name)
 
 
+def _case(suite: Xml.Element, name: str) -> Xml.Element:
+    return Xml.SubElement(suite, "testcase", classname=suite.attrib["name"], name=name)
+
+
+def _skipped(suite: Xml.Element, name: str, why: str) -> None:
+    Xml.SubElement(_case(suite, name), "skipped", message=why)
+
+
 def _test(suite: Xml.Element, result: TensorResult) -> None:
-    name = f"{result.tensor}: {result.case}"
-    test = Xml.SubElement(suite, "testcase", classname=suite.attrib["name"], name=name)
+    test = _case(suite, f"{result.tensor}: {result.case}")
     if not result.passed:
         Xml.SubElement(test, "failure", message=result.sentence())

@@ -80,16 +80,22 @@ class Localizer:
         self.tested, self.truth, self.precision = tested, truth, precision
         self.pairs = paired(tested.steps, truth.steps)
         self._feeds: tuple[Mapping[str, Array], Mapping[str, Array]] = ({}, {})
+        self._inner: Mapping[str, Array] = {}
         self._last_use = last_uses(tested, [step for step, _ in self.pairs])
 
     def first(
-        self, feeds: Mapping[str, Array], truth_feeds: Mapping[str, Array] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        truth_feeds: Mapping[str, Array] | None = None,
+        inner: Mapping[str, Array] | None = None,
     ) -> tuple[Step, str, Difference] | None:
         """The first node, its tensor and the difference; None where nothing differs.
 
-        `truth_feeds`: where the graph that is believed takes others.
+        `truth_feeds`: where the graph that is believed takes others; `inner`: what it is given
+        inside, see `GraphProbe.run`.
         """
         self._feeds = feeds, feeds if truth_feeds is None else truth_feeds
+        self._inner = inner or {}
         low, high = -1, next(filter(self._differing, self._first_cuts()), -1)
         if high < 0:
             return None
@@ -120,7 +126,7 @@ class Localizer:
             if self._last_use.get(names[0], _NEVER) > cut
         ]
         got = self.tested.run(self._feeds[0], [tested for tested, _ in live])
-        expected = self.truth.run(self._feeds[1], [truth for _, truth in live])
+        expected = self.truth.run(self._feeds[1], [truth for _, truth in live], self._inner)
         differences = {
             name: difference(got[name], expected[other], self.precision) for name, other in live
         }

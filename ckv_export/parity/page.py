@@ -62,6 +62,8 @@ def _runtime(report: ParityReport, outcome: RuntimeResult) -> list[str]:
         parts.append(f"<p>Not judged by {left} of the cases, which are beyond its profile.</p>")
     if outcome.first_failure:
         parts.append(f"<p>First to diverge: {html.escape(outcome.first_failure.sentence())}.</p>")
+    if outcome.unproven:
+        parts.append(f"<p class=FAILED>Not proven: {html.escape(outcome.unproven)}.</p>")
     sentence = localized_sentence(report, outcome)
     if sentence:
         parts.append(f"<p>Inside the graph: {html.escape(sentence)}.</p>")

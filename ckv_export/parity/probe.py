@@ -59,20 +59,40 @@ class GraphProbe:
         self.inputs = [value.name for value in self.model.graph.input]
         self.outputs = [value.name for value in self.model.graph.output]
 
-    def run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> Arrays:
-        """Run once and return the tensors `names`, inner ones or outputs."""
-        marked = onnx.ModelProto()
-        marked.CopyFrom(self.model)
+    def run(
+        self,
+        feeds: Mapping[str, Array],
+        names: Sequence[str],
+        inner: Mapping[str, Array] | None = None,
+    ) -> Arrays:
+        """Run once and return the tensors `names`, inner ones or outputs.
+
+        `inner`: float32 tensors inside that are as given, whatever their nodes would compute.
+        """
+        given = {name: feeds[name] for name in self.inputs} | dict(inner or {})
+        marked = self._taking(inner or {})
         known = {value.name for value in marked.graph.output}
         for name in dict.fromkeys(names):
             if name not in known:
                 marked.graph.output.append(onnx.ValueInfoProto(name=name))
         session = self._session(marked.SerializeToString())
-        given = {name: feeds[name] for name in self.inputs}
         try:
             return dict(zip(names, session.run(list(names), given), strict=True))
         except Exception as error:  # the binding raises several classes of its own
             raise ExportError(f"ONNX Runtime can't run {self.path.name}: {error}") from error
+
+    def _taking(self, inner: Iterable[str]) -> onnx.ModelProto:
+        """A copy of the model with tensors inside as inputs."""
+        made = onnx.ModelProto()
+        made.CopyFrom(self.model)
+        names = set(inner)
+        kept = [node for node in made.graph.node if not names.intersection(node.output)]
+        del made.graph.node[:]
+        made.graph.node.extend(kept)
+        made.graph.input.extend(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+        )
+        return made
 
     def _session(self, content: bytes) -> Any:
         ort = load_module()

@@ -24,7 +24,7 @@ from ckv_export.parity.tolerances import (
 )
 from ckv_export.parity.truth import RECORDED
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 JSON_FILE = "parity.json"
 PAGE_FILE = "parity.html"
 TOP = 10
@@ -98,6 +98,7 @@ class ParityReport:
             "name": outcome.name or outcome.runtime.runtime,
             **asdict(outcome.runtime),
             "passed": outcome.passed,
+            "unproven": outcome.unproven,
             "cases": len(outcome.runs),
             "tensors": [row.to_dict() for row in tensor_rows(outcome)],
             "routing": routing_of_runs(outcome).to_dict(),

@@ -198,6 +198,15 @@ def test_inner_values_speak_of_the_contracts_axes(kind: str, graph: str, exporte
         assert set(re.findall(r"[A-Za-z_]\w*", text)) <= {*"BSKTC", "Min", "Max"}, text
 
 
+@BOTH
+def test_what_is_reduced_is_told_its_shape(kind: str, graph: str, exported: Exported):
+    """Some runtimes leave a reduction of nothing as it was."""
+    nodes = load(exported(kind), graph).graph.node
+    reduced = {n.output[0] for n in nodes if n.op_type.startswith("Reduce")}
+    assert reduced
+    assert {n.op_type for n in nodes if reduced.intersection(n.input)} == {"Reshape"}
+
+
 def test_table_that_features_share_is_stored_once(exported: Exported):
     made = exported("sim")
     for graph, readers in (("prefill", ("tags",)), ("decode", ("tags", "item_id"))):

@@ -132,9 +132,25 @@ def test_weights_that_graphs_share_are_stored_once(
 @pytest.mark.usefixtures("no_limit")
 def test_equal_weights_of_one_model_are_stored_once(tmp_path: Path):
     zeros = np.zeros(LEAST, np.float32)
-    files = save_models({"one": made(a=zeros, b=zeros.copy())}, tmp_path)
-    assert len(set(stored(files[0]).values())) == 1
-    assert run(files[0]) == 3
+    other = zeros.copy()
+    other[-1] = 1.0
+    files = save_models({"one": made(a=zeros, b=zeros.copy(), c=other)}, tmp_path)
+    places = stored(files[0])
+    assert places["a"] == places["b"] != places["c"]
+    assert run(files[0]) == 3 + 1
+
+
+@pytest.mark.usefixtures("no_limit")
+def test_weights_outside_keep_their_type_and_order(rng: np.random.Generator, tmp_path: Path):
+    """Half precisions too, and a matrix that lies turned in memory."""
+    turned = rng.standard_normal((LEAST, 3)).astype(np.float16).T
+    model = made(a=np.zeros(turned.shape, np.float16))
+    model.graph.initializers["a"].const_value = ir.tensor(turned, name="a")
+    files = save_models({"one": model}, tmp_path)
+    assert set(stored(files[0])) == {"a"}
+    (read,) = onnx.load(files[0]).graph.initializer
+    assert read.data_type == onnx.TensorProto.FLOAT16
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(read), turned)
 
 
 @pytest.mark.usefixtures("no_limit")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ckv_testing.draw import draw_cases, draw_state, make_spec
+from ckv_testing.draw import PLAIN, RICH, draw_cases, draw_state, make_spec
 from ckv_testing.slow import Slow
 
-from ckv_export.contract import decode_io, prefill_io
+from ckv_export.contract import EventForm, FeatureSpec, decode_io, prefill_io
 from ckv_export.errors import BundleError
 from ckv_export.model.reference import Reference
 from ckv_export.parity.expected import ExpectedCase, load, record, save
@@ -38,6 +38,22 @@ def test_outputs_are_those_of_both_graphs(recorded: list[ExpectedCase]):
         assert set(case.margins) == {"cache_v_index", "append_v_index"}
         for name, margin in case.margins.items():
             assert margin.shape == case.outputs[name].shape
+
+
+@pytest.mark.parametrize("features", [PLAIN, RICH])
+def test_external_embeddings_are_given_where_the_graphs_take_them(
+    features: tuple[FeatureSpec, ...], rng: np.random.Generator
+):
+    """Of the user only where it has features."""
+    spec = make_spec("sim", features=features)
+    form = EventForm("external")
+    for case in record(Reference(spec, draw_state(spec, rng)), draw_cases(spec, 0)[:6], form):
+        inputs = case.case.inputs
+        sizes = {"B": len(inputs["history_mask"]), "C": inputs["candidate_embedding"].shape[1]}
+        sizes |= {"S": case.case.cached, "T": case.case.appended}
+        wanted = {t.name: t for t in decode_io(spec, form).inputs if "cache_" not in t.name}
+        assert set(inputs) == set(wanted)
+        assert all(inputs[name].shape == t.shape(sizes) for name, t in wanted.items())
 
 
 def test_margin_is_the_lead_of_the_best_row(seed: int, rng: np.random.Generator):

@@ -1,4 +1,4 @@
-"""What the gate excuses, and what it finds over all cases together."""
+"""What the gate excuses, what it finds over all cases together, and where it says it can't."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from ckv_testing.exports import Export
 from ckv_testing.judging import drawn, failed, failed_over_all, split
 from ckv_testing.runs import Tampered
 
-from ckv_export.parity.expected import ExpectedCase
-from ckv_export.parity.gate import EVERY_CASE, judge, judge_all
+from ckv_export.model.registry import build_reference
+from ckv_export.parity.expected import ExpectedCase, record
+from ckv_export.parity.gate import EVERY_CASE, judge, judge_all, unproven_scores
+from ckv_export.parity.inputs import Case, generate
 from ckv_export.parity.replay import kept
-from ckv_export.parity.tolerances import EXPLAINED_MARGIN, ROUNDOFF
+from ckv_export.parity.tolerances import EXPLAINED_MARGIN, ROUNDOFF, tolerance_of
 from ckv_export.runtimes.base import Arrays
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -192,3 +194,54 @@ def test_outcome_of_nothing_passes_vacuously():
     assert outcome.results == ()
     assert outcome.worst("score") == 0.0
     assert outcome.first_failure is None
+
+
+# -- what it can't find
+
+
+@pytest.mark.parametrize(
+    ("logit", "precision", "told"),
+    [(-16.0, "fp32", True), (30.0, "fp32", True), (0.0, "fp32", False), (-6.0, "fp32", False),
+     (-6.0, "bf16", True)],
+)  # fmt: skip
+def test_scores_that_rounding_could_make_one_are_told_of(logit: float, precision: str, told: bool):
+    """Clicks so rare, or a sigmoid so saturated, that a graph of one score would pass."""
+    spec = make_spec("sim")
+    state = draw_state(spec, np.random.default_rng(1))
+    (last,) = [n for n, t in state.items() if n.startswith("dnn.") and t.shape == (1,)]
+    weight = f"{last.removesuffix('bias')}weight"
+    state[weight] = state[weight] / state[weight].abs().max() / 64
+    state[last] = state[last] * 0 + logit
+    cases = record(build_reference(spec, state), generate(spec, 0)[:4])
+    prefill, decode = split(spec, state)
+    middle = np.concatenate([c.outputs["score"].ravel() for c in cases]).mean()
+
+    def one_for_all(arrays: Arrays) -> None:
+        arrays["score"][:] = middle
+
+    wrong = judge(spec, prefill, Tampered(decode, outputs=one_for_all), cases, precision)
+    right = judge(spec, prefill, decode, cases, precision)
+    assert right.passed
+    assert right.unproven == wrong.unproven
+    assert wrong.passed == bool(right.unproven) == told
+
+
+def with_scores(*scores: float) -> list[ExpectedCase]:
+    return [
+        ExpectedCase(Case("", {}), {"score": np.full((1, 2), s, np.float32)}, {}) for s in scores
+    ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "apart"),
+    [("fp32", 2 * tolerance_of("score").absolute), ("bf16", 2 * ROUNDOFF["bf16"])],
+)
+def test_one_score_that_rounding_does_not_explain_is_enough(precision: str, apart: float):
+    """In half precision the mean decides; of two scores it is half the distance."""
+    near, far = (with_scores(0.5, 0.5 + share * apart) for share in (0.9, 1.1))
+    assert "between 0.5 and 0.5" in unproven_scores(near, 1, precision)
+    assert unproven_scores(far, 1, precision) == ""
+    assert unproven_scores([*near, *with_scores(np.nan)], 1, precision) == ""
+    none = [dataclasses.replace(near[0], outputs={"score": np.zeros((1, 0), np.float32)})]
+    assert unproven_scores(none, 1, precision) == ""
+    assert unproven_scores([*near, *none], 1, precision) == unproven_scores(near, 1, precision)

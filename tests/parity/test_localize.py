@@ -24,6 +24,7 @@ from ckv_export.parity.gate import EVERY_CASE, RuntimeResult, judge
 from ckv_export.parity.localize import Divergence, Localizer, difference, last_uses, paired
 from ckv_export.parity.probe import GraphProbe, Step, top_margin
 from ckv_export.parity.replay import decode_feeds, forced_entries, prefill_feeds
+from ckv_export.parity.tolerances import INSIDE
 from ckv_export.runtimes.base import Arrays
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -282,6 +283,38 @@ def test_nodes_are_paired_across_precisions():
     ]  # fmt: skip
 
 
+PAIRED = {
+    "as many nodes, one of another kind": (
+        [step("Relu", "r", "a", "b"), step("Exp", "x", "b", "c"), step("Neg", "n", "c", "d")],
+        [step("Relu", "r", "a", "b"), step("Sqrt", "x", "b", "c"), step("Neg", "n", "c", "d")],
+        "bd",
+    ),
+    "those of a function, which have no names": (
+        [step("Mul", "", "a", "x"), step("Mul", "", "a", "y")],
+        [step("Mul", "", "a", "y")],
+        "y",
+    ),
+    "not with one that reads another number, be it behind two casts": (
+        [step("Relu", "r", "a", "b"), step("Tanh", "t", "a", "q"), step("Cast", "", "b", "h"),
+         step("Cast", "", "h", "c"), step("Exp", "x", "c", "e"), step("Neg", "n", "c", "d")],
+        [step("Relu", "r", "a", "b"), step("Tanh", "t", "a", "q"), step("Neg", "n", "q", "d")],
+        "bq",
+    ),
+    "one that is fed what only the other graph has": (
+        [step("Relu", "r", "a", "b"), step("Neg", "n", "b", "d")],
+        [step("Relu", "r", "a", "b"), step("Exp", "x", "b", "c"), step("Neg", "n", "c", "d")],
+        "bd",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PAIRED)
+def test_nodes_are_paired_by_what_they_are_and_where(what: str):
+    ours, theirs, made = PAIRED[what]
+    found = [(a.outputs, b.outputs) for a, b in paired(ours, theirs)]
+    assert found == [((name,), (name,)) for name in made]
+
+
 def test_nodes_behind_one_that_only_one_graph_has_are_never_paired_with_another():
     """There the column of a mask is made once for both products; here once in each precision."""
     fp32 = [
@@ -333,7 +366,7 @@ class Chain:
         self.outputs = (names[-1],)
         self.held = dict(zip(names[1:], held, strict=True))
 
-    def run(self, feeds: Arrays, names: Sequence[str]) -> Arrays:
+    def run(self, feeds: Arrays, names: Sequence[str], inner: Arrays | None = None) -> Arrays:
         return {n: feeds[self.steps[0].inputs[0]] * np.float32(self.held[n]) for n in names}
 
 
@@ -382,7 +415,19 @@ def test_difference_of_numbers_bools_and_stand_ins():
     assert difference(np.zeros(2), np.zeros(3), "fp32").counts
     assert not difference(np.zeros(0), np.zeros(0), "fp32").counts
     nan = np.array([np.nan], np.float32)
-    assert difference(nan, np.ones(1, np.float32), "fp32").counts
+    assert difference(nan, np.ones(1, np.float32), "fp32").error == np.inf
+    assert difference(np.array([True] * 3), np.array([False] * 3), "fp32").error == 3.0
+
+
+def test_an_element_may_be_off_by_a_share_of_itself_and_of_the_largest():
+    """So it is the one farthest beyond its own bound that tells, not the largest difference."""
+    expected, share = np.array([100.0, 0.0]), 100 * INSIDE["fp32"]
+    off = share * np.array([[1.5, 0.0], [0.0, 0.9], [1.5, 1.2]])
+    assert not difference(expected + off[0], expected, "fp32").counts
+    assert not difference(expected + off[1], expected, "fp32").counts
+    found = difference(expected + off[2], expected, "fp32")
+    assert found.counts
+    assert found.error == pytest.approx(1.2 * share)
 
 
 def test_bf16_graph_is_searched_in_rounded_fp32(exported: Exported, tmp_path: Path):

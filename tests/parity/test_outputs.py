@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -15,7 +16,9 @@ import pytest
 from ckv_testing.bundles import manifest_of
 from ckv_testing.exports import Export
 from ckv_testing.runs import Tampered
+from rich.text import Text
 
+from ckv_export.cli.show import parity_tables
 from ckv_export.parity import plots
 from ckv_export.parity.gate import judge
 from ckv_export.parity.junit import write_junit
@@ -47,7 +50,8 @@ def report(exported: Callable[[str], Export]) -> ParityReport:
     for name, wrong in (("right", False), ("wrong", True)):
         runner = Tampered(decode, outputs=shift) if wrong else decode
         outcome = judge(made.spec, prefill, runner, made.cases[wrong:])
-        outcomes.append(type(outcome)(outcome.runtime, outcome.results, outcome.runs, name=name))
+        unproven = "" if wrong else NASTY
+        outcomes.append(dataclasses.replace(outcome, name=name, unproven=unproven))
     scores = ScoreErrors(4, 1e-3, 1e-4, 1e-4, 9e-4)
     steps = StepsReport("c", 2, 3, 1, NASTY, (StepResult(4, 0, 1e-5, scores),) * 20)
     return ParityReport.of(
@@ -74,8 +78,8 @@ def test_data_follows_the_schema_and_the_schema_is_strict(report: ParityReport):
     assert [r["ranking"]["top"] for r in data["runtimes"]] == [3, 3]
     (score,) = [t for t in data["runtimes"][1]["tensors"] if t["tensor"] == "score"]
     assert score["statistics"]["mean"] == pytest.approx(0.01, rel=1e-3)
-    judged = [(r["name"], r["cases"]) for r in data["runtimes"]]
-    assert judged == [("right", data["cases"]), ("wrong", data["cases"] - 1)]
+    judged = [(r["name"], r["cases"], r["unproven"]) for r in data["runtimes"]]
+    assert judged == [("right", data["cases"], NASTY), ("wrong", data["cases"] - 1, "")]
     assert data["runtimes"][1]["localized"]["node"] == FOUND.node
     assert len(data["runtimes"][0]["steps"]["steps"]) == 20
     assert data["runtimes"][0]["routing"]["layers"], "flips are told of each layer"
@@ -99,14 +103,20 @@ def test_junit_has_a_test_for_every_comparison(report: ParityReport, tmp_path: P
     assert set(suites) == {"right", "wrong", "tensorrt"}
     for outcome in report.outcomes:
         suite = suites[outcome.name]
-        assert int(suite.get("tests")) == len(outcome.results) == len(suite.findall("testcase"))
+        skipped = [s.get("message") for s in suite.findall("testcase/skipped")]
+        assert skipped == [NASTY] * bool(outcome.unproven)
+        assert int(suite.get("skipped")) == len(skipped)
+        tests = len(outcome.results) + len(skipped)
+        assert int(suite.get("tests")) == tests == len(suite.findall("testcase"))
         failed = suite.findall("testcase/failure")
         wrong = [r for r in outcome.results if not r.passed]
         assert int(suite.get("failures")) == len(failed) == len(wrong)
         assert [f.get("message") for f in failed] == [r.sentence() for r in wrong]
     assert suites["right"].get("failures") == "0"
     assert int(suites["wrong"].get("failures")) > 0
-    assert suites["tensorrt"].find("testcase/skipped").get("message") == NASTY
+    not_run = suites["tensorrt"]
+    assert [not_run.get(n) for n in ("tests", "failures", "skipped")] == ["1", "0", "1"]
+    assert not_run.find("testcase/skipped").get("message") == NASTY
 
 
 def test_page_shows_every_table_and_plot(report: ParityReport):
@@ -115,6 +125,7 @@ def test_page_shows_every_table_and_plot(report: ParityReport):
     assert f"users of a file, seed 3; model {report.fingerprint[:16]}, fp16." in text
     assert f"compared with {html.escape(NASTY)}." in text
     assert text.count("Not judged by 1 of the cases") == 1
+    assert text.count(f"Not proven: {html.escape(NASTY)}.") == 1
     assert "<td>score</td><td>2e-06</td><td>0</td>" in text
     assert f"a margin below {EXPLAINED_MARGIN:g} excuses" in text
     assert f"within {EXPLAINED_SELECTION:g} of other" in text
@@ -125,6 +136,12 @@ def test_page_shows_every_table_and_plot(report: ParityReport):
         assert words in text or words == "AUC"
     assert "<script" not in text
     assert not re.search(r"https?://|url\(|@import|\bsrc=|\bhref=", text)
+
+
+def test_console_says_what_is_not_proven(report: ParityReport):
+    for brief in (True, False):
+        shown = [str(each) for each in parity_tables(report, brief) if isinstance(each, Text)]
+        assert shown.count(f"Not proven: {NASTY}") == 1
 
 
 def test_tables_have_as_many_cells_as_heads(report: ParityReport):
