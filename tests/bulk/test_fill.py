@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from ckv_testing.filling import filled, records
 from ckv_testing.histories import some_users, write_npz, write_parquet
-from ckv_testing.servers import free_port
 from ckv_testing.serving import Shop, User, check_record
 
 from ckv_export.bulk import encode, fill, histories
@@ -125,7 +124,7 @@ def test_bad_input_is_one_sentence(
     for change, says in [
         ({"--store": "users.db"}, "must be sqlite:///FILE or redis://"),
         ({"--store": f"sqlite:///{tmp_path}/not/there.db"}, "unable to open"),
-        ({"--store": f"redis://127.0.0.1:{free_port()}/0"}, "can't be used"),
+        ({"--store": "redis://127.0.0.1:1/0"}, "can't be used"),
         ({"--user-column": "user"}, "did you mean 'user_id'?"),
         ({"--user-dtype": "fp64"}, "invalid choice"),
         ({"--max-events": "0"}, "at least 1"),

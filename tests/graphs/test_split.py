@@ -16,6 +16,7 @@ from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.model.folds import takes_events
 from ckv_export.model.reference import Reference
 from ckv_export.model.registry import build_model
+from ckv_export.parity.compare import compare_values
 from ckv_export.parity.expected import ExpectedCase, record
 from ckv_export.parity.gate import judge
 from ckv_export.parity.tolerances import tolerance_of
@@ -62,10 +63,9 @@ def drawn_cases(spec: ModelSpec, state: State, seed: int) -> list[ExpectedCase]:
 
 
 def close(got: np.ndarray, expected: np.ndarray, tensor: str, case: str) -> None:
-    bound = tolerance_of(tensor)
-    np.testing.assert_allclose(
-        got, expected, rtol=bound.relative, atol=bound.absolute, err_msg=f"{tensor} of {case}"
-    )
+    wanted = expected.astype(np.float32)
+    result = compare_values(case, tensor, got, wanted, [tolerance_of(tensor)])
+    assert result.passed, result.sentence()
 
 
 @pytest.mark.parametrize("heads", [1, 4])
