@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ckv_testing.filling import filled, records
-from ckv_testing.histories import some_users, write_npz, write_parquet
+from ckv_testing.histories import clear_users, some_users, write_npz, write_parquet
 from ckv_testing.serving import Shop, User, check_record
 
 from ckv_export.bulk import encode, fill, histories
@@ -39,7 +39,7 @@ SCORE = 2 * TOLERANCES["score"].absolute
 def test_records_are_the_reference_s_and_serve(
     shop: Shop, kind: str, tmp_path: Path, rng: np.random.Generator
 ):
-    users = some_users(shop, 60, rng)
+    users = clear_users(shop, 60, rng)
     events, store = tmp_path / f"histories.{kind}", f"sqlite:///{tmp_path / 'users.db'}"
     if kind == "parquet":
         write_parquet(events, shop, users, rows=25)
@@ -68,9 +68,9 @@ def serves(shop: Shop, store: str, users: dict[str, User], rng: np.random.Genera
     run = in_process(shop.folder / f"{graph}.onnx", shop.manifest.graph(graph), table)
     asked, wanted = [], []
     for name, user in users.items():
-        new = shop.draw(1, rng, shop.last(user))
+        new = shop.next(user, 1, rng)
         shop.grow(user, new)
-        offered = shop.draw(3, rng, shop.last(user))
+        offered = shop.offer(user, 3, rng)
         asked.append(Request(name, shop.inputs(user, new, offered)))
         wanted.append((shop.scores(user, offered), user.count))
     with open_store(store) as opened:
