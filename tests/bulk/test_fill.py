@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ckv_testing.filling import filled, records
-from ckv_testing.histories import some_users, write_npz, write_parquet
-from ckv_testing.servers import free_port
+from ckv_testing.histories import clear_users, some_users, write_npz, write_parquet
 from ckv_testing.serving import Shop, User, check_record
 
 from ckv_export.bulk import encode, fill, histories
@@ -40,7 +39,7 @@ SCORE = 2 * TOLERANCES["score"].absolute
 def test_records_are_the_reference_s_and_serve(
     shop: Shop, kind: str, tmp_path: Path, rng: np.random.Generator
 ):
-    users = some_users(shop, 60, rng)
+    users = clear_users(shop, 60, rng)
     events, store = tmp_path / f"histories.{kind}", f"sqlite:///{tmp_path / 'users.db'}"
     if kind == "parquet":
         write_parquet(events, shop, users, rows=25)
@@ -69,9 +68,9 @@ def serves(shop: Shop, store: str, users: dict[str, User], rng: np.random.Genera
     run = in_process(shop.folder / f"{graph}.onnx", shop.manifest.graph(graph), table)
     asked, wanted = [], []
     for name, user in users.items():
-        new = shop.draw(1, rng, shop.last(user))
+        new = shop.next(user, 1, rng)
         shop.grow(user, new)
-        offered = shop.draw(3, rng, shop.last(user))
+        offered = shop.offer(user, 3, rng)
         asked.append(Request(name, shop.inputs(user, new, offered)))
         wanted.append((shop.scores(user, offered), user.count))
     with open_store(store) as opened:
@@ -125,7 +124,7 @@ def test_bad_input_is_one_sentence(
     for change, says in [
         ({"--store": "users.db"}, "must be sqlite:///FILE or redis://"),
         ({"--store": f"sqlite:///{tmp_path}/not/there.db"}, "unable to open"),
-        ({"--store": f"redis://127.0.0.1:{free_port()}/0"}, "can't be used"),
+        ({"--store": "redis://127.0.0.1:1/0"}, "can't be used"),
         ({"--user-column": "user"}, "did you mean 'user_id'?"),
         ({"--user-dtype": "fp64"}, "invalid choice"),
         ({"--max-events": "0"}, "at least 1"),

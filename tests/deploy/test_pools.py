@@ -205,7 +205,8 @@ def test_bulk_prefill_binds_the_pools(
     folder, state = hstu
     manifest = open_bundle(folder)
     shop = Shop("hstu", HSTU, state, folder, manifest, build_reference(HSTU, state))
-    users, store = {"u": shop.user(3, rng)}, f"sqlite:///{tmp_path / 'users.db'}"
+    users, store = {"u": shop.user(0, rng)}, f"sqlite:///{tmp_path / 'users.db'}"
+    shop.grow(users["u"], shop.next(users["u"], 3, rng))
     write_npz(tmp_path / "h.npz", shop, users)
     assert filled(shop, tmp_path / "h.npz", store).written == 1
     record = records(shop, store, users)["u"]

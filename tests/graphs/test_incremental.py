@@ -119,4 +119,4 @@ def test_padding_appended_to_padding_changes_no_score(rng: np.random.Generator):
     assert np.isfinite(first).all()
     # Padding embeds alike at every position, so a uniform mean over it does not depend on which.
     np.testing.assert_allclose(later[-1], first[-1], rtol=0, atol=SCORE)
-    assert not np.allclose(later[0], first[0], rtol=0, atol=10 * SCORE)
+    assert not np.allclose(later[:-1], first[:-1], rtol=0, atol=SCORE), "nor does any other event"

@@ -26,9 +26,10 @@ def test_users_grow_from_nothing_to_far_beyond_the_window(
     users = {f"u{i}": shop.user(0, rng) for i in range(4)}
     served = scorer(shop, store)
     for _ in range(9):
+        counts = [3, *(int(rng.integers(0, 4)) for _ in range(3))]
         asked = [
-            ask(shop, user, rng, name, int(rng.integers(0, 4)), int(rng.integers(1, 5)))
-            for name, user in users.items()
+            ask(shop, user, rng, name, count, int(rng.integers(1, 5)))
+            for (name, user), count in zip(users.items(), counts, strict=True)
         ]
         answers = served.score([request for request, _ in asked])
         for answer, (request, scores) in zip(answers, asked, strict=True):

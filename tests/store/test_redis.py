@@ -96,7 +96,7 @@ def test_a_server_that_hangs_is_an_error_in_time(redis_server: RedisServer):
         start = time.monotonic()
         with pytest.raises(StoreError, match="Timeout"):
             store.read(["u"])
-        assert time.monotonic() - start < 1.2
+        assert time.monotonic() - start < 2, "as long as without the option"
         redis_server.go_on()
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from ckv_testing.writers import add
@@ -161,24 +162,50 @@ def test_a_forced_change_takes_nothing_over_from_what_is_there(url: str, opened:
     assert store.read(["u"]) == [forced]
 
 
-def test_records_expire_notes_do_not(url: str, opened: Open):
-    store, forever = opened(f"{url}?ttl=0.3"), opened(url)
+@pytest.fixture
+def later(
+    url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[float], None]:
+    """Let seconds pass for the stores at `url`, in no time: what is to be left does not run out."""
+    passed = 0.0
+
+    def by_clock(seconds: float) -> None:
+        nonlocal passed
+        passed += seconds
+
+    def by_server(seconds: float) -> None:
+        client = request.getfixturevalue("redis_server").client()
+        for key in client.scan_iter():
+            left = client.pttl(key)
+            if left > 0:
+                client.pexpire(key, max(left - int(1000 * seconds), 1))
+        time.sleep(0.01)  # what has a millisecond left is over
+
+    if url.startswith("redis"):
+        return by_server
+    clock = SimpleNamespace(time=lambda: time.time() + passed)
+    monkeypatch.setattr("ckv_export.store.sqlite.time", clock)
+    return by_clock
+
+
+def test_records_expire_notes_do_not(url: str, opened: Open, later: Callable[[float], None]):
+    store, forever = opened(f"{url}?ttl=300"), opened(url)
     first, second = Entry(b"first"), Entry(b"second")
     store.put_note("job", b"state")
     store.write([Change("u", first), Change("v", first)])
     forever.write([Change("w", first)])
     assert store.read(["u"]) == [first]
-    time.sleep(0.2)
+    later(200)
     # A write begins the time anew.
     assert store.write([Change("v", second, first)]) == [True]
-    time.sleep(0.15)
+    later(150)
     assert store.read(["u", "v", "w"]) == [None, second, first]
     # What has expired is no longer there for a change either.
     assert store.write([Change("u", second, first), Change("u", second)]) == [False, True]
     assert store.note("job") == b"state"
     assert store.evictions() == 1
     assert forever.write([Change("v", first, second)]) == [True]
-    time.sleep(0.3)
+    later(300)
     assert store.read(["u", "v"]) == [None, first]
 
 

@@ -88,9 +88,9 @@ def test_every_score_is_the_reference_s(
     users = {f"{protocol} ü {i}": shop.user(0, rng) for i in range(3)}
     for _ in range(6):
         for name, user in users.items():
-            events = shop.draw(int(rng.integers(0, 4)), rng, shop.last(user))
+            events = shop.next(user, int(rng.integers(0, 4)), rng)
             shop.grow(user, events)
-            offered = shop.draw(int(rng.integers(1, 5)), rng, shop.last(user))
+            offered = shop.offer(user, int(rng.integers(1, 5)), rng)
             inputs = shop.inputs(user, events, offered)
             if not len(events["item_id"]) and rng.random() < 0.5:
                 inputs = {n: a for n, a in inputs.items() if not n.startswith("append_")}
@@ -107,11 +107,11 @@ def test_one_request_of_several_users(place: Place, form: str, rng: np.random.Ge
     counts = [0, 2, 3]
     rows, wanted = [], []
     for user, count in zip(users, counts, strict=True):
-        events = shop.draw(count, rng)
+        events = shop.next(user, count, rng)
         shop.grow(user, events)
         padded = {n: np.concatenate([a, np.zeros((3 - count, *a.shape[1:]), a.dtype)])
                   for n, a in events.items()}  # fmt: skip
-        offered = shop.draw(4, rng, shop.last(user))
+        offered = shop.offer(user, 4, rng)
         rows.append(shop.inputs(user, padded, offered))
         wanted.append(shop.scores(user, offered))
     inputs = {n: np.stack([row[n] for row in rows]) for n in rows[0]}
@@ -172,8 +172,10 @@ class Session:
 
     def run(self, client: Client, requests: int) -> None:
         shop, rng = self.shop, self.rng
-        for i in range(requests):
-            events = shop.draw(int(rng.integers(0, 2)), rng, shop.last(self.user))
+        counts = rng.integers(0, 2, requests)
+        planned = shop.next(self.user, int(counts.sum()), rng)
+        for i, (count, end) in enumerate(zip(counts, counts.cumsum(), strict=True)):
+            events = {n: a[end - count : end] for n, a in planned.items()}
             shop.grow(self.user, events)
             offered = shop.draw(3, rng, shop.last(self.user))
             inputs = shop.inputs(self.user, events, offered)
@@ -306,9 +308,9 @@ def test_a_restarted_server_goes_on_where_it_was(place: Place, rng: np.random.Ge
 
     def ask(form: str, appended: int) -> None:
         shop, user, client = place.shops[form], users[form], place.client("grpc")
-        events = shop.draw(appended, rng, shop.last(user))
+        events = shop.next(user, appended, rng)
         shop.grow(user, events)
-        offered = shop.draw(3, rng, shop.last(user))
+        offered = shop.offer(user, 3, rng)
         got = client.score(shop.manifest.name, "stayer", shop.inputs(user, events, offered))
         check(got, shop.scores(user, offered), user.count)
         client.close()

@@ -160,6 +160,9 @@ def _drawn(
         return halves(rng, shape, 1)
     if name.endswith(".var"):
         return rng.uniform(0.5, 2.0, shape).astype(np.float32)
+    if name.endswith(".norm.weight"):
+        # Of either sign, none near zero: small ones in two layers leave all scores nearly alike.
+        return (rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape)).astype(np.float32)
     scale = 0.5 if len(shape) == 1 else 1.0 / max(shape[-1], 1) ** 0.5
     return (rng.standard_normal(shape) * scale).astype(np.float32)
 

@@ -45,3 +45,12 @@ def some_users(
     """Users with histories of every length up to `longest`, some without any."""
     lengths = rng.permutation(np.resize(np.arange(longest + 1), count))
     return {f"user {i}": shop.user(int(n), rng) for i, n in enumerate(lengths)}
+
+
+def clear_users(shop: Shop, count: int, rng: np.random.Generator) -> dict[str, User]:
+    """The same, all of whose rows are the reference's in any arithmetic."""
+    users = some_users(shop, count, rng)
+    for user in users.values():
+        events, user.events = user.count, shop.draw(0, rng)
+        shop.grow(user, shop.next(user, events, rng))
+    return users

@@ -61,9 +61,9 @@ def ask(
     candidates: int = 3,
 ) -> tuple[Request, np.ndarray]:
     """A request, and the scores that it must have; the user has done what it says."""
-    events = shop.draw(appended, rng, shop.last(user))
+    events = shop.next(user, appended, rng)
     shop.grow(user, events)
-    offered = shop.draw(candidates, rng, shop.last(user))
+    offered = shop.offer(user, candidates, rng)
     request = Request(name, shop.inputs(user, events, offered))
     return request, shop.scores(user, offered)
 

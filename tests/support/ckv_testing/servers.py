@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,16 @@ TRITON_VENV = Path(__file__).resolve().parents[3] / ".triton"
 
 def free_port() -> int:
     """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on now."""
+    with ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 class RedisServer:
@@ -126,7 +133,7 @@ class TritonServer:
             )
         self.packages = packages[0]
         self.repositories, self.folder, self.store = repositories, folder, store
-        self.http, self.grpc, self.metrics_port = free_port(), free_port(), free_port()
+        self.http, self.grpc, self.metrics_port = free_ports(3)
         self.log = folder / "triton.log"
         self.process: subprocess.Popen[bytes] | None = None
         self._backend()

@@ -20,8 +20,9 @@ from ckv_export.contract import EventForm, FeatureSpec, ModelSpec, Profile
 from ckv_export.deploy.bundle import ExportRequest, export_bundle
 from ckv_export.deploy.prepare import FormRequest
 from ckv_export.manifest import Manifest, open_bundle
-from ckv_export.model.reference import Reference
+from ckv_export.model.reference import Entries, Reference
 from ckv_export.model.registry import build_reference
+from ckv_export.parity.tolerances import EXPLAINED_MARGIN
 from ckv_export.runtimes.base import Array, Arrays
 from ckv_export.stages import Stages
 from ckv_testing.draw import PLAIN, draw_state, exact, make_spec
@@ -71,9 +72,40 @@ class Shop:
         return drawn
 
     def user(self, events: int, rng: np.random.Generator) -> User:
-        """A user with a history of so many events."""
+        """A user with a history of so many events; rounding may decide a row of theirs."""
         features = {f.name: _draw(f, 1, rng)[0] for f in self.spec.user_features}
         return User(self.draw(events, rng), features)
+
+    def next(self, user: User, count: int, rng: np.random.Generator) -> dict[str, Array]:
+        """`count` events that the user may do next, without a close call."""
+        while True:
+            events = self.draw(count, rng, self.last(user))
+            if count == 0 or self._clear(user, {n: a[None] for n, a in events.items()}):
+                return events
+
+    def offer(self, user: User, count: int, rng: np.random.Generator) -> dict[str, Array]:
+        """`count` candidates for the user, without a close call."""
+        while True:
+            offered = self.draw(count, rng, self.last(user))
+            if self._clear(user, {n: a[:, None] for n, a in offered.items()}):
+                return offered
+
+    def _clear(self, user: User, new: Mapping[str, Array]) -> bool:
+        """Whether rounding decides no row of `new` [B, n, ..], each put behind what the user did.
+
+        After one that it does, all later layers are another's. Other models see no history, and
+        are drawn with rows that are exact.
+        """
+        if not self.spec.layers_see_history:
+            return True
+        users, count = next(iter(new.values())).shape[:2]
+        joined = {
+            n: np.concatenate([np.repeat(a[None], users, 0), new[n]], axis=1)
+            for n, a in user.events.items()
+        }
+        layers = _entries(self.reference, joined)
+        margins = [m[:, -count:] for one in layers for m in one.margin.values() if m is not None]
+        return all(bool((margin > EXPLAINED_MARGIN).all()) for margin in margins)
 
     def grow(self, user: User, events: Mapping[str, Array]) -> None:
         """Let the user do `events`."""
@@ -111,11 +143,16 @@ class Shop:
         return score[0].numpy()
 
 
+def _entries(reference: Reference, events: Mapping[str, Array]) -> list[Entries]:
+    """What the reference caches of `events` [B, n, ..], all of them real."""
+    given = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in events.items()}
+    with torch.inference_mode():
+        return reference.cache(given, torch.ones(*next(iter(events.values())).shape[:2]).bool())
+
+
 def cached(shop: Shop, events: Mapping[str, Array]) -> dict[str, Array]:
     """What the reference caches of one user's `events`: [L, n, ..] by decode's inputs."""
-    count = len(next(iter(events.values())))
-    with torch.inference_mode():
-        layers = shop.reference.cache(_tensors(events), torch.ones(1, count, dtype=torch.bool))
+    layers = _entries(shop.reference, {n: a[None] for n, a in events.items()})
     made: dict[str, Array] = {}
     for tensor in shop.manifest.graph("decode").inputs:
         group, _, what = tensor.name.partition("_")
