@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,16 +65,16 @@ def stubs(headers: Path) -> str:
     return "\n".join(out) + "\n"
 
 
+PROGRAMS = ("test_engine_loading", "test_engine_calls")
+
+
 @pytest.fixture(scope="module")
-def program(
-    tensorrt_headers: Path, engine_build: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """test_engine_calls, linked to the fakes."""
-    folder = engine_build / "fake"
-    made = folder / "test_engine_calls"
+def programs(tensorrt_headers: Path, engine_build: Path) -> Path:
+    """The folder of `PROGRAMS`, linked to the fakes."""
+    made = engine_build / "fake"
     if made.exists():
         return made
-    folder.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=engine_build))
     (folder / "stubs.h").write_text(stubs(tensorrt_headers))
     sources = [
         *sorted(FAKE.glob("*.cpp")),
@@ -83,15 +84,18 @@ def program(
     options = ["-std=c++17", "-O0", "-fsanitize=thread", "-pthread"]
     includes = [f"-I{CPP / 'include'}", f"-I{folder}", "-isystem", tensorrt_headers]
     options += [*includes, "-isystem", cuda_headers()]
-    objects = [folder / f"{source.stem}.o" for source in sources]
+    objects = {source.stem: folder / f"{source.stem}.o" for source in sources}
     with ThreadPoolExecutor(2) as compilers:
         for done in [
-            compilers.submit(compile_with, *options, "-c", source, "-o", target)
-            for source, target in zip(sources, objects, strict=True)
+            compilers.submit(compile_with, *options, "-c", source, "-o", objects[source.stem])
+            for source in sources
         ]:
             done.result()
-    compile_with(*options, *objects, engine_build / "libckv.a", "-o", folder / "partial")
-    return (folder / "partial").rename(made)
+    library = [path for name, path in objects.items() if name not in PROGRAMS]
+    for name in PROGRAMS:
+        parts = (objects[name], *library, engine_build / "libckv.a")
+        compile_with(*options, *parts, "-o", folder / name)
+    return folder.rename(made)
 
 
 def compile_with(*arguments: object) -> None:
@@ -100,9 +104,10 @@ def compile_with(*arguments: object) -> None:
     assert done.returncode == 0, done.stderr[-6000:]
 
 
-def test_calls(program: Path, tmp_path: Path):
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program(name: str, programs: Path, tmp_path: Path):
     done = subprocess.run(
-        [program, tmp_path], capture_output=True, text=True, check=False, timeout=120
+        [programs / name, tmp_path], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr[-6000:]
 
