@@ -150,6 +150,7 @@ def branch_session(text: str, model: CollectiveModel) -> onnxruntime.InferenceSe
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     return onnxruntime.InferenceSession(graph.SerializeToString(), options)
 
 
