@@ -269,7 +269,8 @@ def test_a_session_is_asked_for_what_a_runner_needs_and_never_falls_back(
     else:
         with pytest.raises(ExportError, match=f"no working {provider} here and fell back to Ano"):
             runner.activate()
-    told = {"allow_spinning": "0", "intra_op_num_threads": 3, "log_severity_level": 3}
+    told = {"allow_spinning": "0", "set_denormal_as_zero": "1"}
+    told |= {"intra_op_num_threads": 3, "log_severity_level": 3}
     assert seen == told | {"providers": given}
 
 
