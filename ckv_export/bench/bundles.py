@@ -77,4 +77,5 @@ def _inputs(manifest: Manifest) -> set[str]:
     """What graphs take in a request: pools are bound."""
     graphs = (manifest.graph("prefill"), manifest.graph("decode"))
     names = {tensor.name for graph in graphs for tensor in graph.inputs}
-    return {name for name in names if not name.startswith("pool_")}
+    pools = manifest.form.pool_tensors(manifest.model, manifest.model.num_layers)
+    return names - {tensor.name for tensor in pools}

@@ -28,7 +28,7 @@ HELP = "measure what serving a bundle costs here, beside no cache, full KV cache
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that export wrote")
+    options.add_bundle(parser)
     parser.add_argument(
         "--checkpoint", metavar="MODEL", type=Path, help="what the bundle was exported from"
     )

@@ -17,7 +17,7 @@ HELP = "build TensorRT engines from a bundle's ONNX graphs"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that export wrote")
+    options.add_bundle(parser)
     options.add_shapes(parser)
     engine_options.add_arguments(parser)
 

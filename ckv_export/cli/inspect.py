@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--users", type=options.count, metavar="N", help="also print totals for N users"
     )
-    parser.add_argument(
-        "--user-dtype",
-        choices=("fp32", "fp16", "int8"),
-        default="fp16",
-        help="of the user parts in records",
-    )
+    options.add_user_dtype(parser)
     parser.add_argument("--seed", type=options.count, help="of generated events (0)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="write a .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print JSON")

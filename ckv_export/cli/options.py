@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from ckv_export import engine
 from ckv_export.cache.rows import USER_DTYPES as RECORD_DTYPES
@@ -68,6 +69,11 @@ def threads(text: str) -> int:
     return number
 
 
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Which bundle."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that export wrote")
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Which checkpoint, and what of a run folder."""
     parser.add_argument(
@@ -102,14 +108,19 @@ def shape_arguments(ranges: Iterable[tuple[str, Range]]) -> list[str]:
     return [f"--{flags[axis]}={size}" for axis, size in ranges]
 
 
-def add_records(parser: argparse.ArgumentParser) -> None:
-    """How users' records are kept."""
+def add_user_dtype(parser: argparse.ArgumentParser, condition: str = "") -> None:
+    """What user parts are in a record."""
     parser.add_argument(
         "--user-dtype",
         choices=tuple(RECORD_DTYPES),
         default="fp16",
-        help="of the user parts in records; prefill and server must agree",
+        help=f"of the user parts in records{condition}",
     )
+
+
+def add_records(parser: argparse.ArgumentParser) -> None:
+    """How users' records are kept."""
+    add_user_dtype(parser, "; prefill and server must agree")
     parser.add_argument(
         "--max-events", type=positive, metavar="N", help="kept of a user; default: the model's"
     )

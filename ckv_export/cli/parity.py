@@ -20,7 +20,7 @@ HELP = "compare a finished bundle with the reference, on every runtime this mach
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that export wrote")
+    options.add_bundle(parser)
     parser.add_argument(
         "--runtime",
         action="append",

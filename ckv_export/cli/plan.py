@@ -18,16 +18,11 @@ HELP = "memory, bandwidth and cores or GPUs for a user base, arithmetic shown"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that export wrote")
+    options.add_bundle(parser)
     parser.add_argument("--users", required=True, metavar="N", help="up to 1e9")
     parser.add_argument("--history", required=True, metavar="N", help="events of each user")
     parser.add_argument("--requests-per-second", required=True, metavar="N", help="at the peak")
-    parser.add_argument(
-        "--user-dtype",
-        choices=("fp32", "fp16", "int8"),
-        default="fp16",
-        help="of the user parts in records",
-    )
+    options.add_user_dtype(parser)
     parser.add_argument(
         "--memory", default="512e9", metavar="BYTES", help="of a server, for caches"
     )

@@ -24,7 +24,7 @@ Shown = Callable[[Tally, int], None]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that export wrote")
+    options.add_bundle(parser)
     parser.add_argument(
         "--events",
         required=True,

@@ -18,7 +18,7 @@ HELP = "write a model repository of Triton Inference Server from a bundle"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the verb's options."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that export wrote")
+    options.add_bundle(parser)
     parser.add_argument(
         "--out", required=True, metavar="DIR", type=Path, help="the model repository"
     )

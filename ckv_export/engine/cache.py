@@ -21,7 +21,7 @@ from typing import Any
 from ckv_export.engine import plugins
 from ckv_export.engine.backends import Backend
 from ckv_export.engine.build import BuildRequest, BuiltEngine, build_engine
-from ckv_export.engine.files import beside
+from ckv_export.engine.files import beside, is_there, read_onnx
 from ckv_export.engine.profiles import input_shapes
 from ckv_export.engine.progress import ProgressListener
 from ckv_export.engine.targets import parse_targets, present_gpu_name
@@ -37,22 +37,13 @@ _ENGINE, _RECORD = "engine", "built.json"
 def require_place(cache: Path) -> None:
     """Raise `EngineError` where no engine could be kept in `cache`: known before one is built."""
     try:
-        there = next(p for p in (cache, *cache.absolute().parents) if _is_there(p))
+        there = next(p for p in (cache, *cache.absolute().parents) if is_there(p))
     except OSError as error:
         raise EngineError(f"can't write to the engine cache {cache}: {reason(error)}") from error
     if not there.is_dir():
         raise EngineError(f"can't write to the engine cache {cache}: {there} is no folder")
     if not os.access(there, os.W_OK):
         raise EngineError(f"can't write to the engine cache {cache}: {there} is read-only")
-
-
-def _is_there(path: Path) -> bool:
-    """As `Path.exists`, but a name that can't be one is an `OSError` in every Python."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def cached_build(
@@ -111,16 +102,11 @@ def _hash(text: str) -> str:
 def _onnx_files(onnx_file: Path) -> Iterable[Path]:
     """The file itself, then those that hold its weights."""
     # Imported late: whoever loads engines needs no onnx.
-    import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
     if not onnx_file.is_file():
         raise EngineError(f"there is no ONNX file {onnx_file}")
-    try:
-        model = onnx.load(str(onnx_file), load_external_data=False)
-    except Exception as error:  # protobuf's own classes
-        raise EngineError(f"{onnx_file} can't be read as ONNX: {reason(error)}") from error
-    tensors = filter(uses_external_data, model.graph.initializer)
+    tensors = filter(uses_external_data, read_onnx(onnx_file).graph.initializer)
     names = dict.fromkeys(ExternalDataInfo(tensor).location for tensor in tensors)
     files = [onnx_file, *(onnx_file.parent / name for name in names)]
     missing = [file for file in files if not file.is_file()]

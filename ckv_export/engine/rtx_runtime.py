@@ -5,12 +5,11 @@ A verdict on an engine, a cache of the kernels that it compiles, and CUDA graphs
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from ckv_export.engine.backends import TENSORRT_RTX, Backend
-from ckv_export.engine.files import beside
+from ckv_export.engine.files import write_whole
 from ckv_export.errors import EngineError, reason
 
 _REASONS = {
@@ -84,10 +83,7 @@ class RuntimeCache:
         if cache is None:
             return
         try:
-            with beside(self._path) as temporary, temporary.open("wb") as file:
-                file.write(memoryview(cache.serialize()))
-                file.flush()
-                os.fsync(file.fileno())
+            write_whole(cache.serialize(), self._path)
         except OSError as error:
             raise EngineError(
                 f"can't write the runtime cache {self._path}: {reason(error)}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ckv_export.engine.backends import Backend
-from ckv_export.engine.files import beside
+from ckv_export.engine.files import require_plain, write_whole
 from ckv_export.errors import EngineError, reason
 
 
@@ -20,12 +20,9 @@ def require_place(path: Path) -> None:
     if not path.parent.is_dir():
         raise EngineError(f"there is no folder {path.parent} for the timing cache {path.name}")
     try:
-        plain = path.is_file() or not path.exists()
+        require_plain(path)  # who opens a pipe waits for its other end
     except OSError as error:
         raise EngineError(f"can't write the timing cache {path}: {reason(error)}") from error
-    # Who opens a pipe waits for its other end.
-    if not plain:
-        raise EngineError(f"can't write the timing cache {path}: it is no plain file")
     if not os.access(path.parent, os.W_OK):
         raise EngineError(f"can't write the timing cache {path}: its folder is read-only")
 
@@ -55,10 +52,7 @@ def update(path: Path, config: Any) -> None:
         # What differs in version or GPU is left out, and then lost: such a file was refused above.
         cache.combine(present, ignore_mismatch=False)
     try:
-        with beside(path) as temporary, temporary.open("wb") as file:
-            file.write(memoryview(cache.serialize()))
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(cache.serialize(), path)
     except OSError as error:
         raise EngineError(f"can't write the timing cache {path}: {reason(error)}") from error
 

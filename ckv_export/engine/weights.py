@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ckv_export.engine.backends import Backend
+from ckv_export.engine.files import read_onnx
 from ckv_export.engine.messages import Messages
-from ckv_export.errors import EngineError, reason
+from ckv_export.errors import EngineError
 
 _LEARNED = "model."
 _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
@@ -23,7 +24,7 @@ _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
 
 def learned_weights(onnx_file: Path) -> tuple[str, ...]:
     """Names of the floating-point weights that training decides, in the file's order."""
-    return tuple(_learned(_initializers(_read(onnx_file)).values()))
+    return tuple(_learned(_initializers(read_onnx(onnx_file)).values()))
 
 
 def mark_refittable(network: Any, onnx_file: Path, backend: Backend, messages: Messages) -> None:
@@ -46,7 +47,7 @@ def changed_weights(old: Path, new: Path) -> frozenset[str]:
     Raises `EngineError` where the graphs differ in anything else: an engine of the one can't become
     an engine of the other by new weights alone.
     """
-    before, after = _read(old), _read(new)
+    before, after = read_onnx(old), read_onnx(new)
     _require_same_nodes(before, after, old, new)
     tensors, others = _initializers(before), _initializers(after)
     _require_same_tensors(tensors, others, old, new)
@@ -70,16 +71,6 @@ def _learned(tensors: Iterable[Any]) -> list[str]:
 
     floats = {onnx.TensorProto.DataType.Value(name) for name in _FLOATS}
     return [t.name for t in tensors if t.name.startswith(_LEARNED) and t.data_type in floats]
-
-
-def _read(onnx_file: Path) -> Any:
-    # Imported late: whoever loads engines needs no onnx.
-    import onnx
-
-    try:
-        return onnx.load(str(onnx_file), load_external_data=False)
-    except Exception as error:  # protobuf's own classes
-        raise EngineError(f"{onnx_file} can't be read as ONNX: {reason(error)}") from error
 
 
 def _initializers(model: Any) -> dict[str, Any]:
