@@ -110,6 +110,7 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
             args.pool,
         ),
         engines=engine_options.chosen(args) if args.build else None,
+        files=(args.profiles,) if args.profiles is not None else (),
     )
 
 

@@ -42,7 +42,7 @@ class ExportRequest:
 
     `name`: the bundle's, None for the checkpoint's; `axes`: ranges that replace the default
     profile's; `form`: which graphs there shall be; `engines`: None to build none; `weights`,
-    `params`: see `load_checkpoint`.
+    `params`: see `load_checkpoint`; `files`: what else was read for it.
     """
 
     model: Path
@@ -56,6 +56,7 @@ class ExportRequest:
     axes: tuple[tuple[str, Range], ...] = ()
     form: FormRequest = FEATURES_INLINE
     engines: EngineOptions | None = None
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ def export_bundle(request: ExportRequest, stages: Stages, display: Display) -> E
         checkpoint = load_checkpoint(request.model, weights=request.weights, params=request.params)
         stage.remark = f"{checkpoint.spec.kind}, {_weights_text(checkpoint)}"
     target = check_target(request.out, request.name or checkpoint.name, request.force)
-    kept = () if request.engines is None else request.engines.caches
-    require_outside(target, *checkpoint.files, request.form.item_features, *kept)
+    caches = () if request.engines is None else request.engines.caches
+    files = (*checkpoint.files, *request.files)
+    require_outside(target, *files, request.form.item_features, *caches)
     with staged(target) as folder:
         manifest, report = _fill(folder, request, checkpoint, target.name, stages, display)
         with stages.stage("publish"):

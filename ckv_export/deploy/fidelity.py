@@ -15,6 +15,7 @@ from ckv_export.checkpoint.load import Checkpoint, load_checkpoint
 from ckv_export.contract import FEATURES
 from ckv_export.deploy.judge import given_pools
 from ckv_export.deploy.prepare import FormRequest, Prepared, prepare
+from ckv_export.deploy.twins import require_twin
 from ckv_export.errors import BundleError, CheckpointError, InputError
 from ckv_export.events import load_requests
 from ckv_export.manifest import Manifest, open_bundle
@@ -150,18 +151,7 @@ def _checkpoint(request: FidelityRequest, manifest: Manifest) -> Checkpoint:
 
 def _twin(folder: Path, manifest: Manifest) -> GraphTruth:
     other = open_bundle(folder)
-    if other.fingerprint != manifest.fingerprint:
-        raise BundleError(f"{folder} is of another model than the bundle under test")
-    forms = [(m.form.embeddings, m.form.item_key) for m in (manifest, other)]
-    if forms[0] != forms[1]:
-        raise BundleError(f"the graphs of {folder} take other inputs than those under test")
-    if manifest.fingerprints.get("looked up") != other.fingerprints.get("looked up"):
-        sources = (m.source.get("item_features", "an unrecorded file") for m in (other, manifest))
-        files = [name or "no file" for name in sources]
-        raise BundleError(
-            f"the graphs of {folder} look up the item features of {files[0]}, those under test "
-            f"others, of {files[1]}: export both with the same --item-features"
-        )
+    require_twin("--against", folder, other, manifest)
     if other.precision != "fp32":
         raise BundleError(f"--against takes an fp32 bundle, {folder} is {other.precision}")
     return GraphTruth(folder, other)

@@ -94,17 +94,22 @@ def test_a_model_is_never_replaced_by_its_own_bundle(export_refused, run_folder:
     export_refused(*words, watched=run_folder.parent, says=("no bundle", "never replaced"))
 
 
-@pytest.mark.parametrize("given", ["model", "--item-features", "--engine-cache"])
+@pytest.mark.parametrize("given", ["model", "--item-features", "--engine-cache", "--profiles"])
 def test_what_is_given_is_never_replaced_with_the_bundle_it_lies_in(
     refused, run_folder: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ):
     """From within it too, where a path says nothing of the bundle."""
-    if given == "--engine-cache" and not available():
+    if given in ("--engine-cache", "--profiles") and not available():
         pytest.skip("no TensorRT is installed: no engines are built")
     inside = Path(shutil.copytree(run_folder, bundle_copy / "mine"))
+    (inside / "profiles.yaml").write_text("short: {history: 0:8:8}")
     monkeypatch.chdir(inside)
     model = inside if given == "model" else run_folder
-    words = {"model": (), "--engine-cache": ("--build", "--engine-cache=cache")}
+    words = {
+        "model": (),
+        "--engine-cache": ("--build", "--engine-cache=cache"),
+        "--profiles": ("--build", "--profiles=profiles.yaml"),
+    }
     more = words.get(given, (f"{given}=features.npz",))
     out = ("--out=../..", f"--name={bundle_copy.name}", "--force", "--no-parity")
     says = ("lies in ../../bundle, which is replaced with everything in it", "move it")
