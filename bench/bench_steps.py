@@ -29,7 +29,7 @@ from ckv_export.bench.agreement import LEAST_AGREEING
 from ckv_export.bench.environment import environment
 from ckv_export.bench.measure import Settings
 from ckv_export.bench.workload import Sizes, draw_request
-from ckv_export.contract import FeatureSpec, ModelSpec
+from ckv_export.contract import ModelSpec
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.model.registry import build_model
@@ -47,14 +47,13 @@ CASES += [("sim", Case(128, 1)), ("sim", Case(128, 8))]
 
 def spec_of(kind: str, case: Case) -> ModelSpec:
     """A model of `kind`; HSTU has two layers and timestamps."""
-    sim = models.sim_spec(case.d, case.heads, case.d_u, case.rows, case.history)
+    sizes = case.d, case.heads, case.d_u, case.rows, case.history
+    if kind == "hstu":
+        return models.hstu_spec(*sizes)
+    sim = models.sim_spec(*sizes)
     options = {"sim": sim.options, "eta": {"topk": 50, "use_scale": True}, "twin": {"topk": 50}}
-    options |= {"sdim": {"l2_norm": True}, "hstu": {}}
-    spec = dataclasses.replace(sim, kind=kind, options=options[kind])
-    if kind != "hstu":
-        return spec
-    time = FeatureSpec("time", "item", "timestamp", 0)
-    return dataclasses.replace(spec, window=None, num_layers=2, features=(*sim.features, time))
+    options |= {"sdim": {"l2_norm": True}}
+    return dataclasses.replace(sim, kind=kind, options=options[kind])
 
 
 def export_all(folder: Path) -> None:

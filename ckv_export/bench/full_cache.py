@@ -29,9 +29,9 @@ class WholeSide(nn.Module):
         super().__init__()
         self.side = side
 
-    def encode(self, x: Tensor) -> tuple[None, Tensor]:
-        """Events [B, N, d_e] -> their whole keys or values [B, N, d]."""
-        index, user = self.side.encode(x)
+    def encode(self, x: Tensor, rows: Tensor | None = None) -> tuple[None, Tensor]:
+        """Events [B, N, d_e] -> their whole keys or values [B, N, d]; see `CollectiveSide`."""
+        index, user = self.side.encode(x, rows)
         return None, assembled(
             self.side.pool if self.side.shared else None, index, user, user.dtype
         )

@@ -16,12 +16,14 @@ from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
 from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
 from ckv_export.checkpoint.load import load_checkpoint
-from ckv_export.contract import FEATURES, GraphSpec, ModelSpec
+from ckv_export.contract import FEATURES, EventForm, GraphSpec, ModelSpec
+from ckv_export.deploy.item_rows import has_item_rows, look_up
 from ckv_export.errors import CheckpointError, CkvError, ExportError
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
 from ckv_export.manifest import Manifest
 from ckv_export.model.base import CollectiveModel
+from ckv_export.model.events import EventEmbedding
 from ckv_export.model.fingerprint import fingerprint
 from ckv_export.model.reference import Reference
 from ckv_export.model.registry import build_model, build_reference
@@ -93,7 +95,11 @@ def load_weights(
             "baselines need a bundle whose graphs take all features: this one was exported with "
             "--embeddings external or --item-features"
         )
-    return Weights(build_model(spec, state), build_reference(spec, state))
+    form = EventForm(item_key=manifest.form.item_key)
+    model = build_model(spec, state, EventEmbedding(spec, state, form))
+    if has_item_rows(manifest):
+        look_up(model)
+    return Weights(model, build_reference(spec, state))
 
 
 def without_weights() -> list[LeftOut]:

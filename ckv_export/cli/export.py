@@ -78,6 +78,11 @@ def _add_form(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write what is cached of each item, and a decode graph that needs only ids and it",
     )
+    parser.add_argument(
+        "--item-rows",
+        action="store_true",
+        help="hstu: look up the first layer's pool rows of each item instead of routing it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,6 +113,7 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
             args.item_table,
             args.precision,
             args.pool,
+            args.item_rows,
         ),
         engines=engine_options.chosen(args) if args.build else None,
         files=(args.profiles,) if args.profiles is not None else (),
@@ -151,7 +157,8 @@ def _form_arguments(form: FormRequest) -> list[str]:
     for name in ("embeddings", "precision", "pool"):
         if getattr(form, name) != getattr(plain, name):
             arguments.append(f"--{name}={getattr(form, name)}")
-    return arguments + (["--item-table"] if form.item_table else [])
+    tables = {"--item-table": form.item_table, "--item-rows": form.item_rows}
+    return arguments + [flag for flag, wanted in tables.items() if wanted]
 
 
 def _summary(exported: Exported) -> list[tuple[str, str]]:

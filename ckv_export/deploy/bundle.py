@@ -181,7 +181,12 @@ def _manifest(
         form=prepared.form,
         item_table=_table_layout(prepared),
         profile=_profile(request, prepared),
-        source={"kind": checkpoint.source, "files": files, "item_features": features},
+        source={
+            "kind": checkpoint.source,
+            "files": files,
+            "item_features": features,
+            "item_rows": request.form.item_rows,
+        },
         versions={"ckv-export": __version__, **_versions()},
         operators={functions.DOMAIN: functions.DOMAIN_VERSION, "opset": functions.OPSET},
         notes=checkpoint.notes,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ckv_export.catalogue import Catalogue, bare_catalogue, item_key, load_catalogue
 from ckv_export.checkpoint.load import Checkpoint
 from ckv_export.contract import EventForm, require
-from ckv_export.deploy import item_table
+from ckv_export.deploy import item_rows, item_table
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.decode_items import DecodeItemsGraph
 from ckv_export.graphs.prefill import PrefillGraph
@@ -29,7 +29,8 @@ class FormRequest:
 
     `embeddings`: "inline" or "external"; `item_features`: a file to look item features up from;
     `item_key`: the feature that names an item; `item_table`: add a decode graph that takes one;
-    `precision`: of their large products; `pool`: one of `manifest.POOLS`.
+    `precision`: of their large products; `pool`: one of `manifest.POOLS`; `item_rows`: look up the
+    first layer's pool rows of every item.
     """
 
     embeddings: str = "inline"
@@ -38,6 +39,7 @@ class FormRequest:
     item_table: bool = False
     precision: str = "fp32"
     pool: str = "constant"
+    item_rows: bool = False
 
 
 FEATURES_INLINE = FormRequest()
@@ -60,12 +62,17 @@ def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
     spec, state = checkpoint.spec, checkpoint.state
     if wishes.item_table:
         item_table.require_item_kind(spec)
+    if wishes.item_rows:
+        item_rows.require_layers(spec)
+        _require_fixed_routers(wishes)
     catalogue = _catalogue(checkpoint, wishes)
     form = EventForm(wishes.embeddings, catalogue.key if catalogue else None, _pool_inputs(wishes))
     features = catalogue.features if catalogue else {}
     looked_up = {name: torch.from_numpy(values) for name, values in features.items()}
     events = EventEmbedding(spec, state, form, looked_up)
     model = build_model(spec, state, events, wishes.precision)
+    if wishes.item_rows:
+        item_rows.look_up(model)
     graphs: list[Graph] = [PrefillGraph(model), DecodeGraph(model)]
     if wishes.item_table:
         graphs.append(DecodeItemsGraph(item_table.require_item_model(model)))
@@ -77,14 +84,22 @@ def _catalogue(checkpoint: Checkpoint, wishes: FormRequest) -> Catalogue | None:
     if wishes.item_features is not None:
         key = item_key(spec, wishes.item_key)
         return load_catalogue(wishes.item_features, spec, key)
-    if wishes.item_table:
+    if wishes.item_table or wishes.item_rows:
         return bare_catalogue(spec, item_key(spec, wishes.item_key))
     require(
         wishes.item_key is None,
-        "--item-key says which feature names an item that is looked up: give --item-features or "
-        "--item-table too",
+        "--item-key says which feature names an item that is looked up: give "
+        "--item-features, --item-table or --item-rows too",
     )
     return None
+
+
+def _require_fixed_routers(wishes: FormRequest) -> None:
+    require(
+        wishes.pool != "refit",
+        "rows that are looked up don't follow a router that is exchanged: leave out --item-rows or "
+        "--pool refit",
+    )
 
 
 def _pool_inputs(wishes: FormRequest) -> str | None:

@@ -30,6 +30,11 @@ _gather_concat, _attend, _attend_pointwise = (
 Pools = tuple[Tensor | None, Tensor | None]
 """The pools of K and V that a layer reads, [M, d - d_u] each; None where a side has none."""
 
+Rows = tuple[Tensor | None, Tensor | None]
+"""Pool rows int32 of K and V that are known without a router; None where they are not."""
+
+UNKNOWN: Rows = (None, None)
+
 
 @dataclass(frozen=True)
 class CacheEntries:
@@ -118,12 +123,15 @@ class CollectiveSide(nn.Module, Reducible):
         if self.shared:
             self.pool = reduced(self.pool, dtype)
 
-    def encode(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Events [B, N, d_e] -> (index int32 [B, N] or None, user part [B, N, d_u])."""
+    def encode(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """Events [B, N, d_e] -> (index int32 [B, N] or None, user part [B, N, d_u]).
+
+        `rows`: what the router would find, where that is known.
+        """
         user = self._activate(self.user(x))
         if not self.shared:
             return None, user
-        return self.router(x), self._activate(user)
+        return self.router(x) if rows is None else rows, self._activate(user)
 
     def _activate(self, x: Tensor) -> Tensor:
         return F.silu(x) if self.use_silu else x
@@ -151,9 +159,9 @@ class CollectiveAttention(nn.Module):
         self.k = CollectiveSide("k", spec, f"{prefix}.k", state)
         self.v = CollectiveSide("v", spec, f"{prefix}.v", state)
 
-    def encode(self, x: Tensor) -> CacheEntries:
-        """What is cached for events [B, N, d_e]."""
-        (k_index, k_user), (v_index, v_user) = self.k.encode(x), self.v.encode(x)
+    def encode(self, x: Tensor, rows: Rows = UNKNOWN) -> CacheEntries:
+        """What is cached for events [B, N, d_e]; `rows` [B, N] where they are known."""
+        (k_index, k_user), (v_index, v_user) = self.k.encode(x, rows[0]), self.v.encode(x, rows[1])
         return CacheEntries(k_index, v_index, k_user, v_user)
 
     @property

@@ -14,7 +14,7 @@ network over (user, e, x) of the candidate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,38 @@ from torch.nn import functional as F
 from ckv_export.contract import ModelSpec, require
 from ckv_export.model import ops
 from ckv_export.model.base import CollectiveModel
-from ckv_export.model.collective import CacheEntries, CollectiveAttention, Pools
+from ckv_export.model.collective import (
+    SIDES,
+    UNKNOWN,
+    CacheEntries,
+    CollectiveAttention,
+    Pools,
+    Rows,
+)
 from ckv_export.model.dnn import Block, FoldedDnn
 from ckv_export.model.embedding import Projection, ReducibleProjection, frozen
-from ckv_export.model.events import EventEmbedding, Inputs
+from ckv_export.model.events import EventEmbedding, Inputs, Lookup, all_item_embeddings
 from ckv_export.model.links import Links, New, log2_bucket
 from ckv_export.model.shapes import FREE, Shapes, collective_shapes, dnn_shapes
 
 NORM_EPS = 1e-6
+_CHUNK = 4096
+
+
+class ItemRows(nn.Module):
+    """The pool rows of every item in the first layer, int32 [items], None where there is no pool.
+
+    No position and no other event has a part in them.
+    """
+
+    def __init__(self, k: Tensor | None, v: Tensor | None) -> None:
+        super().__init__()
+        self.k, self.v = (None if rows is None else Lookup(rows) for rows in (k, v))
+
+    def forward(self, ids: Tensor) -> Rows:
+        """Ids int32 [B, N] -> rows [B, N] of K and V."""
+        key, value = (None if found is None else found(ids) for found in (self.k, self.v))
+        return key, value
 
 
 class HstuLayer(nn.Module):
@@ -49,11 +73,11 @@ class HstuLayer(nn.Module):
         self.time_bias = None if time_bias is None else frozen(time_bias.unsqueeze(1))
 
     def forward(
-        self, x: Tensor, past: CacheEntries, links: Links, pools: Pools
+        self, x: Tensor, past: CacheEntries, links: Links, pools: Pools, rows: Rows
     ) -> tuple[Tensor, CacheEntries]:
         """New events x [B, Q, d] after cached `past` -> x of the next layer, and their entries."""
         z = self.norm(x)
-        new = self.attention.encode(z)
+        new = self.attention.encode(z, rows)
         query = F.silu(self.attention.query(z))
         attended = self.attention.attend_pointwise(
             query, past.then(new), self._bias(links), links.visible, links.count, pools
@@ -61,9 +85,9 @@ class HstuLayer(nn.Module):
         gated = self.output_norm(ops.widened(attended)) * F.silu(self.gate(z))
         return x + self.output(gated), new
 
-    def encode(self, x: Tensor) -> CacheEntries:
+    def encode(self, x: Tensor, rows: Rows = UNKNOWN) -> CacheEntries:
         """What is cached of events x [B, Q, d]."""
-        return self.attention.encode(self.norm(x))
+        return self.attention.encode(self.norm(x), rows)
 
     def _bias(self, links: Links) -> Tensor:
         """Relative bias, the same for all heads: [B, Q, N + C]."""
@@ -88,6 +112,7 @@ class Hstu(CollectiveModel):
         self.input = Projection(state["input.weight"])
         self._layers = [HstuLayer(spec, i, state) for i in range(spec.num_layers)]
         self.layers = nn.ModuleList(self._layers)
+        self.item_rows: ItemRows | None = None
         blocks = [
             Block("user", spec.d_user_features),
             Block("target", spec.d_event),
@@ -127,8 +152,9 @@ class Hstu(CollectiveModel):
         events = self.input(self.embedded(inputs, "event"))
         # The last layer's attention changes nothing that is cached.
         below = [self.pools_of(inputs, i) for i in range(self.spec.num_layers - 1)]
-        states, entries = self._run(events, self.cached(inputs, "past"), links, below)
-        return [*entries, self._layers[-1].encode(states)]
+        rows = self._rows(inputs, ["event"])
+        states, entries = self._run(events, self.cached(inputs, "past"), links, below, rows)
+        return [*entries, self._layers[-1].encode(states, rows[-1])]
 
     def decode(self, inputs: Inputs) -> tuple[Tensor, list[CacheEntries]]:
         """Append events, then score candidates that see everything but one another."""
@@ -136,18 +162,45 @@ class Hstu(CollectiveModel):
         events = self.input(torch.cat([self.embedded(inputs, "append"), target], dim=1))
         links = self._links(inputs, ["history", "append"], target.shape[1])
         pools = [self.pools_of(inputs, i) for i in range(self.spec.num_layers)]
-        states, entries = self._run(events, self.cached(inputs, "cache"), links, pools)
+        rows = self._rows(inputs, ["append", "candidate"])
+        states, entries = self._run(events, self.cached(inputs, "cache"), links, pools, rows)
         appended = links.new.appended
         blocks = {"target": target, "state": states[:, appended:]}
         return self.score(inputs, blocks), [layer.first(appended) for layer in entries]
 
+    def route_items(self, items: int) -> None:
+        """From now on look up the first layer's rows of items 0 to `items` - 1.
+
+        For events that come as ids alone: they are all that the first layer knows of an event.
+        """
+        parts = []
+        with torch.no_grad():
+            for start in range(0, items, _CHUNK):
+                ids = torch.arange(start, min(start + _CHUNK, items), dtype=torch.int32)
+                events = self.input(all_item_embeddings(self.events, ids)[None])
+                parts.append(self._layers[0].encode(events))
+        self.item_rows = ItemRows(*(_joined(p.side(side)[0] for p in parts) for side in SIDES))
+
+    def _rows(self, inputs: Inputs, groups: Sequence[str]) -> list[Rows]:
+        """For each layer the rows that are known of the events of `groups`, one after another."""
+        rows = [UNKNOWN] * self.spec.num_layers
+        if self.item_rows is not None:
+            ids = [inputs[f"{group}_{self.events.form.item_key}"] for group in groups]
+            rows[0] = self.item_rows(torch.cat(ids, dim=1))
+        return rows
+
     def _run(
-        self, x: Tensor, past: Sequence[CacheEntries], links: Links, pools: Sequence[Pools]
+        self,
+        x: Tensor,
+        past: Sequence[CacheEntries],
+        links: Links,
+        pools: Sequence[Pools],
+        rows: Sequence[Rows],
     ) -> tuple[Tensor, list[CacheEntries]]:
         """As many layers as there are `pools`."""
         entries = []
-        for layer, cached, read in zip(self._layers, past, pools, strict=False):
-            x, new = layer(x, cached, links, read)
+        for layer, cached, read, known in zip(self._layers, past, pools, rows, strict=False):
+            x, new = layer(x, cached, links, read, known)
             entries.append(new)
         return x, entries
 
@@ -185,6 +238,12 @@ class Hstu(CollectiveModel):
         if candidates:
             asking = torch.cat([asking, inputs[f"candidate_{name}"]], dim=1)
         return log2_bucket(asking[:, :, None] - seen[:, None, :])
+
+
+def _joined(parts: Iterable[Tensor | None]) -> Tensor | None:
+    """Rows [1, n] of chunks of the catalogue as one [items]."""
+    found = [part[0] for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def _norm(state: Mapping[str, Tensor], name: str) -> nn.LayerNorm:

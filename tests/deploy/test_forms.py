@@ -125,7 +125,7 @@ def test_the_first_id_is_the_key_unless_told(tmp_path: Path, rng: np.random.Gene
 
 
 def test_a_key_by_which_nothing_is_looked_up_is_refused(rng: np.random.Generator):
-    with pytest.raises(SpecError, match=r"--item-key .* give --item-features or --item-table"):
+    with pytest.raises(SpecError, match=r"--item-key .* give --item-features, --item-table or"):
         prepare(checkpoint(SIM, rng), FormRequest(item_key="item_id"))
 
 

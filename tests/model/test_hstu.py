@@ -8,12 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from ckv_testing.hstu_models import VARIANTS, Split, assert_same, draw, make_spec
+from ckv_testing.hstu_models import ONE_ID, VARIANTS, Split, assert_same, draw, make_spec
 from ckv_testing.slow_hstu import SlowHstu
 from torch import Tensor
 
-from ckv_export.contract import CacheSpec, ModelSpec
+from ckv_export.contract import CacheSpec, EventForm, ModelSpec
 from ckv_export.errors import SpecError
+from ckv_export.model import hstu
 from ckv_export.model.parameters import expected_shapes
 from ckv_export.model.registry import build_reference
 from ckv_export.parity.inputs import CaseSize, Fill, generate_case
@@ -69,6 +70,27 @@ def test_split_model_and_reference_compute_what_the_loops_do(
         expected = slow.outputs(inputs)
         assert_same(split.outputs(inputs), expected)
         assert_same(reference_outputs(spec, state, inputs), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_that_are_looked_up_are_those_that_a_router_finds(
+    variant: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    """Of every item, whatever pieces the catalogue is routed in."""
+    times = tuple(f for f in make_spec(variant).features if f.kind == "timestamp")
+    spec = dataclasses.replace(make_spec(variant), features=(*ONE_ID, *times))
+    state = draw(spec, rng)
+    monkeypatch.setattr(hstu, "_CHUNK", int(rng.integers(1, 50)))
+    split = Split(spec, state, EventForm(item_key="item_id"))
+    assert isinstance(split.model, hstu.Hstu)
+    split.model.route_items(ONE_ID[0].vocab_size)
+    # The first layer's routers have no part in it any more.
+    for side in ("k", "v"):
+        if spec.attention.shared(side):
+            del getattr(split.model.attentions[0], side).router
+    slow = SlowHstu(spec, state)
+    for inputs in requests(spec, rng):
+        assert_same(split.outputs(inputs), slow.outputs(inputs))
 
 
 # -- refusals

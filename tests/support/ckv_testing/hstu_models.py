@@ -10,9 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ckv_export.contract import AttentionSpec, CacheSpec, DnnSpec, FeatureSpec, ModelSpec
+from ckv_export.contract import (
+    FEATURES,
+    AttentionSpec,
+    CacheSpec,
+    DnnSpec,
+    EventForm,
+    FeatureSpec,
+    ModelSpec,
+)
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
+from ckv_export.model.events import EventEmbedding
 from ckv_export.model.parameters import expected_shapes
 from ckv_export.model.registry import build_model
 from ckv_export.runtimes.base import Arrays
@@ -80,10 +89,12 @@ def with_logits(spec: ModelSpec) -> ModelSpec:
 class Split:
     """The two graphs of a drawn model, fed in float64."""
 
-    def __init__(self, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, spec: ModelSpec, state: Mapping[str, Tensor], form: EventForm = FEATURES
+    ) -> None:
         self.spec = spec
-        model = build_model(spec, state)
-        self.prefill, self.decode = PrefillGraph(model), DecodeGraph(model)
+        self.model = build_model(spec, state, EventEmbedding(spec, state, form))
+        self.prefill, self.decode = PrefillGraph(self.model), DecodeGraph(self.model)
 
     def outputs(self, inputs: Arrays) -> Arrays:
         """Prefill all of the history, decode: named and shaped as `SlowHstu.outputs`."""
