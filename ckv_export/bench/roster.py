@@ -17,7 +17,7 @@ from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.contract import FEATURES, EventForm, GraphSpec, ModelSpec
-from ckv_export.deploy.item_rows import has_item_rows, look_up
+from ckv_export.deploy.item_rows import look_up
 from ckv_export.errors import CheckpointError, CkvError, ExportError
 from ckv_export.graphs.decode import DecodeGraph
 from ckv_export.graphs.prefill import PrefillGraph
@@ -97,7 +97,7 @@ def load_weights(
         )
     form = EventForm(item_key=manifest.form.item_key)
     model = build_model(spec, state, EventEmbedding(spec, state, form))
-    if has_item_rows(manifest):
+    if manifest.item_rows:
         look_up(model)
     return Weights(model, build_reference(spec, state))
 

@@ -13,7 +13,6 @@ from ckv_export.cache.item_table import load_item_table
 from ckv_export.cache.pool_file import load_pools
 from ckv_export.checkpoint.load import Checkpoint, load_checkpoint
 from ckv_export.contract import FEATURES
-from ckv_export.deploy.item_rows import has_item_rows
 from ckv_export.deploy.judge import given_pools
 from ckv_export.deploy.prepare import FormRequest, Prepared, prepare
 from ckv_export.deploy.twins import require_twin
@@ -236,7 +235,7 @@ def _prepared(subject: _Subject, precision: str) -> Prepared | None:
     manifest = subject.manifest
     if subject.checkpoint is None or _looks_up(manifest):
         return None
-    form, table, rows = manifest.form, manifest.item_table is not None, has_item_rows(manifest)
+    form, table, rows = manifest.form, manifest.item_table is not None, manifest.item_rows
     # Without either, a key by which nothing is looked up changes no graph.
     key = form.item_key if table or rows else None
     asked = (form.embeddings, None, key, table, precision, manifest.pool, rows)

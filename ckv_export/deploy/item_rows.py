@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from ckv_export.contract import ModelSpec, require
 from ckv_export.deploy.item_table import items_of
-from ckv_export.manifest import Manifest
 from ckv_export.model.base import CollectiveModel
 from ckv_export.model.hstu import Hstu
 from ckv_export.model.registry import model_class
@@ -28,8 +27,3 @@ def look_up(model: CollectiveModel) -> None:
     assert isinstance(model, Hstu)
     assert key is not None
     model.route_items(items_of(model.spec, key))
-
-
-def has_item_rows(manifest: Manifest) -> bool:
-    """Whether the graphs of a bundle look rows up: no input shows it."""
-    return bool(manifest.source.get("item_rows"))

@@ -17,7 +17,7 @@ from ckv_export.runtimes.base import Array, Arrays
 from ckv_export.runtimes.bf16 import rounded
 from ckv_export.runtimes.onnxruntime import CPU, load_module
 
-_LOGITS = re.compile(r"(?:.*/)?([kv])/router/logits(?=/)")
+_LOGITS = re.compile(r"(?:layers/(?P<layer>\d+)/)?(?:.*/)?(?P<side>[kv])/router/logits/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,17 +110,18 @@ class GraphProbe:
         except Exception as error:  # as above
             raise ExportError(f"ONNX Runtime can't load {self.path.name}: {error}") from error
 
-    def router_logits(self, side: str) -> list[str]:
-        """The tensors of the router logits of side "k" or "v", a layer each: [B, N, >= M].
+    def router_logits(self, side: str) -> dict[int, str]:
+        """The tensors of the router logits of side "k" or "v" by layer: [B, N, >= M].
 
-        A router may be padded to more rows than its pool has.
+        A router may be padded to more rows than its pool has. A layer whose rows are looked up has
+        none.
         """
-        found: dict[str, str] = {}
+        found: dict[int, str] = {}
         for step in self.steps:
             match = _LOGITS.match(step.name)
-            if match and match[1] == side:
-                found[match[0]] = step.outputs[0]
-        return list(found.values())
+            if match and match["side"] == side:
+                found[int(match["layer"] or 0)] = step.outputs[0]
+        return found
 
 
 def _steps(model: onnx.ModelProto, callers: Mapping[str, str]) -> list[Step]:
@@ -148,8 +149,3 @@ def top_margin(logits: Array) -> Array:
     best, runner_up = top.max(-1), top.min(-1)
     same = best == logits.min(-1).astype(np.float32)
     return np.where(same, np.float32(np.inf), best - runner_up)
-
-
-def stacked_margins(found: Mapping[str, Array], names: Iterable[str], rows: int) -> Array:
-    """`top_margin` of each layer's logits [B, N, >= M] over the pool's M `rows`: [B, L, N]."""
-    return np.stack([top_margin(found[name][..., :rows]) for name in names], axis=1)

@@ -9,13 +9,13 @@ from typing import Protocol
 import numpy as np
 
 from ckv_export.cache.pool_file import load_pools
-from ckv_export.contract import CacheSpec, EventForm
+from ckv_export.contract import CacheSpec, EventForm, ModelSpec
 from ckv_export.manifest import Manifest
 from ckv_export.model.reference import Reference
 from ckv_export.parity import expected
 from ckv_export.parity.expected import ExpectedCase
 from ckv_export.parity.inputs import Case
-from ckv_export.parity.probe import GraphProbe, stacked_margins
+from ckv_export.parity.probe import GraphProbe, top_margin
 from ckv_export.parity.replay import decode_feeds, kept, prefill_feeds
 from ckv_export.runtimes.base import Array, Arrays
 from ckv_export.runtimes.bound import without
@@ -85,15 +85,9 @@ class GraphTruth:
     def _score(self, feeds: Arrays) -> tuple[Array, Array | None]:
         """Scores and, of a model that routes candidates as events, their least margin [B, C]."""
         spec = self.manifest.model
-        names: dict[str, list[str]] = {}
-        if spec.layers_see_history:
-            names = {s: self.decode.router_logits(s) for s in "kv" if spec.attention.shared(s)}
-        found = self.decode.run(feeds, ["score", *(n for each in names.values() for n in each)])
-        margins = [
-            stacked_margins(found, each, spec.attention.pool_rows(side)).min(axis=1)
-            for side, each in names.items()
-            if len(each) == spec.num_layers
-        ]
+        names = _logits(self.decode, spec) if spec.layers_see_history else {}
+        found = self.decode.run(feeds, ["score", *names])
+        margins = [top_margin(found[n][..., :rows]) for n, (_, _, rows) in names.items()]
         return found["score"], np.min(margins, axis=0) if margins else None
 
     def _no_past(self, case: Case) -> Arrays:
@@ -104,16 +98,26 @@ class GraphTruth:
     def _prefill(self, feeds: Arrays) -> tuple[Arrays, Arrays]:
         spec = self.manifest.model
         outputs = [t.name for t in self.manifest.graph("prefill").outputs]
-        logits = {s: self.probe.router_logits(s) for s in "kv" if spec.attention.shared(s)}
-        found = self.probe.run(feeds, [*outputs, *(n for names in logits.values() for n in names)])
-        margins: Arrays = {}
-        for side, names in logits.items():
-            index = f"cache_{side}_index"
-            # Without the logits of every layer nothing is known, and nothing is excused.
-            margins[index] = np.full(found[index].shape, np.inf, np.float32)
-            if len(names) == spec.num_layers:
-                margins[index] = stacked_margins(found, names, spec.attention.pool_rows(side))
+        logits = _logits(self.probe, spec)
+        found = self.probe.run(feeds, [*outputs, *logits])
+        # Without a layer's logits nothing is known of its rows, and no flip of them is excused.
+        margins: Arrays = {
+            name: np.full(found[name].shape, np.inf, np.float32)
+            for name in outputs
+            if name.endswith("_index")
+        }
+        for name, (side, layer, rows) in logits.items():
+            margins[f"cache_{side}_index"][:, layer] = top_margin(found[name][..., :rows])
         return {name: found[name] for name in outputs}, margins
+
+
+def _logits(probe: GraphProbe, spec: ModelSpec) -> dict[str, tuple[str, int, int]]:
+    """The tensors of router logits: side, layer and pool rows of each."""
+    return {
+        name: (side, layer, spec.attention.pool_rows(side))
+        for side in "kv"
+        for layer, name in probe.router_logits(side).items()
+    }
 
 
 def _divide(into: Arrays, name: str, array: Array, cached: int) -> None:

@@ -20,11 +20,12 @@ from ckv_export.checkpoint.native import save_native
 from ckv_export.contract import FeatureSpec, ModelSpec
 from ckv_export.deploy.bundle import ExportRequest, export_bundle
 from ckv_export.deploy.fidelity import FidelityRequest, check_fidelity
-from ckv_export.deploy.item_rows import has_item_rows
 from ckv_export.deploy.prepare import FormRequest, prepare
 from ckv_export.errors import SpecError
 from ckv_export.manifest import open_bundle, read_manifest
 from ckv_export.model.hstu import Hstu
+from ckv_export.parity.bundle import recorded_cases
+from ckv_export.parity.truth import GraphTruth
 from ckv_export.stages import Stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,12 +80,22 @@ def test_the_graphs_hold_rows_in_place_of_the_first_layers_routers(bundle: Path,
 
 def test_it_is_taken_for_what_it_is(bundle: Path, model: Path):
     """Benchmarks give what it is compared with the same rows; PyTorch runs beside it."""
-    assert has_item_rows(open_bundle(bundle))
+    assert open_bundle(bundle).item_rows
     assert isinstance(rival := load_weights(model, open_bundle(bundle)).model, Hstu)
     assert rival.item_rows is not None
     report = check_fidelity(FidelityRequest(bundle, checkpoint=model), Stages())
     assert report.passed
     assert "pytorch" in {outcome.runtime.runtime for outcome in report.outcomes}
+
+
+def test_believed_graphs_excuse_flips_where_they_route(bundle: Path):
+    cases = [expected.case for expected in recorded_cases(bundle, read_manifest(bundle))]
+    (case, *_) = [case for case in cases if case.cached > 3]
+    (answer,) = GraphTruth(bundle, read_manifest(bundle)).record([case])
+    for side in ("k", "v"):
+        margins = answer.margins[f"cache_{side}_index"]
+        assert np.isposinf(margins[:, 0]).all()
+        assert np.isfinite(margins[:, 1]).any()
 
 
 def test_a_wrong_row_fails_the_gate(bundle: Path):

@@ -240,7 +240,8 @@ def test_margins_of_the_router_can_be_read_from_the_graph(exported: Exported):
     probe = GraphProbe(made.folder / "prefill.onnx")
     long = max(range(len(made.cases)), key=lambda n: made.cases[n].case.cached)
     for side in "kv":
-        (name,) = probe.router_logits(side)
+        ((layer, name),) = probe.router_logits(side).items()
+        assert layer == 0
         logits = probe.run(feeds(made, long)[0], [name])[name]
         logits = logits[..., : made.spec.attention.pool_rows(side)]
         ordered = np.sort(logits, axis=-1)

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ckv_export.parity.probe import GraphProbe, stacked_margins
+from ckv_export.parity.probe import GraphProbe, top_margin
 
 FEEDS = {"x": np.array([[1.0, 2.0]], np.float32)}
 
@@ -21,8 +21,8 @@ def path(tmp_path: Path) -> Path:
     """The logits of a router with a bias, and their negatives."""
     weights = {"w": np.eye(2, dtype=np.float32), "b": np.array([10, 20], np.float32)}
     nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["m"], name="layers/0/k/router/logits/MatMul_0"),
-        helper.make_node("Add", ["m", "b"], ["n"], name="layers/0/k/router/logits/Add_0"),
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="layers/7/k/router/logits/MatMul_0"),
+        helper.make_node("Add", ["m", "b"], ["n"], name="layers/7/k/router/logits/Add_0"),
         helper.make_node("Neg", ["n"], ["y"], name="layers/0/v/router/Neg_0"),
     ]
     ends = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", 2])] for n in "xy"]
@@ -58,15 +58,14 @@ def test_weights_beside_the_file_are_read_from_where_they_lie(path: Path):
     assert GraphProbe(path).run(FEEDS, ["y"])["y"].tolist() == [[-11, -22]]
 
 
-def test_margins_of_layers_lie_side_by_side_and_know_no_padded_rows():
-    logits = np.array([[[0, 1, 3, 3], [5, 1, 0, 0], [2, 2, 2, 2]]], np.float32)
-    found = stacked_margins({"a": logits, "b": 2 * logits}, ["b", "a"], rows=3)
-    assert found.tolist() == [[[4, 8, np.inf], [2, 4, np.inf]]]
+def test_a_margin_is_the_lead_of_the_best():
+    logits = np.array([[[0, 1, 3], [5, 1, 0], [4, 0, 4], [2, 2, 2]], 4 * [[9, 7, 8]]], np.float32)
+    assert top_margin(logits).tolist() == [[2, 4, 0, np.inf], [1, 1, 1, 1]]
 
 
 def test_logits_are_those_behind_the_bias(path: Path):
     probe = GraphProbe(path)
-    assert (probe.router_logits("k"), probe.router_logits("v")) == (["n"], [])
+    assert (probe.router_logits("k"), probe.router_logits("v")) == ({7: "n"}, {})
 
 
 def test_optimisations_are_left_out_where_asked(path: Path, monkeypatch: pytest.MonkeyPatch):

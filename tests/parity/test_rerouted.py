@@ -103,8 +103,8 @@ class Graph:
             self.held[name] = logits
         self.given: list[set[str]] = []
 
-    def router_logits(self, side: str) -> list[str]:
-        return [name for name in self.held if name.startswith(side)]
+    def router_logits(self, side: str) -> dict[int, str]:
+        return {int(name[1]): name for name in self.held if name.startswith(side)}
 
     def run(self, feeds: Arrays, names: Sequence[str], inner: Arrays | None = None) -> Arrays:
         self.given.append(set(inner or {}))
@@ -152,3 +152,9 @@ def test_unknown_or_other_logits_excuse_nothing():
     assert not rerouted(tested, truth)
     del tested.held["k1"]
     assert not rerouted(tested, truth)
+
+
+def test_a_layer_whose_rows_are_looked_up_is_left_alone():
+    truth, tested = Graph(k0=(1e-6, 1, 1), k1=(1e-6, 1, 1)), Graph(k0=(-1, 1, 1), k1=(-1, 1, 1))
+    del tested.held["k0"], tested.held["v0"]
+    assert set(rerouted(tested, truth)) == {"k1"}

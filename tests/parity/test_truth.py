@@ -103,7 +103,7 @@ def test_without_the_logits_of_every_layer_no_flip_is_excused(
 ):
     made = exported("sim")
     truth = GraphTruth(made.folder, manifest_of(made))
-    monkeypatch.setattr(truth.probe, "router_logits", lambda side: [])
+    monkeypatch.setattr(truth.probe, "router_logits", lambda side: {})
     (answer,) = truth.record([max((c.case for c in made.cases), key=lambda c: c.cached)])
     assert len(answer.margins) == 4
     assert all(np.isposinf(margin).all() for margin in answer.margins.values())

@@ -1,16 +1,11 @@
-"""A bundle's table of contents: what it holds, how it was made, and the hash of every file.
-
-``manifest.json`` is the only thing that later rooms know of a bundle; they never open the
-checkpoint it came from.
-"""
+"""What a manifest says: what a bundle holds, how it was made, and the hash of every file."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +20,9 @@ from ckv_export.contract import (
     item_table_tensors,
     prefill_io,
 )
-from ckv_export.errors import BundleError, SpecError
+from ckv_export.manifest.checks import check_kinds
 
 FILE_NAME = "manifest.json"
-POOLS_FILE = "pools.safetensors"
-ITEM_TABLE_FILE = "item_table.safetensors"
 SCHEMA_VERSION = 3
 POOLS = ("constant", "refit", "input")
 """Where pools are: constants of the graphs, constants that engines can exchange, or inputs."""
@@ -137,6 +130,11 @@ class Manifest:
         return ("prefill", "decode", *(["decode_items"] if self.item_table else []))
 
     @property
+    def item_rows(self) -> bool:
+        """Whether the graphs look the first layer's rows of an item up, which no input shows."""
+        return bool(self.source.get("item_rows"))
+
+    @property
     def entries_fingerprint(self) -> str:
         """What cache entries depend on: of bundles that have it in common, caches are one."""
         return self.fingerprints.get("entries", self.fingerprint)
@@ -167,7 +165,7 @@ class Manifest:
     def from_dict(cls, data: Mapping[str, Any]) -> Manifest:
         """Read `to_dict` data; raises KeyError or TypeError where a field is missing or odd."""
         data = {"padding": {}, **data}  # earlier versions didn't record it
-        _check_kinds(data)
+        check_kinds(data)
         known = {f.name: data[f.name] for f in dataclasses.fields(cls)}
         engines = [
             e | {"targets": tuple(e["targets"]), "profiles": tuple(e.get("profiles", ()))}
@@ -193,158 +191,9 @@ class Manifest:
         beside.replace(folder / FILE_NAME)
 
 
-_KINDS = {
-    **dict.fromkeys(("name", "fingerprint", "precision", "pool"), str),
-    **dict.fromkeys(("model", "profile", "source", "versions", "operators", "timings"), dict),
-    **dict.fromkeys(("parity", "files", "fingerprints", "padding"), dict),
-    **dict.fromkeys(("notes", "engines"), list),
-}
-_AXES = ("B", "S", "K", "T", "C")
-_ENGINE_KINDS: dict[str, type] = {
-    **dict.fromkeys(("graph", "file", "backend", "backend_version"), str),
-    "targets": list,
-    "profile": dict,
-}
-_LATER_ENGINE_KINDS: dict[str, type] = {
-    "pool_step": str,
-    "report": str,
-    "onnx": str,
-    "plugin": dict,
-    "settings": dict,
-    "profiles": list,
-}
-_PLUGIN_KINDS: dict[str, type] = {
-    **dict.fromkeys(("kind", "sha256", "operator_version", "tensorrt"), str),
-    "targets": list,
-    "carried": bool,
-}
-
-
-def _check_kinds(data: Mapping[str, Any]) -> None:
-    """Raise KeyError or TypeError for what no later room would survive."""
-    _check_each("", data, _KINDS | ({} if data["parity"] is not None else {"parity": type(None)}))
-    if data["parity"] is not None:
-        _check_each("parity: ", data["parity"], {"seed": int})
-    _check_all("profile", data["profile"].values(), str)
-    _check_each("profile: ", data["profile"], dict.fromkeys(_AXES, str))
-    _check_all("fingerprints", data["fingerprints"].values(), str)
-    if data["item_table"] is not None:
-        _check_each("item table: ", data["item_table"], {"items": int})
-    for engine in data["engines"]:
-        given = {n: k for n, k in _LATER_ENGINE_KINDS.items() if engine.get(n) is not None}
-        _check_each("engine: ", engine, {**_ENGINE_KINDS, **given})
-        _check_all("engine: targets", engine["targets"], str)
-        for profile in (engine["profile"], *(engine.get("profiles") or ())):
-            _check_all("engine: profile", profile.values(), str)
-            Profile.from_dict(profile)
-        if engine.get("plugin") is not None:
-            _check_each("plugin: ", engine["plugin"], _PLUGIN_KINDS)
-    for name in _paths(data):
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{name!r} is no path in the bundle")
-    _check_all("notes", data["notes"], str)
-
-
-def _check_all(where: str, values: Iterable[Any], kind: type) -> None:
-    for value in values:
-        _check_each("", {where: value}, {where: kind})
-
-
-def _paths(data: Mapping[str, Any]) -> Iterator[str]:
-    """Everything that later rooms take for the path of a file in the bundle."""
-    yield from data["files"]
-    for engine in data["engines"]:
-        plugin = engine.get("plugin") or {}
-        yield from filter(None, (engine["file"], engine.get("report"), plugin.get("file")))
-
-
-def _check_each(where: str, data: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
-    for name, kind in kinds.items():
-        if not isinstance(data[name], kind):
-            got = type(data[name]).__name__
-            raise TypeError(f"{where}{name} must be a {kind.__name__}, got {got}")
-
-
-def _check_padding(manifest: Manifest) -> None:
-    """Raise ValueError or TypeError unless padding is an entry that the decode graph can take."""
-    tensors = {t.name: t for t in manifest.graph("decode").inputs if t.name.startswith("cache_")}
-    for name, values in manifest.padding.items():
-        if name not in tensors:
-            raise ValueError(f"padding: the decode graph caches no {name!r}")
-        size = math.prod(tensors[name].shape({"B": 1, "K": 1, "S": 1}))
-        rows = manifest.model.attention.pool_rows(name[len("cache_")])
-        end = float(rows) if tensors[name].dtype == "int32" else math.inf
-        least = 0.0 if tensors[name].dtype == "int32" else -math.inf
-        if len(values) != size or not all(least <= v < end and abs(v) < math.inf for v in values):
-            raise ValueError(f"padding: {name} must be {size} numbers that a cache can hold")
-
-
 def _graph_dict(graph: GraphSpec) -> dict[str, Any]:
     return {
         "file": f"{graph.name}.onnx",
         "inputs": [dataclasses.asdict(t) for t in graph.inputs],
         "outputs": [dataclasses.asdict(t) for t in graph.outputs],
     }
-
-
-def bundle_in(folder: Path) -> Path | None:
-    """The first bundle in a folder of bundles, None if it is none."""
-    return min((p.parent for p in folder.glob(f"[!.]*/{FILE_NAME}")), default=None)
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of the bundle `folder`; raises `BundleError`."""
-    path = folder / FILE_NAME
-    if not path.is_file():
-        why = f"it has no {FILE_NAME}" if folder.exists() else "there is no such folder"
-        held = bundle_in(folder)
-        why += f"; give one of the bundles in it, such as {held}" if held else ""
-        raise BundleError(f"{folder} is no bundle: {why}")
-    try:
-        data = json.loads(path.read_text())
-        version = data["schema_version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path} is no bundle manifest: {error}") from error
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{path} has schema version {version}, this ckv-export reads {SCHEMA_VERSION}: "
-            "export the model again with it"
-        )
-    try:
-        manifest = Manifest.from_dict(data)
-        _check_padding(manifest)
-        graphs = json.loads(json.dumps(manifest.to_dict()["graphs"]))
-    except (KeyError, TypeError, ValueError, AttributeError, SpecError) as error:
-        raise BundleError(f"{path} is damaged: {error}") from error
-    if data.get("graphs") != graphs:
-        raise BundleError(f"{path} is damaged: its graphs are not those of its model")
-    return manifest
-
-
-def verify(folder: Path, manifest: Manifest) -> None:
-    """Raise `BundleError` unless every listed file is there with its size and hash.
-
-    Graphs, engines and an item table must be listed.
-    """
-    needed = [f"{name}.onnx" for name in manifest.graph_names]
-    needed += [engine.file for engine in manifest.engines]
-    needed += [ITEM_TABLE_FILE] if manifest.item_table else []
-    needed += [POOLS_FILE] if manifest.form.pools else []
-    for name in needed:
-        if name not in manifest.files:
-            raise BundleError(f"{folder / FILE_NAME} has no hash of {name}: export it again")
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise BundleError(f"the bundle {folder} lacks its file {name}: export it again")
-        if FileEntry.of(path) != entry:
-            raise BundleError(
-                f"{path} is not the file that was exported, its hash differs: export it again"
-            )
-
-
-def open_bundle(folder: Path) -> Manifest:
-    """Read and verify the bundle `folder`; raises `BundleError`."""
-    manifest = read_manifest(folder)
-    verify(folder, manifest)
-    return manifest
