@@ -327,12 +327,15 @@ std::vector<char> Bundle::read(std::string const& name) const {
     fs::path const path = file(name);
     std::error_code error;
     std::uintmax_t const size = fs::file_size(path, error);  // none of a folder
-    if (!error && size != entry->second.bytes) {
+    if (error) {
+        refuse("can't read " + path.string());
+    }
+    if (size != entry->second.bytes) {
         refuse_changed(path, remedy);
     }
-    std::vector<char> bytes(entry->second.bytes);
+    std::vector<char> bytes(size);
     std::ifstream in(path, std::ios::binary);
-    if (error || !in.read(bytes.data(), static_cast<std::streamsize>(bytes.size()))) {
+    if (!in.read(bytes.data(), static_cast<std::streamsize>(size))) {
         refuse("can't read " + path.string());
     }
     detail::Sha256 digest;
