@@ -319,7 +319,6 @@ Bundle Bundle::open(fs::path const& folder) {
 }
 
 std::vector<char> Bundle::read(std::string const& name) const {
-    std::string const remedy = "open the bundle again, or export it again";
     auto const entry = manifest.files.find(name);
     if (entry == manifest.files.end()) {
         refuse(name + " is not among the files of the bundle " + folder.string());
@@ -327,21 +326,15 @@ std::vector<char> Bundle::read(std::string const& name) const {
     fs::path const path = file(name);
     std::error_code error;
     std::uintmax_t const size = fs::file_size(path, error);  // none of a folder
-    if (error) {
-        refuse("can't read " + path.string());
-    }
-    if (size != entry->second.bytes) {
-        refuse_changed(path, remedy);
-    }
-    std::vector<char> bytes(size);
+    std::vector<char> bytes(error ? 0 : size);
     std::ifstream in(path, std::ios::binary);
-    if (!in.read(bytes.data(), static_cast<std::streamsize>(size))) {
+    if (error || !in.read(bytes.data(), static_cast<std::streamsize>(bytes.size()))) {
         refuse("can't read " + path.string());
     }
     detail::Sha256 digest;
     digest.update(bytes.data(), bytes.size());
     if (digest.finish() != entry->second.sha256) {
-        refuse_changed(path, remedy);
+        refuse_changed(path, "open the bundle again, or export it again");
     }
     return bytes;
 }

@@ -26,11 +26,18 @@ void sizes_and_profiles() {
     ckv::GraphSpec const& graph = manifest().graph("decode");
     Sizes const good = {{"B", 8}, {"S", 16}, {"K", 3}, {"T", 0}, {"C", 1}};
     ckv::check_sizes(graph, manifest().profile, good);
+    for (auto const& [axis, size, words] :
+         {std::tuple("C", 10, "input 'candidate_item_id' of decode has C = 10, the engine takes 1 to "
+                              "9: build an engine for that range (ckv-export build)"),
+          {"C", 0, "C = 0, the engine takes 1 to 9"},
+          {"B", 9, "input 'cache_k_index' of decode has B = 9, the engine takes 1 to 8"}}) {
+        Sizes beyond = good;
+        beyond[axis] = size;
+        refuses(ErrorCode::kShape, words,
+                [&] { ckv::check_sizes(graph, manifest().profile, beyond); });
+    }
     Sizes large = good;
     large["C"] = 10;
-    refuses(ErrorCode::kShape,
-            "input 'candidate_item_id' of decode has C = 10, the engine takes 1 to 9",
-            [&] { ckv::check_sizes(graph, manifest().profile, large); });
     ckv::Profile wide = manifest().profile;
     wide["C"] = {1, 5, 100};
     CHECK(ckv::choose_profile(graph, {manifest().profile, wide}, good) == 0);
@@ -60,7 +67,9 @@ void buckets() {
     Sizes long_history = bucket(1, 1, 0), short_history = bucket(1, 9, 0);
     short_history["S"] = 8;
     CHECK(ckv::Buckets({long_history, short_history}).choose(graph, {{"S", 8}, {"C", 1}}) == 1);
-    refuses(ErrorCode::kShape, "B = 9", [&] { some.choose(graph, bucket(9, 1, 0)); });
+    CHECK(ckv::Buckets({short_history, long_history}).choose(graph, {{"S", 8}, {"C", 1}}) == 0);
+    refuses(ErrorCode::kShape, "no bucket holds B = 9, C = 1, K = 3, S = 16, T = 0",
+            [&] { some.choose(graph, bucket(9, 1, 0)); });
     refuses(ErrorCode::kShape, "a bucket at least", [] { ckv::Buckets({}); });
     refuses(ErrorCode::kShape, "the same axes", [] { ckv::Buckets({{{"B", 1}}, {{"C", 1}}}); });
     refuses(ErrorCode::kShape, "the same axes", [] { ckv::Buckets({{{"B", 1}}, {{"B", 1}, {"C", 1}}}); });
@@ -125,6 +134,7 @@ ckv::EngineEntry engine(std::string const& file, std::string const& version,
 
 void engines_by_library_and_gpu() {
     CHECK(kRtx.label() == "TensorRT for RTX 1.7.1" && kFull.label() == "TensorRT 11.1.0");
+    CHECK(ckv::detail::Library{20000}.is_rtx() && !ckv::detail::Library{100000}.is_rtx());
     ckv::Bundle bundle{"b", manifest()};
     bundle.manifest.engines = {engine("rtx", "1.7.1.116", {"sm86", "sm120"}),
                                engine("again", "1.7.1.116", {"sm120", "sm89"}),
@@ -167,7 +177,9 @@ void engines_by_version() {
          {std::tuple("1.7.1", kRtx, true), {"1.7.1.116", kRtx, true}, {"1.7.11.0", kRtx, false},
           {"1.7.1.116", ckv::detail::Library{10711}, false}, {"11.1.0", kFull, true},
           {"11.2.0", kFull, false}, {"10.16.1.11", kFull, false}, {"11.1", kFull, true},
-          {"99999999999.1.0", kFull, false}, {"", kFull, false}}) {
+          {"10.16.2", ckv::detail::Library{101602}, true},
+          {"10.6.2", ckv::detail::Library{101602}, false}, {"99999999999.1.0", kFull, false},
+          {"", kFull, false}}) {
         ckv::EngineEntry entry = engine("e", version, {"sm86"});
         entry.backend = library.backend();
         CHECK((chosen(one(entry), library, {8, 6}) == "e") == same);
