@@ -18,8 +18,8 @@ enum class LogLevel { kError, kWarning, kInfo };
 
 struct EngineOptions {
     // Path of the engine in the bundle; empty: of those of the graph that run with the linked library
-    // on this GPU, the first, but version-compatible and hardware-compatible ones only where there
-    // is no other.
+    // on this GPU, the first, but one that is version- or hardware-compatible, or of another
+    // version, only where there is no other.
     std::string file;
     // The plugin library of the dynamic flavour (plugins/README.md), for engines that need it;
     // empty: the one in the bundle, if the engine's entry names one.
