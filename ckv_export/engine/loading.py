@@ -22,6 +22,12 @@ from ckv_export.errors import EngineError
 from ckv_export.manifest import EngineEntry, FileEntry, Manifest
 
 
+def built_for(entry: EngineEntry, gpu: str) -> bool:
+    """Whether an engine was built to run on the GPU generation `gpu`, ``sm86``."""
+    from_ampere_on = bool(entry.settings.get("hardware_compatible")) and int(gpu[2:]) >= 80
+    return gpu in entry.targets or from_ampere_on
+
+
 @dataclass(frozen=True)
 class BundleEngine:
     """An engine with all that its bundle's manifest says of it."""
@@ -107,8 +113,7 @@ class BundleEngine:
                 f"{self.path} is for {', '.join(targets)}, and there is no GPU here that torch can "
                 "use"
             )
-        from_ampere_on = self.entry.settings.get("hardware_compatible") and int(gpu[2:]) >= 80
-        if gpu not in targets and not from_ampere_on:
+        if not built_for(self.entry, gpu):
             raise EngineError(
                 f"{self.path} was built for {', '.join(targets)}, the GPU here is {gpu}: run "
                 f"{self.build_command(backend)}" + (f" --target={gpu}" if backend.is_rtx else "")

@@ -9,6 +9,8 @@ from pathlib import Path
 from ckv_export.cache.pool_file import load_pools
 from ckv_export.contract import ModelSpec, Profile
 from ckv_export.engine.backends import load
+from ckv_export.engine.loading import built_for
+from ckv_export.engine.targets import present_gpu
 from ckv_export.errors import CkvError, InputError, nearest
 from ckv_export.manifest import EngineEntry, Manifest
 from ckv_export.parity.expected import ExpectedCase
@@ -83,12 +85,15 @@ def line_up(folder: Path, manifest: Manifest, pytorch: Contender | None = None) 
         else:
             not_run[name] = problem
     for backend in ENGINES:
-        found = [_on_engine(group, folder, manifest) for group in _engines(manifest, backend)]
-        problem = _engine_problem(backend, folder, bool(found))
-        if problem is None:
-            contenders += found
-        else:
+        sets = _engines(manifest, backend)
+        problem = _engine_problem(backend, folder, bool(sets))
+        if problem is not None:
             not_run[backend] = problem
+            continue
+        others = _of_other_gpus(sets)
+        not_run |= others
+        found = [_on_engine(entries, folder, manifest) for entries in sets]
+        contenders += [contender for contender in found if contender.name not in others]
     return Lineup(tuple(contenders), not_run)
 
 
@@ -103,7 +108,8 @@ def restricted(lineup: Lineup, names: Iterable[str]) -> Lineup:
                 f"a runtime is one of {', '.join(NAMES)}, got {name!r}{nearest(name, NAMES)}"
             )
     kept = [c for c in lineup.contenders if c.name.partition(" ")[0] in wanted]
-    return Lineup(tuple(kept), {})
+    others = {n: why for n, why in lineup.not_run.items() if n.partition(" ")[0] in wanted}
+    return Lineup(tuple(kept), others)
 
 
 def _provider_problem(provider: str) -> str | None:
@@ -142,6 +148,22 @@ def _engines(manifest: Manifest, backend: str) -> list[Sequence[EngineEntry]]:
             groups.setdefault(_name(entry), {})[entry.graph] = entry
     names = manifest.graph_names
     return [[g[n] for n in names] for g in groups.values() if set(names) <= set(g)]
+
+
+def _of_other_gpus(sets: Sequence[Sequence[EngineEntry]]) -> dict[str, str]:
+    """Why sets of engines are left out: another one was built for the GPU that is present.
+
+    Where none was, all stay, and each says more when it is loaded.
+    """
+    gpu = present_gpu()
+    if gpu is None:
+        return {}
+    others = {
+        _name(entries[0]): f"built for {', '.join(entries[0].targets)}, the GPU here is {gpu}"
+        for entries in sets
+        if not all(built_for(entry, gpu) for entry in entries)
+    }
+    return others if len(others) < len(sets) else {}
 
 
 def _name(entry: EngineEntry) -> str:

@@ -163,6 +163,7 @@ def test_engines_need_every_graph_and_a_gpu(made, manifest, monkeypatch: pytest.
     assert "GPU" in lineup.not_run["tensorrt_rtx"]
     assert "no tensorrt engine of every graph" in lineup.not_run["tensorrt"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("ckv_export.parity.lineup.present_gpu", lambda: "sm86")
     lineup = line_up(made.folder, built)
     assert lineup.contenders[-1].name == "tensorrt_rtx sm86"
     assert restricted(lineup, ["tensorrt_rtx"]).contenders == lineup.contenders[-1:]
@@ -178,6 +179,7 @@ def test_engines_with_and_without_a_plugin_are_both_judged(made, manifest, monke
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("ckv_export.parity.lineup.present_gpu", lambda: "sm89")
     monkeypatch.setattr("ckv_export.parity.lineup.load", lambda name: name)
     ranges, targets = {"B": "1:2:3"}, ("sm86", "sm89")
     plain = [
@@ -192,6 +194,33 @@ def test_engines_with_and_without_a_plugin_are_both_judged(made, manifest, monke
     both = restricted(line_up(made.folder, built), ["tensorrt"]).contenders
     assert [c.name for c in both] == ["tensorrt sm86-sm89", "tensorrt sm86-sm89, library plugin"]
     assert [len(graph) for c in both for graph in c.profiles] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "kept", "others"),
+    [
+        ("sm86", ["sm86"], {"sm120": "built for sm120, the GPU here is sm86"}),
+        ("sm120", ["sm120"], {"sm86": "built for sm86, the GPU here is sm120"}),
+        # Each says itself what it lacks.
+        ("sm89", ["sm86", "sm120"], {}),
+    ],
+)
+def test_engines_for_other_gpus_are_left_out(gpu, kept, others, made, manifest, monkeypatch):
+    """Also of what was asked for by name: one set of the library runs."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("ckv_export.parity.lineup.present_gpu", lambda: gpu)
+    monkeypatch.setattr("ckv_export.parity.lineup.load", lambda name: name)
+    engines = tuple(
+        engine(graph, "tensorrt_rtx", target, {"B": "1:2:3"})
+        for target in ("sm86", "sm120")
+        for graph in ("prefill", "decode")
+    )
+    built = dataclasses.replace(manifest, engines=engines)
+    found = restricted(line_up(made.folder, built), ["tensorrt_rtx"])
+    assert [c.name for c in found.contenders] == [f"tensorrt_rtx {target}" for target in kept]
+    assert found.not_run == {f"tensorrt_rtx {target}": why for target, why in others.items()}
 
 
 def thirty() -> ExpectedCase:

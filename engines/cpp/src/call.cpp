@@ -3,6 +3,8 @@
 #include <ckv/error.h>
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 
 namespace ckv::detail {
 namespace {
@@ -10,14 +12,69 @@ namespace {
 // RTX counts from 1, TensorRT with these interfaces from 10.
 constexpr int kFirstTensorRt = 100000;
 
-[[noreturn]] void refuse(std::string const& what) { throw Error(ErrorCode::kEngine, what); }
-
-std::string build_command(Bundle const& bundle, Library library) {
-    return "run ckv-export build " + bundle.folder.string() + " --backend " + library.backend();
+// Major, minor and patch: an engine is for exactly one of these.
+std::array<int, 3> release(std::string const& version) {
+    std::array<int, 3> numbers{};
+    char const* at = version.data();
+    char const* const end = at + version.size();
+    for (int& number : numbers) {
+        at = std::from_chars(at, end, number).ptr;
+        at += at != end;  // the dot
+    }
+    return numbers;
 }
 
-bool same_release(std::string const& version, std::string const& dotted) {
-    return version == dotted || version.compare(0, dotted.size() + 1, dotted + ".") == 0;
+std::string name_of(std::pair<int, int> gpu) {
+    return "sm" + std::to_string(gpu.first) + std::to_string(gpu.second);
+}
+
+bool has_release(EngineEntry const& engine, Library library) {
+    return release(engine.backend_version) == release(library.dotted());
+}
+
+bool runs(EngineEntry const& engine, Library library, std::pair<int, int> gpu, bool any_version) {
+    bool const compatible = engine.version_compatible &&
+                            release(engine.backend_version) < release(library.dotted());
+    auto const& targets = engine.targets;
+    bool const built_for =
+        std::find(targets.begin(), targets.end(), name_of(gpu)) != targets.end() ||
+        (engine.hardware_compatible && gpu.first >= 8);
+    return engine.backend == library.backend() && built_for &&
+           (any_version || compatible || has_release(engine, library));
+}
+
+// How far an engine that runs is from one that was built for this library and GPU alone: TensorRT
+// may refuse it, it needs leave to run code, it is slower.
+int distance(EngineEntry const& engine, Library library) {
+    return 4 * !has_release(engine, library) + 2 * engine.version_compatible +
+           engine.hardware_compatible;
+}
+
+// "decode.engine (tensorrt_rtx 1.7.1.116 for sm86 sm120)"
+std::string described(EngineEntry const& engine) {
+    std::string text = engine.file + " (" + engine.backend + " " + engine.backend_version + " for";
+    for (std::string const& target : engine.targets) {
+        text += " " + target;
+    }
+    return text + ")";
+}
+
+[[noreturn]] void refuse_all(Bundle const& bundle, std::string const& graph,
+                             std::string const& file, Library library, std::pair<int, int> gpu) {
+    std::string present;
+    for (EngineEntry const& engine : bundle.manifest.engines) {
+        if (engine.graph == graph) {
+            present += (present.empty() ? "" : ", ") + described(engine);
+        }
+    }
+    std::string const folder = bundle.folder.string();
+    std::string const target = library.is_rtx() ? name_of(gpu) : "current";
+    throw Error(ErrorCode::kEngine,
+                "the bundle " + folder + " has no engine " + (file.empty() ? "" : file + " ") +
+                    "of " + graph + " that runs with " + library.label() + " on this GPU (" +
+                    name_of(gpu) + "), it has " + (present.empty() ? "none" : present) +
+                    ": run ckv-export build " + folder + " --backend " + library.backend() +
+                    " --target " + target);
 }
 
 }  // namespace
@@ -66,53 +123,21 @@ std::string Library::label() const {
 }
 
 EngineEntry const& choose_engine(Bundle const& bundle, std::string const& graph,
-                                 std::string const& file, Library library, bool any_version) {
-    bundle.manifest.graph(graph);
+                                 EngineOptions const& options, Library library,
+                                 std::pair<int, int> gpu) {
     EngineEntry const* chosen = nullptr;
     for (EngineEntry const& engine : bundle.manifest.engines) {
         bool const wanted =
-            file.empty() ? engine.backend == library.backend() : engine.file == file;
-        if (engine.graph == graph && wanted && chosen == nullptr) {
+            engine.graph == graph && (options.file.empty() || engine.file == options.file);
+        if (wanted && runs(engine, library, gpu, options.allow_other_version) &&
+            (chosen == nullptr || distance(engine, library) < distance(*chosen, library))) {
             chosen = &engine;
         }
     }
     if (chosen == nullptr) {
-        refuse("the bundle " + bundle.folder.string() + " has no " +
-               (file.empty() ? "engine of " + graph + " for " + library.label()
-                             : "engine " + file + " of " + graph) +
-               ": " + build_command(bundle, library));
-    }
-    for (std::string const& needed : {chosen->file, chosen->plugin_file}) {
-        if (!needed.empty() && bundle.manifest.files.count(needed) == 0) {
-            refuse(needed + " is not among the files of its bundle");
-        }
-    }
-    // Whether a version-compatible engine runs here is TensorRT's to say.
-    bool const runs = any_version || chosen->version_compatible ||
-                      same_release(chosen->backend_version, library.dotted());
-    if (chosen->backend != library.backend() || !runs) {
-        refuse("the engine " + chosen->file + " was built by " + chosen->backend + " " +
-               chosen->backend_version + ", this program runs " + library.label() + ": " +
-               build_command(bundle, library));
+        refuse_all(bundle, graph, options.file, library, gpu);
     }
     return *chosen;
-}
-
-void require_target(Bundle const& bundle, EngineEntry const& engine, Library library, int major,
-                    int minor) {
-    std::string const gpu = "sm" + std::to_string(major) + std::to_string(minor);
-    auto const& targets = engine.targets;
-    bool const from_ampere_on = engine.hardware_compatible && major >= 8;
-    if (from_ampere_on || std::find(targets.begin(), targets.end(), gpu) != targets.end()) {
-        return;
-    }
-    std::string built_for;
-    for (std::string const& target : targets) {
-        built_for += (built_for.empty() ? "" : ", ") + target;
-    }
-    refuse("the engine " + engine.file + " was built for " + built_for + ", the GPU here is " +
-           gpu + ": " + build_command(bundle, library) + " --target " +
-           (library.is_rtx() ? gpu : "current"));
 }
 
 }  // namespace ckv::detail

@@ -6,6 +6,8 @@
 #include <ckv/tensor.h>
 
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace ckv::detail {
 
@@ -33,15 +35,11 @@ struct Library {
     std::string dotted() const;   // "11.1.0"
 };
 
-// The engine of `graph` to load: `file`, or the first that `library` built. Throws kEngine where
-// there is none, or where its version differs (unless `any_version`), with the command that builds
-// one.
+// The engine of `graph` to load with `library` on a GPU of this compute capability (major, minor):
+// as EngineOptions::file says. Throws kEngine where none runs, with those that there are and the
+// command that builds one.
 EngineEntry const& choose_engine(Bundle const& bundle, std::string const& graph,
-                                 std::string const& file, Library library, bool any_version);
-
-// Throws kEngine, with the command that builds another, unless the engine was built for GPUs of this
-// compute capability.
-void require_target(Bundle const& bundle, EngineEntry const& engine, Library library, int major,
-                    int minor);
+                                 EngineOptions const& options, Library library,
+                                 std::pair<int, int> gpu);
 
 }  // namespace ckv::detail

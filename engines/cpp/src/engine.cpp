@@ -3,11 +3,9 @@
 #include <ckv/error.h>
 
 #include <algorithm>
-#include <fstream>
 
 #include "call.h"
 #include "pool.h"
-#include "sha256.h"
 #include "tensorrt_runtime.h"
 
 namespace ckv {
@@ -36,27 +34,6 @@ nvinfer1::Dims dims_of(std::vector<std::int64_t> const& shape) {
     dims.nbDims = static_cast<std::int32_t>(shape.size());
     std::copy(shape.begin(), shape.end(), dims.d);
     return dims;
-}
-
-// A file of the bundle with the hash that the manifest gives it: since the bundle was opened,
-// another may have taken its place.
-std::vector<char> read_verified(Bundle const& bundle, std::string const& name) {
-    std::filesystem::path const path = bundle.file(name);
-    std::error_code error;
-    std::uintmax_t const size = std::filesystem::file_size(path, error);  // none of a folder
-    std::ifstream file(path, std::ios::binary);
-    std::vector<char> bytes(error ? 0 : size);
-    if (error || !file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()))) {
-        throw Error(ErrorCode::kBundle, "can't read " + path.string());
-    }
-    detail::Sha256 digest;
-    digest.update(bytes.data(), bytes.size());
-    if (digest.finish() != bundle.manifest.files.at(name).sha256) {
-        throw Error(ErrorCode::kBundle,
-                    path.string() + " is not the file that was exported, its hash differs: open "
-                                    "the bundle again, or export it again");
-    }
-    return bytes;
 }
 
 // A context, and the end of the last work that was put on a stream with it.
@@ -118,9 +95,10 @@ EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions con
       log(options.log),
       pool(static_cast<std::size_t>(std::max(options.contexts, 1)),
            [this] { return make_slot(); }) {
-    EngineEntry const& entry =
-        detail::choose_engine(bundle, graph.name, options.file, detail::linked_library(),
-                              options.allow_other_version);
+    auto const capability = detail::present_gpu();
+    gpu = detail::current_gpu();
+    EngineEntry const& entry = detail::choose_engine(bundle, graph.name, options,
+                                                     detail::linked_library(), capability);
     detail::take_logged_error();
     runtime = log.make_runtime();
     if (runtime == nullptr) {
@@ -135,13 +113,10 @@ EngineState::EngineState(Bundle const& bundle, GraphSpec spec, EngineOptions con
     if (!options.plugin_library.empty()) {
         detail::load_plugins(options.plugin_library);
     } else if (!entry.plugin_file.empty()) {
-        read_verified(bundle, entry.plugin_file);
+        bundle.read(entry.plugin_file);
         detail::load_plugins(bundle.file(entry.plugin_file));
     }
-    auto const [major, minor] = detail::present_gpu();
-    gpu = detail::current_gpu();
-    detail::require_target(bundle, entry, detail::linked_library(), major, minor);
-    deserialize(bundle.file(entry.file), read_verified(bundle, entry.file));
+    deserialize(bundle.file(entry.file), bundle.read(entry.file));
     check_tensors();
     read_profiles();
     void* memory = nullptr;

@@ -3,7 +3,9 @@
 
 #include <atomic>
 #include <chrono>
+#include <iterator>
 #include <thread>
+#include <tuple>
 
 #include "../src/call.h"
 #include "../src/pool.h"
@@ -24,11 +26,18 @@ void sizes_and_profiles() {
     ckv::GraphSpec const& graph = manifest().graph("decode");
     Sizes const good = {{"B", 8}, {"S", 16}, {"K", 3}, {"T", 0}, {"C", 1}};
     ckv::check_sizes(graph, manifest().profile, good);
+    for (auto const& [axis, size, words] :
+         {std::tuple("C", 10, "input 'candidate_item_id' of decode has C = 10, the engine takes 1 to "
+                              "9: build an engine for that range (ckv-export build)"),
+          {"C", 0, "C = 0, the engine takes 1 to 9"},
+          {"B", 9, "input 'cache_k_index' of decode has B = 9, the engine takes 1 to 8"}}) {
+        Sizes beyond = good;
+        beyond[axis] = size;
+        refuses(ErrorCode::kShape, words,
+                [&] { ckv::check_sizes(graph, manifest().profile, beyond); });
+    }
     Sizes large = good;
     large["C"] = 10;
-    refuses(ErrorCode::kShape,
-            "input 'candidate_item_id' of decode has C = 10, the engine takes 1 to 9",
-            [&] { ckv::check_sizes(graph, manifest().profile, large); });
     ckv::Profile wide = manifest().profile;
     wide["C"] = {1, 5, 100};
     CHECK(ckv::choose_profile(graph, {manifest().profile, wide}, good) == 0);
@@ -58,7 +67,9 @@ void buckets() {
     Sizes long_history = bucket(1, 1, 0), short_history = bucket(1, 9, 0);
     short_history["S"] = 8;
     CHECK(ckv::Buckets({long_history, short_history}).choose(graph, {{"S", 8}, {"C", 1}}) == 1);
-    refuses(ErrorCode::kShape, "B = 9", [&] { some.choose(graph, bucket(9, 1, 0)); });
+    CHECK(ckv::Buckets({short_history, long_history}).choose(graph, {{"S", 8}, {"C", 1}}) == 0);
+    refuses(ErrorCode::kShape, "no bucket holds B = 9, C = 1, K = 3, S = 16, T = 0",
+            [&] { some.choose(graph, bucket(9, 1, 0)); });
     refuses(ErrorCode::kShape, "a bucket at least", [] { ckv::Buckets({}); });
     refuses(ErrorCode::kShape, "the same axes", [] { ckv::Buckets({{{"B", 1}}, {{"C", 1}}}); });
     refuses(ErrorCode::kShape, "the same axes", [] { ckv::Buckets({{{"B", 1}}, {{"B", 1}, {"C", 1}}}); });
@@ -93,75 +104,119 @@ void buffers() {
             [&] { ckv::detail::bind_all(graph, sizes, more, &nothing); });
 }
 
-void engines() {
-    using ckv::detail::choose_engine;
-    using ckv::detail::Library;
-    ckv::Bundle bundle{"b", manifest()};
-    bundle.manifest.files["engines/d.rtx"] = {"00", 1};
-    Library const rtx{10701}, full{110100}, newer{110200};
-    CHECK(rtx.label() == "TensorRT for RTX 1.7.1" && full.label() == "TensorRT 11.1.0");
-    bundle.manifest.engines.push_back(bundle.manifest.engines[0]);
-    bundle.manifest.engines[2].file = "engines/later.rtx";
-    bundle.manifest.files["engines/later.rtx"] = {"00", 1};
-    CHECK(choose_engine(bundle, "decode", "", rtx, false).file == "engines/d.rtx");
-    CHECK(choose_engine(bundle, "decode", "engines/later.rtx", rtx, false).file ==
-          "engines/later.rtx");
-    bundle.manifest.engines.pop_back();
-    CHECK(choose_engine(bundle, "decode", "", full, false).file == "decode.onnx");
-    CHECK(choose_engine(bundle, "decode", "engines/d.rtx", rtx, false).file == "engines/d.rtx");
-    refuses(ErrorCode::kEngine,
-            "was built by tensorrt 11.1.0, this program runs TensorRT 11.2.0: run ckv-export build b "
-            "--backend tensorrt",
-            [&] { choose_engine(bundle, "decode", "", newer, false); });
-    CHECK(choose_engine(bundle, "decode", "", newer, true).file == "decode.onnx");
-    bundle.manifest.engines[1].version_compatible = true;
-    CHECK(choose_engine(bundle, "decode", "", newer, false).file == "decode.onnx");
-    refuses(ErrorCode::kEngine, "was built by tensorrt_rtx 1.7.1.116, this program runs TensorRT for "
-            "RTX 1.7.11", [&] { choose_engine(bundle, "decode", "", Library{10711}, false); });
-    bundle.manifest.engines[0].backend_version = "1.7.11.0";
-    refuses(ErrorCode::kEngine, "was built by tensorrt_rtx 1.7.11.0, this program runs TensorRT for "
-            "RTX 1.7.1:", [&] { choose_engine(bundle, "decode", "", rtx, false); });
-    bundle.manifest.engines[0] = manifest().engines[0];
-    refuses(ErrorCode::kEngine, "was built by tensorrt_rtx 1.7.1.116, this program runs TensorRT 11",
-            [&] { choose_engine(bundle, "decode", "engines/d.rtx", full, true); });
-    refuses(ErrorCode::kEngine, "no engine of prefill for TensorRT for RTX 1.7.1",
-            [&] { choose_engine(bundle, "prefill", "", rtx, false); });
-    refuses(ErrorCode::kEngine, "has no engine nope of decode",
-            [&] { choose_engine(bundle, "decode", "nope", rtx, false); });
-    refuses(ErrorCode::kBundle, "not 'dekode'",
-            [&] { choose_engine(bundle, "dekode", "", rtx, false); });
-    bundle.manifest.engines[0].plugin_file = "p.so";
-    refuses(ErrorCode::kEngine, "p.so is not among the files",
-            [&] { choose_engine(bundle, "decode", "", rtx, false); });
-    bundle.manifest.engines[0].plugin_file.clear();
-    bundle.manifest.files.erase("engines/d.rtx");
-    refuses(ErrorCode::kEngine, "not among the files",
-            [&] { choose_engine(bundle, "decode", "", rtx, false); });
+using Gpu = std::pair<int, int>;
+ckv::detail::Library const kRtx{10701}, kFull{110100};
+
+// The engine's file, or what is said where there is none.
+std::string chosen(ckv::Bundle const& bundle, ckv::detail::Library library, Gpu gpu,
+                   std::string const& file = "", bool any_version = false) {
+    ckv::EngineOptions options;
+    options.file = file;
+    options.allow_other_version = any_version;
+    try {
+        return ckv::detail::choose_engine(bundle, "decode", options, library, gpu).file;
+    } catch (ckv::Error const& error) {
+        CHECK(error.code() == ErrorCode::kEngine);
+        return error.what();
+    }
 }
 
-void targets() {
-    using ckv::detail::Library;
-    using ckv::detail::require_target;
-    ckv::Bundle const bundle{"b", manifest()};
-    Library const rtx{10701}, full{110100};
-    ckv::EngineEntry entry = bundle.manifest.engines[0];
-    entry.targets = {"sm86", "sm120"};
-    require_target(bundle, entry, rtx, 8, 6);
-    require_target(bundle, entry, rtx, 12, 0);
-    refuses(ErrorCode::kEngine,
-            "engines/d.rtx was built for sm86, sm120, the GPU here is sm89: run ckv-export build b "
-            "--backend tensorrt_rtx --target sm89",
-            [&] { require_target(bundle, entry, rtx, 8, 9); });
-    entry = bundle.manifest.engines[1];
-    require_target(bundle, entry, full, 9, 0);
-    refuses(ErrorCode::kEngine, "run ckv-export build b --backend tensorrt --target current",
-            [&] { require_target(bundle, entry, full, 8, 6); });
+ckv::EngineEntry engine(std::string const& file, std::string const& version,
+                        std::vector<std::string> const& targets) {
+    ckv::EngineEntry entry;
+    entry.graph = "decode";
+    entry.file = file;
+    entry.backend = version[0] == '1' && version[1] == '.' ? "tensorrt_rtx" : "tensorrt";
+    entry.backend_version = version;
+    entry.targets = targets;
+    return entry;
+}
+
+void engines_by_library_and_gpu() {
+    CHECK(kRtx.label() == "TensorRT for RTX 1.7.1" && kFull.label() == "TensorRT 11.1.0");
+    CHECK(ckv::detail::Library{20000}.is_rtx() && !ckv::detail::Library{100000}.is_rtx());
+    ckv::Bundle bundle{"b", manifest()};
+    bundle.manifest.engines = {engine("rtx", "1.7.1.116", {"sm86", "sm120"}),
+                               engine("again", "1.7.1.116", {"sm120", "sm89"}),
+                               engine("full", "11.1.0.54", {"sm86"}),
+                               engine("hopper", "11.1.0.54", {"sm90"})};
+    bundle.manifest.engines.insert(bundle.manifest.engines.begin(),
+                                   engine("prefill", "1.7.1.116", {"sm86"}));
+    bundle.manifest.engines[0].graph = "prefill";
+    CHECK(chosen(bundle, kRtx, {8, 6}) == "rtx");
+    CHECK(chosen(bundle, kRtx, {8, 9}) == "again");
+    CHECK(chosen(bundle, kRtx, {12, 0}) == "rtx");
+    CHECK(chosen(bundle, kRtx, {12, 0}, "again") == "again");
+    CHECK(chosen(bundle, kFull, {8, 6}) == "full");
+    CHECK(chosen(bundle, kFull, {9, 0}) == "hopper");
+    std::string const present =
+        "on this GPU (sm75), it has rtx (tensorrt_rtx 1.7.1.116 for sm86 sm120), again "
+        "(tensorrt_rtx 1.7.1.116 for sm120 sm89), full (tensorrt 11.1.0.54 for sm86), hopper "
+        "(tensorrt 11.1.0.54 for sm90): run ckv-export build b --backend ";
+    CHECK(chosen(bundle, kFull, {7, 5}) ==
+          "the bundle b has no engine of decode that runs with TensorRT 11.1.0 " + present +
+              "tensorrt --target current");
+    CHECK(chosen(bundle, kRtx, {7, 5}, "rtx") ==
+          "the bundle b has no engine rtx of decode that runs with TensorRT for RTX 1.7.1 " +
+              present + "tensorrt_rtx --target sm75");
+    for (char const* file : {"full", "nope", "prefill"}) {
+        CHECK(chosen(bundle, kRtx, {8, 6}, file, true).find("no engine " + std::string(file)) !=
+              std::string::npos);
+    }
+    bundle.manifest.engines.clear();
+    CHECK(chosen(bundle, kRtx, {8, 6}).find("(sm86), it has none: run") != std::string::npos);
+}
+
+void engines_by_version() {
+    auto const one = [](ckv::EngineEntry const& entry) {
+        ckv::Bundle bundle{"b", manifest()};
+        bundle.manifest.engines = {entry};
+        return bundle;
+    };
+    for (auto const& [version, library, same] :
+         {std::tuple("1.7.1", kRtx, true), {"1.7.1.116", kRtx, true}, {"1.7.11.0", kRtx, false},
+          {"1.7.1.116", ckv::detail::Library{10711}, false}, {"11.1.0", kFull, true},
+          {"11.2.0", kFull, false}, {"10.16.1.11", kFull, false}, {"11.1", kFull, true},
+          {"10.16.2", ckv::detail::Library{101602}, true},
+          {"10.6.2", ckv::detail::Library{101602}, false}, {"99999999999.1.0", kFull, false},
+          {"", kFull, false}}) {
+        ckv::EngineEntry entry = engine("e", version, {"sm86"});
+        entry.backend = library.backend();
+        CHECK((chosen(one(entry), library, {8, 6}) == "e") == same);
+        CHECK(chosen(one(entry), library, {8, 6}, "", true) == "e");
+    }
+    // Of a version-compatible engine, later versions are good as well.
+    for (auto const& [version, runs] :
+         {std::pair("10.16.1.11", true), {"11.0.5", true}, {"11.1.0", true}, {"11.1.1", false}}) {
+        ckv::EngineEntry entry = engine("e", version, {"sm86"});
+        entry.version_compatible = true;
+        CHECK((chosen(one(entry), kFull, {8, 6}) == "e") == runs);
+    }
+    ckv::EngineEntry entry = engine("e", "11.1.0", {"sm80"});
     entry.hardware_compatible = true;
-    entry.targets = {"sm80"};
-    require_target(bundle, entry, full, 8, 6);
-    require_target(bundle, entry, full, 12, 1);
-    refuses(ErrorCode::kEngine, "the GPU here is sm75",
-            [&] { require_target(bundle, entry, full, 7, 5); });
+    for (auto const& [gpu, runs] :
+         {std::pair(Gpu{8, 0}, true), {Gpu{8, 6}, true}, {Gpu{12, 1}, true}, {Gpu{7, 5}, false}}) {
+        CHECK((chosen(one(entry), kFull, gpu) == "e") == runs);
+    }
+}
+
+// Whatever their order, the engine that was built for this library and GPU alone is taken.
+void engines_that_suit_best() {
+    std::vector<ckv::EngineEntry> entries(4, engine("own", "11.1.0", {"sm86"}));
+    entries[1].file = "any GPU";
+    entries[1].hardware_compatible = true;
+    entries[2].file = "any version";
+    entries[2].version_compatible = true;
+    entries[3].file = "another version's";
+    entries[3].backend_version = "11.0.0";
+    ckv::Bundle bundle{"b", manifest()};
+    for (auto best = entries.begin(); best != entries.end(); ++best) {
+        bundle.manifest.engines = {best, entries.end()};
+        CHECK(chosen(bundle, kFull, {8, 6}, "", true) == best->file);
+        bundle.manifest.engines = {std::reverse_iterator(entries.end()),
+                                   std::reverse_iterator(best)};
+        CHECK(chosen(bundle, kFull, {8, 6}, "", true) == best->file);
+    }
 }
 
 // Many threads, few slots: never two in one, never more than there may be, all come back.
@@ -257,8 +312,9 @@ int main() {
     sizes_and_profiles();
     buckets();
     buffers();
-    engines();
-    targets();
+    engines_by_library_and_gpu();
+    engines_by_version();
+    engines_that_suit_best();
     pool();
     held_slots();
     waiting_for_what_never_comes();

@@ -3,9 +3,6 @@
 #include <ckv/engine.h>
 #include <cuda_runtime_api.h>
 
-#include <fstream>
-
-#include "../src/call.h"
 #include "../src/tensorrt_runtime.h"
 #include "check.h"
 #include "sample.h"
@@ -15,16 +12,6 @@ using ckv::ErrorCode;
 namespace {
 
 constexpr int kSkipped = 77;
-
-ckv::Bundle bundle_of(ckv::detail::Library library, std::string const& version) {
-    ckv::Bundle bundle{"/nowhere", ckv::parse_manifest(sample_manifest(), "m")};
-    ckv::EngineEntry entry = bundle.manifest.engines.front();
-    entry.backend = library.backend();
-    entry.backend_version = version;
-    bundle.manifest.engines = {entry};
-    bundle.manifest.files[entry.file] = {"00", 1};
-    return bundle;
-}
 
 void a_runtime_is_made_and_logs() {
     ckv::detail::take_logged_error();
@@ -41,17 +28,9 @@ void a_runtime_is_made_and_logs() {
 }
 
 void without_a_gpu_it_says_so() {
-    auto const library = ckv::detail::linked_library();
-    refuses(ErrorCode::kEngine, "was built by",
-            [&] { ckv::Engine(bundle_of(library, "0.1.2"), "decode"); });
-    refuses(ErrorCode::kEngine, "no engine of prefill",
-            [&] { ckv::Engine(bundle_of(library, library.dotted()), "prefill"); });
-    ckv::EngineOptions options;
-    options.plugin_library = "/nowhere/libplugin.so";
-    refuses(ErrorCode::kEngine, "no plugin library /nowhere/libplugin.so: run ckv-export plugin",
-            [&] { ckv::Engine(bundle_of(library, library.dotted()), "decode", options); });
+    ckv::Bundle const bundle{"/nowhere", ckv::parse_manifest(sample_manifest(), "m")};
     refuses(ErrorCode::kCuda, "running an engine needs an NVIDIA GPU",
-            [&] { ckv::Engine(bundle_of(library, library.dotted()), "decode"); });
+            [&] { ckv::Engine(bundle, "decode"); });
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <tuple>
 
 #include "../src/sha256.h"
@@ -134,27 +135,34 @@ std::string sha256(std::string const& text) {
     return digest.finish();
 }
 
+// A bundle with these files; its manifest.
+std::string write_bundle(fs::path const& folder, std::string const& manifest,
+                         std::map<std::string, std::string> const& files) {
+    std::string entries;
+    for (auto const& [name, text] : files) {
+        write(folder / name, text);
+        entries += (entries.empty() ? "\"" : ", \"") + name + "\": {\"sha256\": \"" + sha256(text) +
+                   "\", \"bytes\": " + std::to_string(text.size()) + "}";
+    }
+    std::string text = manifest;
+    std::size_t const start = text.find("\"files\": {") + 10;
+    text.replace(start, text.find("}}", start) + 1 - start, entries);
+    write(folder / "manifest.json", text);
+    return text;
+}
+
 void files_are_verified(fs::path const& folder) {
+    fs::create_directories(folder);
     refuses(ErrorCode::kBundle, "is no bundle: it has no manifest.json",
             [&] { ckv::Bundle::open(folder); });
     refuses(ErrorCode::kBundle, "nowhere is no bundle: there is no such folder",
             [&] { ckv::Bundle::open(folder / "nowhere"); });
-    std::string text = sample_manifest();
-    auto const entry = [](std::string const& name, std::string const& of) {
-        return "\"" + name + "\": {\"sha256\": \"" + sha256(of) +
-               "\", \"bytes\": " + std::to_string(of.size()) + "}";
-    };
     std::string const large(3 << 20, 'x');
-    std::size_t const start = text.find("\"files\": {") + 10;
-    text.replace(start, text.find("}}", start) + 1 - start,
-                 entry("decode.onnx", "abc") + "," + entry("prefill.onnx", "") + "," +
-                     entry("engines/d.rtx", large));
-    write(folder / "manifest.json", text);
-    write(folder / "decode.onnx", "abc");
-    write(folder / "prefill.onnx", "");
-    write(folder / "engines/d.rtx", large);
+    std::string text = write_bundle(
+        folder, sample_manifest(),
+        {{"decode.onnx", "abc"}, {"prefill.onnx", ""}, {"weights.bin", large}, {"engines/d.rtx", "e"}});
     CHECK(ckv::Bundle::open(folder).manifest.name == "toy");
-    CHECK(ckv::Bundle::open_unverified(folder).manifest.files.size() == 3);
+    CHECK(ckv::Bundle::open_unverified(folder).manifest.files.size() == 4);
 
     for (auto const& [from, to, missing] :
          {std::tuple("\"item_table\": null", "\"item_table\": {}", "item_table.safetensors"),
@@ -170,19 +178,54 @@ void files_are_verified(fs::path const& folder) {
 
     std::string changed = large;
     changed.back() = 'y';
-    write(folder / "engines/d.rtx", changed);
-    refuses(ErrorCode::kBundle, "d.rtx is not the file that was exported",
-            [&] { ckv::Bundle::open(folder); });
-    write(folder / "engines/d.rtx", large.substr(1));
-    refuses(ErrorCode::kBundle, "d.rtx is not the file that was exported",
-            [&] { ckv::Bundle::open(folder); });
-    fs::remove(folder / "engines/d.rtx");
-    refuses(ErrorCode::kBundle, "lacks its file engines/d.rtx", [&] { ckv::Bundle::open(folder); });
-    fs::create_directory(folder / "engines/d.rtx");
-    refuses(ErrorCode::kBundle, "lacks its file engines/d.rtx", [&] { ckv::Bundle::open(folder); });
+    for (std::string const& other : {changed, large.substr(1)}) {
+        write(folder / "weights.bin", other);
+        refuses(ErrorCode::kBundle,
+                "weights.bin is not the file that was exported, its hash differs: export it again",
+                [&] { ckv::Bundle::open(folder); });
+    }
+    fs::remove(folder / "weights.bin");
+    refuses(ErrorCode::kBundle, "lacks its file weights.bin", [&] { ckv::Bundle::open(folder); });
+    fs::create_directory(folder / "weights.bin");
+    refuses(ErrorCode::kBundle, "lacks its file weights.bin", [&] { ckv::Bundle::open(folder); });
     std::string const listed = "\"engines/d.rtx\": {";
     write(folder / "manifest.json", text.replace(text.find(listed), listed.size(), "\"x\": {"));
     refuses(ErrorCode::kBundle, "has no hash of engines/d.rtx", [&] { ckv::Bundle::open(folder); });
+}
+
+void what_engines_load_is_hashed_then(fs::path const& folder) {
+    std::string const beside = "\"plugin\": {\"file\": \"engines/p.so\"}";
+    write_bundle(folder, changed_manifest("\"plugin\": null", beside),
+                 {{"decode.onnx", ""}, {"prefill.onnx", "abc"}, {"engines/d.rtx", "plan"},
+                  {"engines/p.so", "code"}});
+    ckv::Bundle const bundle = ckv::Bundle::open(folder);
+    for (auto const& [name, text] :
+         {std::pair("engines/d.rtx", "plan"), {"engines/p.so", "code"}, {"decode.onnx", ""}}) {
+        auto const bytes = bundle.read(name);
+        CHECK(std::string(bytes.begin(), bytes.end()) == text);
+    }
+    refuses(ErrorCode::kBundle, "manifest.json is not among the files of the bundle",
+            [&] { bundle.read("manifest.json"); });
+    for (std::string const name : {"engines/d.rtx", "engines/p.so"}) {
+        fs::path const path = folder / name;
+        std::string const differs = name + " is not the file that was exported, its hash differs: ";
+        fs::rename(path, folder / "kept");
+        for (char const* other : {"same", "another size"}) {
+            write(path, other);
+            refuses(ErrorCode::kBundle, differs + "open the bundle again, or export it again",
+                    [&] { bundle.read(name); });
+        }
+        refuses(ErrorCode::kBundle, differs + "export it", [&] { ckv::Bundle::open(folder); });
+        write(path, "same");
+        CHECK(ckv::Bundle::open(folder).manifest.files.size() == 4);
+        fs::remove(path);
+        refuses(ErrorCode::kBundle, "can't read", [&] { bundle.read(name); });
+        refuses(ErrorCode::kBundle, "lacks its file " + name, [&] { ckv::Bundle::open(folder); });
+        fs::create_directory(path);
+        refuses(ErrorCode::kBundle, "can't read", [&] { bundle.read(name); });
+        fs::remove(path);
+        fs::rename(folder / "kept", path);
+    }
 }
 
 // A safetensors file of one pool, put in the place of what there is.
@@ -225,8 +268,8 @@ int main(int argc, char** argv) {
     damage_is_refused();
     fs::path const folder = argv[1];
     fs::remove_all(folder);
-    fs::create_directories(folder);
-    files_are_verified(folder);
+    files_are_verified(folder / "verified");
+    what_engines_load_is_hashed_then(folder / "loaded");
     a_file_that_is_replaced_is_read_on_as_it_was(folder);
     fs::remove_all(folder);
 }

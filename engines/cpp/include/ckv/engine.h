@@ -17,7 +17,9 @@ namespace ckv {
 enum class LogLevel { kError, kWarning, kInfo };
 
 struct EngineOptions {
-    // Path of the engine in the bundle; empty: the graph's first that the linked library built.
+    // Path of the engine in the bundle; empty: of those of the graph that run with the linked library
+    // on this GPU, the first, but one that is version- or hardware-compatible, or of another
+    // version, only where there is no other.
     std::string file;
     // The plugin library of the dynamic flavour (plugins/README.md), for engines that need it;
     // empty: the one in the bundle, if the engine's entry names one.
@@ -43,9 +45,9 @@ struct EngineState;
 // from any thread with that GPU; throws kCuda on another.
 class Engine {
 public:
-    // Check the engine's entry against the linked library and this GPU, load the plugin and the
-    // engine, check its tensors. Throws kEngine or kCuda, saying what to do, and kBundle for a file
-    // whose hash isn't that of the manifest (any more).
+    // Choose an engine for the linked library and this GPU, load its plugin and it, check its
+    // tensors. Throws kEngine or kCuda, saying what to do, and kBundle for a file whose hash isn't
+    // that of the manifest (any more).
     Engine(Bundle const& bundle, std::string const& graph, EngineOptions const& options = {});
     ~Engine();
     Engine(Engine const&) = delete;

@@ -70,14 +70,19 @@ struct Bundle {
     std::filesystem::path folder;
     Manifest manifest;
 
-    // Read the manifest and check size and SHA-256 of every file it lists: reads the whole bundle
-    // once. Throws kBundle for anything missing or different.
+    // Read the manifest and check that every file it lists is there, with its size and, but for
+    // engines and plugin libraries, its SHA-256. Those are hashed when they are loaded: `read` does,
+    // and so does `Engine`. Throws kBundle for anything missing or different.
     static Bundle open(std::filesystem::path const& folder);
 
-    // The same without reading any file but the manifest. What an `Engine` loads is checked anyway.
+    // The same without looking at any file but the manifest.
     static Bundle open_unverified(std::filesystem::path const& folder);
 
     std::filesystem::path file(std::string const& name) const { return folder / name; }
+
+    // A file's bytes, with the size and the SHA-256 that the manifest gives them, whatever has
+    // happened to the file since the bundle was opened. Throws kBundle.
+    std::vector<char> read(std::string const& name) const;
 };
 
 }  // namespace ckv

@@ -26,6 +26,13 @@ void sizes_outside_every_profile(ckv::Bundle const& bundle) {
     engine.enqueue(request.sizes, request.buffers, nullptr);
     cudaStreamSynchronize(nullptr);
     CHECK(request.is_right() && fake::calls == before + 1);
+    cudaStream_t const stream = fake::make_stream();
+    {
+        ckv::CapturedCall const held(engine, request.sizes, request.buffers, stream);
+        refuses(ErrorCode::kEngine, "all 1 contexts are held",
+                [&] { engine.enqueue(request.sizes, request.buffers, nullptr); });
+    }
+    fake::destroy_stream(stream);
 }
 
 // More workers than contexts, each with its stream, sizes of both profiles in turn; a worker has two
