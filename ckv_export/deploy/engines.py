@@ -14,6 +14,7 @@ from typing import Any
 from ckv_export.contract import Profile
 from ckv_export.deploy.profiles import NamedRanges, resolve
 from ckv_export.engine import (
+    CURRENT,
     Backend,
     BuildRequest,
     BuiltEngine,
@@ -21,6 +22,7 @@ from ckv_export.engine import (
     Settings,
     build_engine,
     default_targets,
+    parse_targets,
     trtexec_command,
 )
 from ckv_export.engine.cache import cached_build
@@ -85,8 +87,13 @@ class EngineOptions:
         )
 
     def file(self, graph: str) -> str:
-        """The engine's path in a bundle: graph, library, targets and plugin tell engines apart."""
-        targets = "-".join(self.targets or default_targets(self.backend))
+        """The engine's path in a bundle: graph, library, targets and plugin tell engines apart.
+
+        The GPU that is present goes by its generation: there may be another one the next time.
+        """
+        named = self.targets or default_targets(self.backend)
+        present = parse_targets((CURRENT,), self.backend)[0] if CURRENT in named else ""
+        targets = "-".join(present if target == CURRENT else target for target in named)
         kind = self.settings.plugin.kind
         names = [graph, self.backend.name, targets, *([] if kind == NONE else [kind])]
         return f"{FOLDER}/{'.'.join(names)}.engine"

@@ -8,9 +8,10 @@ from ckv_export.engine.network import EngineTensor
 from ckv_export.engine.plugins import PluginChoice
 from ckv_export.engine.progress import ProgressListener
 from ckv_export.engine.settings import Settings
-from ckv_export.engine.targets import default_targets, known_targets, parse_targets
+from ckv_export.engine.targets import CURRENT, default_targets, known_targets, parse_targets
 
 __all__ = [
+    "CURRENT",
     "Backend",
     "BuildRequest",
     "BuiltEngine",

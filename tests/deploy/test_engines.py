@@ -144,16 +144,21 @@ def test_options_reach_the_engine_room(bundle: Path, asked: list[BuildRequest]):
     assert manifest.profile == Profile.default(SPEC)
 
 
-def test_library_targets_and_graph_tell_engines_apart(bundle: Path, asked: list[BuildRequest]):
+def test_library_targets_and_graph_tell_engines_apart(
+    bundle: Path, asked: list[BuildRequest], monkeypatch: pytest.MonkeyPatch
+):
+    """The GPU that is present is another one on another machine."""
     chosen = [
         EngineOptions(backend, targets) for backend in (RTX, FULL) for targets in ((), ("sm86",))
     ]
-    for options in chosen:
+    for options, gpu in zip(chosen, ("sm80", "sm80", "sm90", "sm86"), strict=True):
+        monkeypatch.setattr("ckv_export.engine.targets.present_gpu", lambda gpu=gpu: gpu)
         build(bundle, options)
     files = [entry.file for entry in open_bundle(bundle).engines]
     assert len(set(files)) == len(files) == 2 * len(chosen)
     assert {Path(file).parent.as_posix() for file in files} == {"engines"}
     assert files[0] == "engines/prefill.tensorrt_rtx.portable.engine"
+    assert files[4] == "engines/prefill.tensorrt.sm90.engine"
     assert [request.targets for request in asked[::2]] == [
         ("portable",),
         ("sm86",),

@@ -19,7 +19,7 @@ from ckv_export.errors import EngineError
 from ckv_export.manifest import EngineEntry, Manifest, open_bundle
 from ckv_export.runtimes.tensorrt import TensorRtRunner
 
-FILE = "engines/decode.tensorrt.current.engine"
+FILE = "engines/decode.tensorrt.sm90.engine"
 LIBRARY = "engines/libckv_plugins_trt11.abc.so"
 
 
