@@ -171,6 +171,7 @@ def _summary(exported: Exported) -> list[tuple[str, str]]:
         ("model", f"{spec.kind}, d {spec.attention.d}, fingerprint {manifest.fingerprint[:16]}"),
         ("precision", manifest.precision),
         ("pools", manifest.pool),
+        *([("item rows", "looked up in the first layer")] if manifest.item_rows else []),
         ("graphs", _sizes(manifest, ".onnx", ".bin", ".safetensors")),
         ("engines", _sizes(manifest, ".engine") or "none"),
         ("cache per event", f"{cached:g} B, {cached / full:.2%} of {full:g} B of fp32 K and V"),

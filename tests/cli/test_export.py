@@ -306,6 +306,7 @@ def test_summary_of_a_model_of_layers_and_pools_as_inputs(bundle: Path):
     sizes = {"weights.bin": 3_000_000, "pools.safetensors": 1_200_000, "parity.html": 9}
     changes = {"files": {name: FileEntry("", size) for name, size in sizes.items()}}
     changes |= {"model": HSTU, "precision": "bf16", "pool": "input"}
+    changes |= {"source": {"item_rows": True}}
     manifest = dataclasses.replace(open_bundle(bundle), **changes)
     found = dict(_summary(Exported(bundle, manifest, None)))
     a, layers = HSTU.attention, HSTU.num_layers
@@ -315,6 +316,7 @@ def test_summary_of_a_model_of_layers_and_pools_as_inputs(bundle: Path):
     assert found["cache per event"] == told
     assert found["graphs"] == "weights.bin 3.0 MB, pools.safetensors 1.2 MB"
     assert (found["parity"], found["precision"], found["pools"]) == ("not checked", "bf16", "input")
+    assert found["item rows"] == "looked up in the first layer"
 
 
 def test_a_record_of_ids_alone_is_smaller(bundle: Path):
