@@ -115,8 +115,8 @@ def weighted_ways(
 ) -> list[Way]:
     """PyTorch and uncompressed caches, with the weights of the bundle's checkpoint.
 
-    `first`: the bundle's own way, whose prefill serves the full cache too; its decode graph is to be
-    in `scratch` (`export_full_decode`) before those ways are opened.
+    `first`: the bundle's own way, whose prefill serves the full cache too; its decode graph must be
+    in `scratch` (`export_full_decode`) before ways that load it are opened.
     """
     model, spec = weights.model, weights.model.spec
     torch.set_num_threads(threads)
