@@ -13,7 +13,9 @@ from pathlib import Path
 
 def common_folder(base: Path) -> Path:
     """Of all workers of the run; `base`: pytest's base folder of this one."""
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    # A pytest that a worker's test starts is no worker, but has its environment.
+    return base.parent if base.name == f"popen-{worker}" else base
 
 
 def common_seed() -> int:
