@@ -261,7 +261,8 @@ def test_smallest_window_is_empty_before_the_first_event(tmp_path: Path):
 
 
 def test_example_sizes_are_all_different_and_exceed_every_boundary():
-    for window, topk in [(None, 0), (2, 0), (5, 3), (8, 8), (9, 1), (50, 50), (1000, 3), (3, 4000)]:
+    settings = [(None, 0), (2, 0), (6, 0), (5, 3), (8, 8), (9, 1), (50, 50), (1000, 3), (3, 4000)]
+    for window, topk in settings:
         sizes = example_sizes(window, topk)
         assert len(set(sizes.values())) == len(sizes)
         assert min(sizes.values()) >= 2
