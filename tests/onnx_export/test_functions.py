@@ -33,8 +33,8 @@ def drawn(name: str, precision: str, rng: np.random.Generator) -> Arrays:
     for side, rows in (("k", 5), ("v", 4)):
         arrays[f"index_{side}"] = rng.integers(0, rows, (USERS, EVENTS)).astype(np.int32)
     for flag, axes in (("mask", ()), ("visible", (CANDIDATES,))):
-        drawn = rng.choice([0, *TRUE], (USERS, *axes, EVENTS))
-        arrays[flag] = drawn.astype(np.int32)
+        chosen = rng.choice([0, *TRUE], (USERS, *axes, EVENTS))
+        arrays[flag] = chosen.astype(np.int32)
     arrays["mask"][0], arrays["visible"][0] = 0, 0
     # Odd and above 2048: in 16 bits it would be another number.
     arrays["count"] = np.full((USERS, CANDIDATES), 4099, np.float32)
