@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -270,6 +271,25 @@ def test_example_sizes_are_all_different_and_exceed_every_boundary():
         assert sizes["K"] >= (window or 1) - 1
         assert sizes["K"] + sizes["T"] not in sizes.values()
         assert sizes["S"] + sizes["T"] > sizes["S"]
+
+
+@pytest.mark.parametrize("longest", [{"window": 30}, {"topk": 30}])
+def test_more_events_are_traced_than_the_model_has_in_its_window_or_selects(
+    longest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    traced: list[torch.Tensor] = []
+
+    def trace(graph: DecodeGraph, inputs: tuple[torch.Tensor, ...], **_: Any) -> None:
+        traced.extend(inputs)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(torch.onnx, "export", trace)
+    spec = make_spec("sim", **longest)
+    graph = DecodeGraph(build_model(spec, draw_state(spec, np.random.default_rng(0))))
+    with pytest.raises(ExportError, match="enough"):
+        export_graph(graph)
+    shapes = {t.name: given.shape for t, given in zip(graph.io.inputs, traced, strict=True)}
+    assert shapes["history_mask"][1] > 30
 
 
 def test_example_inputs_are_zeros_of_the_contract():
