@@ -13,7 +13,8 @@ import torch
 from ckv_testing import exports
 from ckv_testing.exports import Export
 from ckv_testing.hstu import exported_hstu
-from ckv_testing.serving import Shop, exported_shop, hstu_shop, items_shop
+from ckv_testing.serving import Shop, export_items, exported_shop, hstu_shop, items_shop
+from ckv_testing.workers import common_folder, common_seed, made_once
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
 
@@ -52,17 +53,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export]:
-    """A drawn model of a kind with its ONNX files; made at the first call, then shared.
+    """A drawn model of a kind with its ONNX files, which the whole run shares.
 
     Set CKV_EXPORT_SEED to repeat a printed one.
     """
-    number = int(os.environ.get("CKV_EXPORT_SEED", secrets.randbits(32)))
+    number, common = common_seed(), common_folder(tmp_path_factory.getbasetemp())
     made: dict[str, Export] = {}
 
     def get(kind: str) -> Export:
         print(f"exported {kind}: CKV_EXPORT_SEED={number}")
         if kind not in made:
-            made[kind] = exports.export(kind, tmp_path_factory.mktemp(kind), number)
+            made[kind] = exports.drawn(kind, common / f"exported_{kind}", number)
+            made_once(made[kind].folder, made[kind].save)
         return made[kind]
 
     return get
@@ -78,14 +80,15 @@ def shops(
     both with the paper authors' mask rule; "hstu"; "items": with an item table.
     """
     made: dict[str, Shop] = {}
+    base = tmp_path_factory.getbasetemp()
 
     def make(form: str) -> Shop:
+        if form == "items":
+            return items_shop(made_once(common_folder(base) / "shop_items", export_items))
         folder = tmp_path_factory.mktemp(f"shop_{form}")
         if form in ("sim", "eta"):
             return exported_shop(exported(form), folder)
-        if form == "hstu":
-            return hstu_shop(exported_hstu(tmp_path_factory.getbasetemp()), folder)
-        return items_shop(folder)
+        return hstu_shop(exported_hstu(base), folder)
 
     def get(form: str) -> Shop:
         if form not in made:

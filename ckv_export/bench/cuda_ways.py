@@ -29,7 +29,7 @@ def cuda_ways(
 ) -> tuple[list[Way], list[LeftOut]]:
     """The ways that need the checkpoint's weights and a GPU, and why there are none.
 
-    `first`: the bundle's own way; `scratch`: where `roster.weighted_ways` has exported decode for
+    `first`: the bundle's own way; `scratch`: where `roster.export_full_decode` writes decode for
     the full cache.
     """
     if not torch.cuda.is_available():

@@ -243,7 +243,7 @@ def _swept(points: Sequence[Mapping[str, Any]], axis: str) -> list[Series]:
 
 
 def _sizes_series(spec: ModelSpec) -> list[Series]:
-    lengths = [max(1, spec.max_len * i // 8) for i in range(1, 9)]
+    lengths = [spec.max_len * i // 8 for i in range(1, 9)]
     sizes = [cache_sizes(spec, history=n) for n in lengths]
     found = {
         "compact, fp16 user parts": [s.compact_bytes for s in sizes],

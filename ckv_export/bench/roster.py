@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ckv_export.model.reference import Reference
 from ckv_export.model.registry import build_model, build_reference
 from ckv_export.onnx_export.export import export_graph
 from ckv_export.onnx_export.save import save_models
-from ckv_export.runtimes.base import Array, Arrays, Feeds, Runner
+from ckv_export.runtimes.base import Array, Arrays, Feeds
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.runtimes.torch import TorchRunner
 
@@ -37,7 +37,7 @@ ON_CUDA = "PyTorch and full KV on cuda"
 """All that `cuda_ways` adds where there is a GPU."""
 
 FULL_DECODE = "decode_full.onnx"
-"""The file in a scratch folder that `weighted_ways` writes."""
+"""The file in a scratch folder that `export_full_decode` writes."""
 
 _NEED_WEIGHTS = (
     "PyTorch eager, compact cache",
@@ -121,15 +121,15 @@ def weighted_ways(
 ) -> list[Way]:
     """PyTorch and uncompressed caches, with the weights of the bundle's checkpoint.
 
-    `first`: the bundle's own way, whose prefill serves the full cache too. Exports a decode graph
-    for that into `scratch`.
+    `first`: the bundle's own way, whose prefill serves the full cache too; its decode graph must be
+    in `scratch` (`export_full_decode`) before ways that load it are opened.
     """
     model, spec = weights.model, weights.model.spec
     torch.set_num_threads(threads)
     prefill, decode = PrefillGraph(model), DecodeGraph(model)
     eager = TorchRunner(prefill, prefill.io), TorchRunner(decode, decode.io)
     compiled = CompiledRunner(prefill, prefill.io), CompiledRunner(decode, decode.io)
-    full = _full_decode(model, scratch, threads)
+    full = OnnxRuntimeRunner(scratch / FULL_DECODE, FullDecodeGraph(model).io, threads=threads)
     whole = Layout(spec, full_cache_spec(spec), floats)
 
     def expand(cache: Mapping[str, Array]) -> Arrays:
@@ -149,10 +149,11 @@ def weighted_ways(
     return ways
 
 
-def _full_decode(model: CollectiveModel, scratch: Path, threads: int) -> Runner:
-    graph = FullDecodeGraph(model)
-    save_models({"decode_full": export_graph(graph)}, scratch)
-    return OnnxRuntimeRunner(scratch / FULL_DECODE, graph.io, threads=threads)
+def export_full_decode(model: CollectiveModel, scratch: Path, ways: Sequence[Way]) -> None:
+    """Write decode for the full cache into `scratch` if one of `ways` loads it."""
+    path = scratch / FULL_DECODE
+    if any(isinstance(w.decode, OnnxRuntimeRunner) and w.decode.path == path for w in ways):
+        save_models({path.stem: export_graph(FullDecodeGraph(model))}, scratch)
 
 
 def reference_scores(reference: Reference, inputs: Mapping[str, Array]) -> Array:

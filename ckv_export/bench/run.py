@@ -115,6 +115,8 @@ class _Bench:
             given = self._found()
             require_named(request.only, given, self.left_out)
             wanted = [w for w in given if w is given[0] or request.only in w.name]
+            if self.weights is not None:
+                roster.export_full_decode(self.weights.model, self.scratch, wanted)
             self.ways, failed = open_all(wanted)
             self.left_out += failed
             for way in failed:

@@ -13,6 +13,7 @@ from ckv_export.errors import InputError
 
 def check_places(*paths: Path | None) -> None:
     """Raise `InputError` where a file could not be written: told before there is what to write."""
+    taken: set[Path] = set()
     for path in paths:
         if path is None:
             continue
@@ -22,6 +23,9 @@ def check_places(*paths: Path | None) -> None:
             raise InputError(f"{path} is a folder: give the name of a file to write")
         if not _stays(path) and not os.access(path.parent, os.W_OK):
             raise InputError(f"the folder {str(path.parent)!r} of {path.name} can't be written to")
+        if not _stays(path) and path.resolve() in taken:
+            raise InputError(f"{path} is given for two results")
+        taken.add(path.resolve())
 
 
 @contextmanager

@@ -31,12 +31,13 @@ def check_file(path: Path, io: GraphSpec, pools: int) -> None:
     model = onnx.load(str(path), load_external_data=False)
     _compare(f"inputs of the {io.name} graph", model.graph.input, io.inputs)
     _compare(f"outputs of the {io.name} graph", model.graph.output, io.outputs)
-    bodies = {function.name for function in model.functions if function.domain == DOMAIN}
-    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    if used - bodies:
-        missing = ", ".join(sorted(used - bodies))
+    bodies = [function for function in model.functions if function.domain == DOMAIN]
+    parts = (model.graph, *bodies)
+    used = {node.op_type for part in parts for node in part.node if node.domain == DOMAIN}
+    if missing := used - {body.name for body in bodies}:
         raise ExportError(
-            f"the exported {io.name} graph is not valid ONNX: no function body of {missing}"
+            f"the exported {io.name} graph is not valid ONNX: no function body of "
+            f"{', '.join(sorted(missing))}"
         )
     nodes = [node.name for node in model.graph.node if node.domain == DOMAIN]
     if len(nodes) != pools:

@@ -80,7 +80,10 @@ def export_graph(graph: Graph) -> ir.Model:
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(f"PyTorch can't export the {graph.io.name} graph: {error}") from error
+        # Around its cause stands advice to those who work on PyTorch, in colours.
+        cause = error.__cause__ or error
+        reason = str(cause) or repr(cause)
+        raise ExportError(f"PyTorch can't export the {graph.io.name} graph: {reason}") from error
     assert program is not None
     model = program.model
     name_axes.run(model, graph.io)

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from ckv_testing.records import MANIFESTS
 
-from ckv_export.bench.describe import bundle_dict, cycling, settings_dict, way_dict
+from ckv_export.bench.bundles import BenchedBundle
+from ckv_export.bench.describe import beside_dict, bundle_dict, cycling, settings_dict, way_dict
 from ckv_export.bench.measure import Settings
 from ckv_export.bench.request import BenchRequest
 from ckv_export.bench.stored import Store
 from ckv_export.bench.ways import Origin
 from ckv_export.bench.workload import Sizes
-from ckv_export.runtimes.base import RunnerMetadata
+from ckv_export.runtimes.base import Placed, RunnerMetadata
 
 
 def test_settings_are_those_of_the_request():
@@ -46,13 +47,23 @@ def test_a_bundle_is_named_with_its_model_and_precision():
     assert bundle_dict(manifest) == told | {"model": model}
 
 
+def test_a_bundle_beside_is_told_with_what_its_ways_are_named_after():
+    manifest = dataclasses.replace(MANIFESTS["HSTU"], precision="fp16")
+    told = beside_dict(BenchedBundle(Path("b"), manifest, "other/toy"))
+    assert told == {"label": "other/toy", "name": "toy", "precision": "fp16"}
+
+
 def served(device: str, lands: bool = False, *origin: str) -> Any:
-    """Two users' request: 40 bytes of cache, 12 of candidates, and 10 stored bytes a user."""
+    """Two users' request: 40 bytes of cache, 12 of candidates, and 10 stored bytes a user.
+
+    Features of the users lie on the device.
+    """
     cache = {"cache_k_user": np.zeros(10, np.float32)}
-    feeds = cache | {"candidate_item_id": np.zeros(3, np.int32)}
-    decode = SimpleNamespace(io=None, metadata=lambda: RunnerMetadata("r", "1", device, "decode"))
+    feeds: dict[str, Any] = cache | {"candidate_item_id": np.zeros(3, np.int32)}
+    feeds["user_age"] = Placed((2,), np.dtype(np.int32), None)
+    decode = SimpleNamespace(io=None, metadata=lambda: RunnerMetadata("r", "9", device, "decode"))
     way = SimpleNamespace(
-        name="w", cache="compact", decode=decode, origin=Origin(*origin), host_bytes=7
+        name="w", cache="full, fetched", decode=decode, origin=Origin(*origin), host_bytes=7
     )
     way.load_seconds, way.first_call_seconds = 1.00004, 2.5
     request = SimpleNamespace(sizes=Sizes(batch=2), decode_feeds=lambda io, cache: feeds)
@@ -63,13 +74,18 @@ def served(device: str, lands: bool = False, *origin: str) -> Any:
 @pytest.mark.parametrize(
     ("device", "lands", "sent"), [("cpu", False, 0), ("X", False, 52), ("X", True, 12 + 20)]
 )
-def test_what_a_way_weighs(device: str, lands: bool, sent: int):
+def test_what_a_way_weighs(device: str, lands: bool, sent: int, monkeypatch: pytest.MonkeyPatch):
     """On the CPU nothing is sent; what lands by itself is sent as it is stored."""
-    told = way_dict(served(device, lands), 1e-7)
-    assert (told["host_to_device_bytes"], told["fetched_bytes"]) == (sent, 20)
-    assert (told["load_seconds"], told["first_call_seconds"]) == (1.0, 2.5)
-    assert (told["name"], told["device"], told["host_bytes"]) == ("w", device, 7)
-    assert (told["worst_score_error"], told["bundle"]) == (1e-7, None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (100, 130))
+    assert way_dict(served(device, lands), 1e-7) == {
+        **{"name": "w", "runtime": "r", "version": "9", "device": device},
+        **{"cache": "full, fetched", "bundle": None, "precision": "fp32", "pool_step": None},
+        **{"fetched_bytes": 20, "host_to_device_bytes": sent},
+        **{"load_seconds": 1.0, "first_call_seconds": 2.5},
+        **{"host_bytes": 7, "gpu_bytes": None if device == "cpu" else 30},
+        "worst_score_error": 1e-7,
+    }
 
 
 def test_a_way_says_whose_files_it_runs():

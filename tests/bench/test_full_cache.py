@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ckv_testing.exports import Export
+from ckv_testing.exports import drawn
 
 from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
 from ckv_export.bench.ways import last_entries
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("kind", ["sim", "sdim"])
-def test_scores_and_appended_vectors_are_the_models(exported: Callable[[str], Export], kind: str):
-    made = exported(kind)
+def test_scores_and_appended_vectors_are_the_models(kind: str, seed: int, tmp_path: Path):
+    made = drawn(kind, tmp_path, seed)
     model = build_model(made.spec, made.state)
     prefill, full = PrefillGraph(model), FullDecodeGraph(model)
     bound = tolerance_of("score").absolute

@@ -81,10 +81,10 @@ def test_costs_stand_under_their_heads(rng: np.random.Generator):
     made = measured(rng)
     made["ways"][0] |= {"host_to_device_bytes": 3_000, "host_bytes": 2_000_000}
     made["ways"][0]["load_seconds"] = 0.25
-    made["ways"][1] |= {"gpu_bytes": 4_000_000, "worst_score_error": 1.5e-7}
+    made["ways"][1] |= {"host_bytes": 0, "gpu_bytes": 4_000_000, "worst_score_error": 1.5e-7}
     first, second, _ = next(rows for title, _, rows in tables(made) if title.startswith("What a"))
     assert first[1:] == ["12.0 kB", "3.00 kB", "0.250", "0.100", "2.00 MB", "-", "0.0e+00"]
-    assert second[5:] == ["-", "4.00 MB", "1.5e-07"]
+    assert second[5:] == ["0 B", "4.00 MB", "1.5e-07"]
 
 
 def test_each_axis_of_a_sweep_has_its_own_tables(rng: np.random.Generator):
@@ -197,6 +197,15 @@ def test_rates_are_plotted_with_the_latency_that_is_bounded(rng: np.random.Gener
     assert (xs[0], xs[-1]) == (70, 600)
     assert (ys[0], ys[-1]) == (350, 40)
     assert (ys[0] - ys[1]) / 310 == pytest.approx((xs[1] - xs[0]) / 530, abs=0.01)
+
+
+def test_of_a_sweep_medians_are_plotted(rng: np.random.Generator):
+    made = measured(rng)
+    before, timings = plots(made)[0], made["sweep"][1]["ways"][0]["phases"]["request"]
+    made["sweep"][1]["ways"][0]["phases"]["request"] = timings | {"p90_ms": 70, "p99_ms": 90}
+    assert plots(made)[0] == before
+    made["sweep"][1]["ways"][0]["phases"]["request"] = timings | {"p50_ms": 1}
+    assert plots(made)[0] != before
 
 
 def test_sizes_of_what_is_cached_are_those_of_their_names():

@@ -26,6 +26,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from ckv_testing.exports import one_thread
+from ckv_testing.workers import common_folder, made_once
 
 from ckv_export.checkpoint.load import Checkpoint, load_checkpoint
 from ckv_export.cli.main import main
@@ -155,6 +156,17 @@ def export(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Export
 def bundle(export: Export) -> Path:
     """The bundle of `export`; not to be changed."""
     return export.bundle
+
+
+@pytest.fixture(scope="session")
+def halved(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the same model in fp16, from an export of its own; not to be changed."""
+
+    def export(out: Path) -> None:
+        words = [run_folder, "--out", out, "--name", "half", "--precision", "fp16"]
+        assert main([str(word) for word in words]) == 0
+
+    return made_once(common_folder(tmp_path_factory.getbasetemp()) / "halved", export) / "half"
 
 
 @pytest.fixture

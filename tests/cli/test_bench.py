@@ -15,6 +15,7 @@ import pytest
 import torch
 from ckv_testing.results import QUICK, SCHEMA, result
 
+from ckv_export.bench import roster
 from ckv_export.bench.environment import environment
 from ckv_export.bench.plan import Demand, measured_ways, not_counted, plans
 from ckv_export.cli.main import main
@@ -101,20 +102,18 @@ def test_pages_are_written(outputs: dict[str, Path]):
     assert "| way |" in outputs["markdown"].read_text()
 
 
-@pytest.fixture(scope="module")
-def half_bundle(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model in half precision, by the real exporter."""
-    out = tmp_path_factory.mktemp("half")
-    words = [str(run_folder), "--out", str(out), "--name", "half", "--precision", "fp16"]
-    assert main(words) == 0
-    return out / "half"
-
-
 def test_bundles_of_other_precision_are_measured_in_the_same_run(
-    cli: Any, bundle: Path, half_bundle: Path, run_folder: Path, tmp_path: Path
+    cli: Any,
+    bundle: Path,
+    halved: Path,
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    """And nothing is exported for ways that are not."""
+    monkeypatch.setattr(roster, "export_graph", None)
     file = tmp_path / "result.json"
-    words = ("--beside", half_bundle, "--only", "ONNX Runtime, compact", "--json", file)
+    words = ("--beside", halved, "--only", "ONNX Runtime, compact", "--json", file)
     ran = cli("bench", bundle, *QUICK, "--checkpoint", run_folder, *words)
     assert ran.code == 0, ran.err
     measured = json.loads(file.read_text())

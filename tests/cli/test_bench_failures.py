@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 from ckv_testing.results import QUICK, SCHEMA
 
-from ckv_export.bench import roster
+from ckv_export.bench import roster, run
 from ckv_export.bench.ways import Way
 from ckv_export.errors import EngineError, ExportError, ParityFailure
 from ckv_export.runtimes.base import Runner, RunnerMetadata
@@ -199,6 +199,24 @@ def test_a_phase_that_a_way_has_not_is_left_out_alone(
     found = [(w["name"], w["reason"]) for w in measured["left_out"] if "choosy" in w["name"]]
     names = ["choosy, append", "choosy, append at history 3"]
     assert found == [(name, "not built for 1 candidates") for name in names]
+
+
+def test_a_phase_that_no_way_has_is_left_out(
+    cli: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = run.bundle_ways
+
+    def ways(*given: Any) -> Any:
+        (first, *_), left_out = real(*given)
+        return [dataclasses.replace(first, decode=Choosy(first.decode, candidates=1))], left_out
+
+    monkeypatch.setattr(run, "bundle_ways", ways)
+    file = tmp_path / "result.json"
+    ran = cli("bench", bundle, *QUICK, "--phases", "append,decode", "--json", file)
+    assert ran.code == 0, ran.err
+    measured = json.loads(file.read_text())
+    assert [set(way["phases"]) for way in measured["ways"]] == [{"decode"}]
+    assert "ONNX Runtime, compact cache, append" in [w["name"] for w in measured["left_out"]]
 
 
 def test_wrong_scores_are_not_timed(

@@ -57,6 +57,13 @@ def test_a_folder_that_takes_no_files_is_told_before_there_is_one(
     check_places(link, Path(os.devnull))
 
 
+def test_two_results_are_not_written_to_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^r\.html is given for two results$"):
+        check_places(tmp_path / "r.html", None, tmp_path / "r.json", Path("r.html"))
+    check_places(tmp_path / "r.html", Path(os.devnull), None, Path(os.devnull))
+
+
 def test_what_is_no_plain_file_is_never_replaced(tmp_path: Path):
     target, link = tmp_path / "target.xml", tmp_path / "link.xml"
     target.write_text("before")

@@ -26,17 +26,6 @@ CASE = "b7_L48"
 
 
 @pytest.fixture(scope="session")
-def halved(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The session's model in fp16, from an export of its own."""
-    from ckv_export.cli.main import main
-
-    out = tmp_path_factory.mktemp("halved")
-    words = [run_folder, "--out", out, "--name", "micro-fp16", "--precision", "fp16"]
-    assert main([str(word) for word in words]) == 0
-    return out / "micro-fp16"
-
-
-@pytest.fixture(scope="session")
 def events(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recorded case as a file of requests, with made-up labels."""
     arrays = {}

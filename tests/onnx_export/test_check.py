@@ -107,11 +107,16 @@ def test_unexpected_node_of_our_domain(made: Export):
         check_file(path, io, 0)
 
 
-def test_missing_function_body(made: Export, tmp_path: Path):
-    def change(model: onnx.ModelProto) -> None:
-        del model.functions[:]
+@pytest.mark.parametrize("name", ["PooledAttention", "PoolGatherConcat"])
+def test_missing_function_body(name: str, made: Export, tmp_path: Path):
+    """Of the graph's own node, and of one within that node's body."""
 
-    assert "is not valid ONNX" in refused(made, tmp_path, change)
+    def change(model: onnx.ModelProto) -> None:
+        (body,) = (f for f in model.functions if f.name == name)
+        model.functions.remove(body)
+
+    message = refused(made, tmp_path, change)
+    assert message == f"the exported decode graph is not valid ONNX: no function body of {name}"
 
 
 def test_contradicting_shapes(made: Export, tmp_path: Path):

@@ -8,13 +8,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from ckv_testing.draw import KINDS, draw_cases, draw_state, make_spec
-from ckv_testing.exports import Export, export
+from ckv_testing.exports import Export
 from onnx import numpy_helper
 
 from ckv_export import __version__
@@ -237,7 +238,7 @@ def test_weights_go_into_the_file_as_they_are(exported: Exported):
 
 def test_same_model_gives_the_same_bytes(exported: Exported, tmp_path: Path):
     made = exported("sdim")
-    export("sdim", tmp_path, made.seed)
+    made.save(tmp_path)
     for graph in GRAPHS:
         first, second = (f / f"{graph}.onnx" for f in (made.folder, tmp_path))
         assert first.read_bytes() == second.read_bytes()
@@ -261,7 +262,8 @@ def test_smallest_window_is_empty_before_the_first_event(tmp_path: Path):
 
 
 def test_example_sizes_are_all_different_and_exceed_every_boundary():
-    for window, topk in [(None, 0), (2, 0), (5, 3), (8, 8), (9, 1), (50, 50), (1000, 3), (3, 4000)]:
+    settings = [(None, 0), (2, 0), (6, 0), (5, 3), (8, 8), (9, 1), (50, 50), (1000, 3), (3, 4000)]
+    for window, topk in settings:
         sizes = example_sizes(window, topk)
         assert len(set(sizes.values())) == len(sizes)
         assert min(sizes.values()) >= 2
@@ -269,6 +271,25 @@ def test_example_sizes_are_all_different_and_exceed_every_boundary():
         assert sizes["K"] >= (window or 1) - 1
         assert sizes["K"] + sizes["T"] not in sizes.values()
         assert sizes["S"] + sizes["T"] > sizes["S"]
+
+
+@pytest.mark.parametrize("longest", [{"window": 30}, {"topk": 30}])
+def test_more_events_are_traced_than_the_model_has_in_its_window_or_selects(
+    longest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    traced: list[torch.Tensor] = []
+
+    def trace(graph: DecodeGraph, inputs: tuple[torch.Tensor, ...], **_: Any) -> None:
+        traced.extend(inputs)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(torch.onnx, "export", trace)
+    spec = make_spec("sim", **longest)
+    graph = DecodeGraph(build_model(spec, draw_state(spec, np.random.default_rng(0))))
+    with pytest.raises(ExportError, match="enough"):
+        export_graph(graph)
+    shapes = {t.name: given.shape for t, given in zip(graph.io.inputs, traced, strict=True)}
+    assert shapes["history_mask"][1] > 30
 
 
 def test_example_inputs_are_zeros_of_the_contract():
@@ -280,13 +301,16 @@ def test_example_inputs_are_zeros_of_the_contract():
     assert not any(t.any() for t in inputs)
 
 
-def test_graph_that_cannot_be_exported_is_one_sentence():
+@pytest.mark.parametrize(
+    ("error", "says"), [(RuntimeError("no such"), "no such"), (ValueError(), "ValueError()")]
+)
+def test_graph_that_cannot_be_exported_is_one_sentence(error: Exception, says: str):
     class Broken(PrefillGraph):
         def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            raise RuntimeError("no such thing")
+            raise error
 
     spec = make_spec("sim")
     model = build_model(spec, draw_state(spec, np.random.default_rng(0)))
-    with pytest.raises(ExportError, match="PyTorch can't export the prefill graph") as error:
+    with pytest.raises(ExportError) as told:
         export_graph(Broken(model))
-    assert "no such thing" in str(error.value)
+    assert str(told.value) == f"PyTorch can't export the prefill graph: {says}"

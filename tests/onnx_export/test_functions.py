@@ -15,6 +15,7 @@ HALF = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11}
 NAMES = ("PooledAttention", "PooledPointwiseAttention")
 USERS, CANDIDATES, EVENTS, WIDTH, HEADS = 2, 3, 7, 8, 2
+TRUE = (1, -3)  # any number but 0
 SCALE = 7.0**-0.5
 
 Arrays = dict[str, np.ndarray]
@@ -31,15 +32,16 @@ def drawn(name: str, precision: str, rng: np.random.Generator) -> Arrays:
     arrays = {n: rng.standard_normal(s).astype(HALF[precision]) for n, s in shapes.items()}
     for side, rows in (("k", 5), ("v", 4)):
         arrays[f"index_{side}"] = rng.integers(0, rows, (USERS, EVENTS)).astype(np.int32)
-    arrays["mask"] = (rng.random((USERS, EVENTS)) < 0.6).astype(np.int32)
-    arrays["visible"] = (rng.random((USERS, CANDIDATES, EVENTS)) < 0.6).astype(np.int32)
+    for flag, axes in (("mask", ()), ("visible", (CANDIDATES,))):
+        chosen = rng.choice([0, *TRUE], (USERS, *axes, EVENTS))
+        arrays[flag] = chosen.astype(np.int32)
     arrays["mask"][0], arrays["visible"][0] = 0, 0
     # Odd and above 2048: in 16 bits it would be another number.
     arrays["count"] = np.full((USERS, CANDIDATES), 4099, np.float32)
     return {n: arrays[n] for n in functions.INPUTS[name]}
 
 
-def model_of(name: str, precision: str, arrays: Arrays) -> onnx.ModelProto:
+def model_of(name: str, precision: str, arrays: Arrays, heads: int = HEADS) -> onnx.ModelProto:
     """One node and its body; every size but that of the pools is dynamic."""
     inputs = [
         ir.Value(
@@ -50,26 +52,26 @@ def model_of(name: str, precision: str, arrays: Arrays) -> onnx.ModelProto:
         for n, a in arrays.items()
     ]
     attributes = [ir.AttrString(k, v) for k, v in functions.PLUGIN_ATTRIBUTES.items()]
-    attributes += [ir.AttrInt64("num_heads", HEADS), ir.AttrFloat32("scale", SCALE)]
+    attributes += [ir.AttrInt64("num_heads", heads), ir.AttrFloat32("scale", SCALE)]
     node = ir.Node(functions.DOMAIN, name, inputs, attributes, num_outputs=1)
     kind = ir.DataType(functions.ELEMENT_TYPES[precision])
     node.outputs[0].name, node.outputs[0].type = "out", ir.TensorType(kind)
     node.outputs[0].shape = ir.Shape([None, None, WIDTH])
     imports = {"": functions.OPSET, functions.DOMAIN: functions.DOMAIN_VERSION}
     graph = ir.Graph(inputs, node.outputs, nodes=[node], name="g", opset_imports=imports)
-    body = functions.attention_body(name, HEADS, WIDTH // HEADS, SCALE, precision)
+    body = functions.attention_body(name, heads, WIDTH // heads, SCALE, precision)
     bodies = [functions.gather_body(), body]
     model = ir.to_proto(ir.Model(graph, ir_version=10, functions=bodies))
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def expected(name: str, a: Arrays) -> np.ndarray:
+def expected(name: str, a: Arrays, heads: int) -> np.ndarray:
     """In float64, one query head at a time."""
     a = {n: x.astype(np.float64 if x.dtype.kind not in "iu" else x.dtype) for n, x in a.items()}
     out = np.zeros((USERS, CANDIDATES, WIDTH))
-    per_head = WIDTH // HEADS
-    for b, c, h in np.ndindex(USERS, CANDIDATES, HEADS):
+    per_head = WIDTH // heads
+    for b, c, h in np.ndindex(USERS, CANDIDATES, heads):
         part = slice(per_head * h, per_head * (h + 1))
         k, v = (
             np.concatenate([a[f"pool_{s}"][a[f"index_{s}"][b]], a[f"user_{s}"][b]], axis=-1)
@@ -87,21 +89,21 @@ def expected(name: str, a: Arrays) -> np.ndarray:
     return out
 
 
-def run(name: str, precision: str, arrays: Arrays) -> np.ndarray:
+def run(name: str, precision: str, arrays: Arrays, heads: int = HEADS) -> np.ndarray:
     """What ONNX Runtime makes of one node."""
-    session = onnxruntime.InferenceSession(
-        model_of(name, precision, arrays).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    model = model_of(name, precision, arrays, heads).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (got,) = session.run(None, arrays)
     return got
 
 
+@pytest.mark.parametrize("heads", [1, HEADS])
 @pytest.mark.parametrize("precision", ROUNDOFF)
 @pytest.mark.parametrize("name", NAMES)
-def test_body_computes_the_formula(name: str, precision: str, rng: np.random.Generator):
+def test_body_computes_the_formula(name: str, precision: str, heads: int, rng: np.random.Generator):
     arrays = drawn(name, precision, rng)
-    got = run(name, precision, arrays)
-    want = expected(name, arrays)
+    got = run(name, precision, arrays, heads)
+    want = expected(name, arrays, heads)
     assert got.dtype == HALF[precision]
     size = np.abs(want).max()
     np.testing.assert_allclose(got, want, rtol=0, atol=16 * ROUNDOFF[precision] * size)
@@ -112,7 +114,7 @@ def test_masked_events_weigh_nothing_however_little_the_others_match(rng: np.ran
     arrays = drawn("PooledAttention", "fp32", rng)
     for name in ("pool_k", "user_k"):
         arrays[name] = 1 + np.abs(arrays[name])
-    arrays["query"][:] = -1e4
+    arrays["query"][:] = -1e7
     arrays["mask"][1] = np.arange(EVENTS) > 2
     before = run("PooledAttention", "fp32", arrays)
     values = np.concatenate([arrays["pool_v"][arrays["index_v"][0]], arrays["user_v"][0]], axis=-1)
@@ -129,6 +131,14 @@ def test_bfloat16_body_has_the_types_it_should(name: str, rng: np.random.Generat
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     kind = inferred.graph.output[0].type.tensor_type.elem_type
     assert kind == onnx.TensorProto.BFLOAT16
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_head_is_neither_split_nor_merged(name: str):
+    body = functions.attention_body(name, 1, WIDTH, SCALE)
+    kinds = [node.op_type for node in body]
+    assert "Reshape" not in kinds
+    assert kinds.count("Transpose") == 1, "the keys, as their product takes them"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,11 +29,13 @@ g (float[B, C, 8] query, float[5, 6] pool_k, int32[B, N] index_k, float[B, N, 2]
     (query, pool_k, index_k, user_k, pool_v, index_v, user_v, bias, visible, count) }}"""
 
 
-def attached(text: str, spec: AttentionSpec = ATTENTION) -> onnx.ModelProto:
+def attached(
+    text: str, spec: AttentionSpec = ATTENTION, precision: str = "fp32"
+) -> onnx.ModelProto:
     """The model after the pass, whose domain it did not import."""
     model = ir.serde.deserialize_model(onnx.parser.parse_model(text))
     model.opset_imports.pop("ckv", None)
-    attach_functions.run(model, spec)
+    attach_functions.run(model, spec, precision)
     return ir.serde.serialize_model(model)
 
 
@@ -65,6 +67,14 @@ def test_model_without_our_operators_stays_as_it_was():
     model = attached(text)
     assert not model.functions
     assert [o.domain for o in model.opset_import] == [""]
+
+
+@pytest.mark.parametrize("text", [POOLED, POINTWISE])
+def test_bodies_are_made_for_the_precision(text: str):
+    """One of another precision would mix types."""
+    text = text.replace("float[", "float16[").replace("float16[B, C] count", "float[B, C] count")
+    model = attached(text, precision="fp16")
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
 
 
 def pooled(rng: np.random.Generator, pool: int, width: int, user: int, *axes: int) -> tuple:

@@ -9,11 +9,12 @@ import pytest
 from ckv_export.onnx_export.passes import fix_reduced_shapes
 
 
-def reduction(operator: str, shape: str, axis: int, keepdims: int) -> onnx.ModelProto:
-    """A graph of one reduction, after the pass."""
+def reduction(operator: str, shape: str, axis: int, keepdims: int | None) -> onnx.ModelProto:
+    """A graph of one reduction, after the pass; the operator's own `keepdims` where None."""
+    kept = "" if keepdims is None else f"<keepdims = {keepdims}>"
     text = f"""<ir_version: 10, opset_import: ["": 20]>
     g (float[{shape}] x) => (float[] y) <int64[1] axes = {{{axis}}}> {{
-        reduced = {operator}<keepdims = {keepdims}>(x, axes)
+        reduced = {operator}{kept}(x, axes)
         y = Neg(reduced)
     }}"""
     made = ir.serde.deserialize_model(onnx.parser.parse_model(text))
@@ -60,6 +61,30 @@ def test_shape_is_right_where_the_runtime_forgets_to_reduce(
 def test_an_axis_of_unknown_size_may_be_reduced():
     model = as_before_1_32(reduction("ReduceMin", "B,C,N", -1, 1))
     assert run(model, np.zeros((0, 3, 7), np.float32)).shape == (0, 3, 1)
+
+
+def test_what_is_reduced_is_kept_as_an_axis_unless_said_otherwise():
+    model = as_before_1_32(reduction("ReduceMax", "B,4", -1, None))
+    assert run(model, np.zeros((0, 4), np.float32)).shape == (0, 1)
+
+
+def test_the_result_is_known_as_the_reduction_was():
+    """Where it comes from, by which nodes are named, and what it is."""
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    g (float[B,T,4] x) => (float[B,T] y) <float[B,T] reduced, int64[1] axes = {-1}> {
+        reduced = ReduceSum<keepdims = 0>(x, axes)
+        y = Neg(reduced)
+    }"""
+    made = ir.serde.deserialize_model(onnx.parser.parse_model(text))
+    next(iter(made.graph)).metadata_props["module"] = "model.attention"
+    fix_reduced_shapes.run(made)
+    reshape = list(made.graph)[1]
+    assert reshape.op_type == "Reshape"
+    assert reshape.metadata_props == {"module": "model.attention"}
+    (result,) = reshape.outputs
+    assert result.name == "reduced"
+    assert result.type == ir.TensorType(ir.DataType.FLOAT)
+    assert result.shape == ir.Shape(["B", "T"])
 
 
 def test_only_numbers_may_stand_behind_the_axis():

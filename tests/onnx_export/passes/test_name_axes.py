@@ -29,18 +29,19 @@ def shapes(model: ir.Model) -> dict[str, list[str | int]]:
 EXPORTED = """
 <ir_version: 10, opset_import: ["": 20]>
 g (float[s11, s53, 2] x, bool[s77, s53] mask) => (float[s11, s53, 4] y)
-<float[s11, s53, 2] a, float[s11, "s11 + s53", 2] b, float[5, other] c>
+<float[s11, s53, 2] a, float[s11, "s11 + s53", 2] b, float[5, other] c, bool[s77] d>
 {
     a = Neg(x)
     b = Identity(a)
     c = Identity(b)
+    d = Identity(mask)
     y = Concat <axis = -1> (a, x)
 }
 """
 
 
 def test_invented_symbols_become_the_contracts_axes():
-    """`mask` is used nowhere, so the exporter gave it a symbol of its own."""
+    """Next to nothing uses `mask`, so that it has a symbol of its own."""
     model = parsed(EXPORTED)
     name_axes.run(model, IO)
     got = shapes(model)
@@ -48,6 +49,7 @@ def test_invented_symbols_become_the_contracts_axes():
     assert got["mask"] == ["B", "S"]
     assert got["y"] == ["B", "S", 4]
     assert got["a"] == ["B", "S", 2], "inner values use the same names"
+    assert got["d"] == ["B"], "those of any input"
 
 
 def test_what_is_no_symbol_of_an_input_stays():

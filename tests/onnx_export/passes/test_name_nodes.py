@@ -35,6 +35,7 @@ def names(*scopes: str | None) -> list[str | None]:
         ("['', 'model', 'cat']", "model/Neg_0"),
         ("[]", "Neg_0"),
         ("['neg']", "Neg_0"),
+        ("['_empty_nn_module_stack_from_metadata_hook', 'cat']", "Neg_0"),
         (None, "Neg_0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Drawn models exported once per session."""
+"""Drawn models, exported once in a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Export:
-    """A model drawn from `seed`, and its two ONNX files in `folder`."""
+    """A model drawn from `seed`, and the place of its two ONNX files."""
 
     spec: ModelSpec
     state: Mapping[str, Tensor]
@@ -46,6 +46,11 @@ class Export:
         """The split modules that were exported."""
         model = build_model(self.spec, self.state)
         return PrefillGraph(model), DecodeGraph(model)
+
+    def save(self, folder: Path) -> None:
+        """Export both graphs into `folder`; a few seconds."""
+        with one_thread():
+            save_models({graph.io.name: export_graph(graph) for graph in self.graphs()}, folder)
 
     def torch_runners(self) -> tuple[TorchRunner, TorchRunner]:
         """Prefill and decode in PyTorch."""
@@ -61,8 +66,8 @@ class Export:
         )
 
 
-def export(kind: str, folder: Path, seed: int) -> Export:
-    """Draw the model of `kind` and export it; a few seconds."""
+def drawn(kind: str, folder: Path, seed: int) -> Export:
+    """The model of `kind`; its files may not be in `folder` yet."""
     spec = VARIANTS[kind]
     state = draw_state(spec, np.random.default_rng(seed))
     with one_thread():
@@ -70,9 +75,7 @@ def export(kind: str, folder: Path, seed: int) -> Export:
         scores = np.concatenate([case.outputs["score"].ravel() for case in cases])
         lively = np.ptp(scores) > 100 * TOLERANCES["score"].absolute
         assert lively, "drawn dead: any graph would pass"
-        made = Export(spec, state, folder, cases, seed)
-        save_models({graph.io.name: export_graph(graph) for graph in made.graphs()}, folder)
-    return made
+    return Export(spec, state, folder, cases, seed)
 
 
 @contextmanager

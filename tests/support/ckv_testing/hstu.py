@@ -1,4 +1,4 @@
-"""The session's one export of HSTU, for ONNX Runtime and for engines."""
+"""The run's one export of HSTU, for ONNX Runtime and for engines."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from ckv_export.model.registry import build_model
 from ckv_export.onnx_export.export import export_graph
 from ckv_export.onnx_export.save import save_models
 from ckv_export.training import demo_spec, initial_state
+from ckv_testing.workers import common_folder, made_once
 
 # The demo's two layers, features and times; few rows, so that rounding hardly ever flips one.
 SPEC = dataclasses.replace(demo_spec("hstu"), attention=AttentionSpec(16, 2, 2, 3, 12, 9))
 
 
 def exported_hstu(base: Path) -> Path:
-    """A folder of the session's `base` with ``hstu.pt``, ``prefill.onnx`` and ``decode.onnx``."""
-    folder = base / "exported_hstu"
-    if not (folder / "decode.onnx").exists():
-        _export(folder)
-    return folder
+    """A folder with ``hstu.pt``, ``prefill.onnx`` and ``decode.onnx``; `base`: pytest's."""
+    return made_once(common_folder(base) / "exported_hstu", _export)
 
 
 def hstu_state(spec: ModelSpec) -> dict[str, Tensor]:
@@ -46,7 +44,6 @@ def hstu_state(spec: ModelSpec) -> dict[str, Tensor]:
 
 
 def _export(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
     state = hstu_state(SPEC)
     save_native(folder / "hstu.pt", SPEC, state)
     model = build_model(SPEC, state)

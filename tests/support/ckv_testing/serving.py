@@ -188,21 +188,32 @@ def hstu_shop(graphs: Path, folder: Path) -> Shop:
     return _shop("hstu", spec, hstu_state(HSTU), _bundle(spec, graphs, folder))
 
 
-def items_shop(folder: Path) -> Shop:
-    """An ETA with an item table, exported here."""
+def _items() -> tuple[dict[str, Tensor], dict[str, Array]]:
+    """Weights and catalogue of `ITEMS`."""
     rng = np.random.default_rng(_SEED)
-    state, items = draw_state(ITEMS, rng), _catalogue(ITEMS, rng)
+    return draw_state(ITEMS, rng), _catalogue(ITEMS, rng)
+
+
+def items_shop(folder: Path) -> Shop:
+    """An ETA with an item table; `folder`: where `export_items` has put it."""
+    state, items = _items()
+    return dataclasses.replace(_shop("items", ITEMS, state, folder / "items"), items=items)
+
+
+def export_items(folder: Path) -> None:
+    """Its bundle, from a real export."""
+    state, items = _items()
     save_native(folder / "shop.pt", ITEMS, state)
     np.savez(folder / "items.npz", item_id=np.arange(len(items["cate_id"])), **items)
     request = ExportRequest(
         model=folder / "shop.pt",
-        out=folder / "bundles",
+        out=folder,
+        name="items",
         form=FormRequest(item_features=folder / "items.npz", item_table=True),
         parity=False,
     )
     with one_thread():
-        exported = export_bundle(request, Stages(), None)  # type: ignore[arg-type]  # no engines
-    return dataclasses.replace(_shop("items", ITEMS, state, exported.folder), items=items)
+        export_bundle(request, Stages(), None)  # type: ignore[arg-type]  # no engines
 
 
 def _bundle(
