@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -99,6 +100,27 @@ def test_every_way_computes_the_same(kernel_cases: ModuleType, kind: str, paddin
     assert set(work.rivals) <= set(work.ways)
     assert kernel_cases.wrong(work.expected + 1, work.expected, torch.float32)
     assert kernel_cases.wrong(work.expected * float("nan"), work.expected, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["gather", "attention", "pointwise"])
+def test_what_is_compiled_is_compiled_for_each_case(
+    kernel_cases: ModuleType, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """However many came before, and for its sizes: not for any, and not eager in the end."""
+    sizes: list[list[bool]] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        sizes.append([type(x) is torch.Tensor for x in inputs])
+        return graph.forward
+
+    compiled = functools.partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", compiled)
+    for events in range(5, 15):
+        case = SMALL | {"S": events, "B": 2 + events % 3}
+        work = kernel_cases.MAKERS[kind](stand_in(), case, torch.float32, seed=3)
+        assert not kernel_cases.wrong(work.ways["torch.compile"](), work.expected, torch.float32)
+    assert len(sizes) == 10
+    assert all(map(all, sizes))
 
 
 @pytest.mark.parametrize(
