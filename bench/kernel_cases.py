@@ -34,6 +34,16 @@ def gathered(pool: Tensor, index: Tensor, user: Tensor) -> Tensor:
     return torch.cat([pool[index], user], dim=-1)
 
 
+def compiled(way: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """`way` for the shapes of its own case.
+
+    The programs of earlier cases are forgotten: PyTorch keeps a few of a function, of any case,
+    and runs it as it is after that, without a word.
+    """
+    torch.compiler.reset()
+    return torch.compile(way, dynamic=False)
+
+
 class Inputs:
     """Random tensors of a case on the GPU."""
 
@@ -70,13 +80,16 @@ def bytes_from(first: int, *sides: Side) -> int:
 
 def gather_work(ops: Any, case: Case, dtype: torch.dtype, seed: int) -> Work:
     inputs = Inputs(case, dtype, seed)
-    compiled = torch.compile(gathered)
     expected = gathered(*inputs.key)
+
+    def eager() -> Tensor:
+        return gathered(*inputs.key)
+
     return Work(
         ways={
             "ours": lambda: ops.pool_gather_concat(*inputs.key),
-            "eager": lambda: gathered(*inputs.key),
-            "torch.compile": lambda: compiled(*inputs.key),
+            "eager": eager,
+            "torch.compile": compiled(eager),
         },
         expected=expected.double(),
         moved=bytes_from(0, inputs.key) + expected.nbytes,
@@ -121,7 +134,6 @@ def attention_work(ops: Any, case: Case, dtype: torch.dtype, seed: int) -> Work:
         return sdpa(*rows)
 
     key, value = gathered(*inputs.key), gathered(*inputs.value)
-    compiled = torch.compile(eager)
     return Work(
         ways={
             "ours": ours(0),
@@ -129,7 +141,7 @@ def attention_work(ops: Any, case: Case, dtype: torch.dtype, seed: int) -> Work:
             "ours, split": ours(2),
             "ours, no tensor cores": ours(3),
             "eager": eager,
-            "torch.compile": compiled,
+            "torch.compile": compiled(eager),
             "gather-concat + sdpa": both,
             "sdpa, materialised": lambda: sdpa(key, value),
         },
@@ -165,7 +177,7 @@ def pointwise_work(ops: Any, case: Case, dtype: torch.dtype, seed: int) -> Work:
                 query, *inputs.key, *inputs.value, bias, visible, count, heads, scale
             ),
             "eager": eager,
-            "torch.compile": torch.compile(eager),
+            "torch.compile": compiled(eager),
         },
         expected=plain(query.double(), key, value, bias.double()),
         moved=bytes_from(0, inputs.key, inputs.value)

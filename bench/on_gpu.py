@@ -12,10 +12,12 @@ without tensorrt or tensorrt_rtx. A quarter of an hour in all, half of it compil
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -91,6 +93,18 @@ def steps(out: Path, seed: int) -> list[Step]:
     ]
 
 
+def finished(process: subprocess.Popen[bytes], limit: float) -> int | None:
+    """The exit status of a leader of a group, None out of time; ends all that it has started."""
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def run(step: Step, log: Path, limit: float) -> dict[str, Any]:
     """{"skipped": why}, or a step's exit status (None: it ran out of time) and seconds."""
     if (reason := step.why_not()) is not None:
@@ -101,13 +115,10 @@ def run(step: Step, log: Path, limit: float) -> dict[str, Any]:
     began = time.monotonic()
     with log.open("w") as printed:
         try:
-            done = subprocess.run(
+            status = finished(subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=printed, stderr=subprocess.STDOUT,
-                timeout=limit, check=False,
-            )  # fmt: skip
-            status: int | None = done.returncode
-        except subprocess.TimeoutExpired:
-            status = None
+                stdin=subprocess.DEVNULL, preexec_fn=os.setpgrp,
+            ), limit)  # fmt: skip
         except OSError as error:
             printed.write(f"{command[0]}: {error.strerror}\n")
             status = 127

@@ -69,30 +69,36 @@ void check_gather(Inputs const& in, Dtype dtype, Layout const& layout, Tally& ta
     tally.add(right, "gather", in.shape, dtype, variant_of(layout));
 }
 
-void check_attention(Inputs const& in, Dtype dtype, Tactic tactic, size_t shift, Tally& tally) {
+// What the attention forms must give and count. Computed once for all tactics: on a CPU this takes
+// longer than all that a GPU is given to do.
+struct Truth {
+    explicit Truth(Inputs const& in)
+        : softmax_bad(reference::pooled_attention(in.attention(softmax), in.mask.data())),
+          pointwise_bad(reference::pooled_pointwise_attention(in.attention(pointwise),
+              in.bias.data(), in.visible.data(), in.count.data())) {}
+
+    std::vector<double> softmax, pointwise;
+    int64_t softmax_bad, pointwise_bad;
+};
+
+void check_attention(Inputs const& in, Truth const& truth, Dtype dtype, Tactic tactic,
+    size_t shift, Tally& tally) {
     Layout const layout{static_cast<int>(tactic) % 2 ? 2 : 0, shift};
     Call call(in, dtype, layout);
     int const variant = 100 * static_cast<int>(tactic) + variant_of(layout);
-    std::vector<double> want;
-    reference::Attention const truth = in.attention(want);
-    double const allowed = reference::tolerance(dtype);
-
-    int64_t bad = reference::pooled_attention(truth, in.mask.data());
+    auto const tell = [&](char const* what, std::vector<double> const& want, int64_t bad) {
+        bool right = counted(call, bad);
+        right = reference::first_wrong(call.out.numbers(dtype, want.size()), want,
+                    reference::tolerance(dtype)) < 0 &&
+                right;
+        tally.add(right, what, in.shape, dtype, variant);
+    };
     must(pooled_attention(call.softmax, tactic, call.workspace, nullptr), "pooled_attention");
-    bool right = counted(call, bad);
-    right = reference::first_wrong(call.out.numbers(dtype, want.size()), want, allowed) < 0 &&
-            right;
-    tally.add(right, "softmax", in.shape, dtype, variant);
-
-    bad = reference::pooled_pointwise_attention(
-        truth, in.bias.data(), in.visible.data(), in.count.data());
+    tell("softmax", truth.softmax, truth.softmax_bad);
     call.out.poison();
     must(pooled_pointwise_attention(call.pointwise, tactic, call.workspace, nullptr),
         "pooled_pointwise_attention");
-    right = counted(call, bad);
-    right = reference::first_wrong(call.out.numbers(dtype, want.size()), want, allowed) < 0 &&
-            right;
-    tally.add(right, "pointwise", in.shape, dtype, variant);
+    tell("pointwise", truth.pointwise, truth.pointwise_bad);
 }
 
 int64_t products(Shape const& s) {
@@ -105,9 +111,10 @@ void check_shape(Shape const& shape, uint32_t seed, Tally& tally) {
         for (Layout const& layout : kLayouts) {
             check_gather(in, dtype, layout, tally);
         }
+        Truth const truth(in);
         for (Tactic tactic : kTactics) {
             for (size_t shift : {0, 1}) {
-                check_attention(in, dtype, tactic, shift, tally);
+                check_attention(in, truth, dtype, tactic, shift, tally);
             }
         }
     }

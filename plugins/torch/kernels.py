@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,17 @@ def why_not() -> str | None:
     return None
 
 
+def toolkit() -> str | None:
+    """The folder of the CUDA toolkit that nvcc is of, as it says itself.
+
+    What the PATH has may be a script or a link, and PyTorch takes the folder above for CUDA's.
+    """
+    command = ["nvcc", "--dryrun", "-x", "cu", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"^#\$ TOP=(.+)$", done.stderr, re.MULTILINE)
+    return None if found is None else os.path.normpath(found[1])
+
+
 def load(verbose: bool = False) -> Any:
     """`torch.ops.ckv_kernels`, compiled for the GPU of this machine; a minute the first time.
 
@@ -27,6 +41,8 @@ def load(verbose: bool = False) -> Any:
     """
     from torch.utils import cpp_extension
 
+    if not (os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")):
+        cpp_extension.CUDA_HOME = toolkit() or cpp_extension.CUDA_HOME
     folder = PLUGINS / "build" / "torch"
     folder.mkdir(parents=True, exist_ok=True)
     sources = [PLUGINS / "torch" / "binding.cpp", *sorted((PLUGINS / "kernels").glob("*.cu"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -101,6 +102,27 @@ def test_every_way_computes_the_same(kernel_cases: ModuleType, kind: str, paddin
     assert kernel_cases.wrong(work.expected * float("nan"), work.expected, torch.float32)
 
 
+@pytest.mark.parametrize("kind", ["gather", "attention", "pointwise"])
+def test_what_is_compiled_is_compiled_for_each_case(
+    kernel_cases: ModuleType, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """However many came before, and for its sizes: not for any, and not eager in the end."""
+    sizes: list[list[bool]] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        sizes.append([type(x) is torch.Tensor for x in inputs])
+        return graph.forward
+
+    compiled = functools.partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", compiled)
+    for events in range(5, 15):
+        case = SMALL | {"S": events, "B": 2 + events % 3}
+        work = kernel_cases.MAKERS[kind](stand_in(), case, torch.float32, seed=3)
+        assert not kernel_cases.wrong(work.ways["torch.compile"](), work.expected, torch.float32)
+    assert len(sizes) == 10
+    assert all(map(all, sizes))
+
+
 @pytest.mark.parametrize(
     ("dtype", "microseconds", "rate"),
     [
@@ -164,3 +186,51 @@ def test_verdicts(bench: ModuleType, kernel_cases: ModuleType) -> None:
                           {"ours": 2.0, "eager": 6.0, "torch.compile": 5.0}) == [
         "2.00 times the floor", "2.50 times the best rival", "share of copy 0.50 (target 0.85)"
     ]  # fmt: skip
+
+
+def test_a_wrong_result_is_not_timed_and_hides_no_other_case(
+    bench: ModuleType,
+    kernel_cases: ModuleType,
+    kernel_rates: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    cases, out = tmp_path / "cases.json", tmp_path / "out.json"
+    named = [{"name": name} for name in ("right", "wrong", "last", "other")]
+    cases.write_text(json.dumps({"schema_version": 1, "seed": 3, "dtypes": ["float16"],
+                                 "gather": named}))  # fmt: skip
+
+    def work(ops: Any, case: Any, dtype: torch.dtype, seed: int) -> Any:
+        if case["name"] == "other":
+            assert [r["case"]["name"] for r in told()["results"]] == ["right", "wrong", "last"]
+            raise MemoryError
+        result = torch.ones(3, dtype=dtype) + (case["name"] == "wrong")
+        ways = {"eager": lambda: result, "ours": lambda: result}
+        return kernel_cases.Work(ways, torch.ones(3).double(), 80, 0, ("eager",))
+
+    def told() -> Any:
+        return json.loads(out.read_text())
+
+    kernels = SimpleNamespace(why_not=lambda: None, load=stand_in)
+    rates = kernel_rates.Rates(copy=4.0, products={torch.float16: 1.0})
+    timed = SimpleNamespace(median=lambda way, cold: 2.0 if cold else 1.0)
+    monkeypatch.setattr(bench, "MAKERS", {"gather": work})
+    monkeypatch.setattr(bench, "load_kernels", lambda: kernels)
+    monkeypatch.setattr(bench, "Timer", lambda: timed)
+    monkeypatch.setattr(bench, "Rates", SimpleNamespace(measure=lambda *_: rates))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "one")
+    arguments = ["bench_kernel.py", "--cases", str(cases), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(MemoryError):
+        bench.main()
+    right, wrong, last = told()["results"]
+    assert (right["floor_us"], right["dtype"]) == (20, "torch.float16")
+    assert right["warm_cold_us"] == {"eager": [1, 2], "ours": [1, 2]}
+    assert wrong["wrong"] == ["ours"]
+    assert "warm_cold_us" not in wrong
+    assert last["warm_cold_us"] == right["warm_cold_us"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--only", "gather: wr"])
+    assert bench.main() == 1
+    monkeypatch.setattr(sys, "argv", [*arguments, "--only", "right"])
+    assert bench.main() == 0
+    assert len(told()["results"]) == 1

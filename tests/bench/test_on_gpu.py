@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -93,3 +94,15 @@ def test_each_step_is_run_and_told(
     assert "FAILED (3)" in lines[1]
     assert lines[2].startswith("slow: out of time")
     assert run("--only", "last", "unable")[0] == 0
+
+
+def test_a_step_that_is_out_of_time_leaves_nothing_running(
+    on_gpu: ModuleType, tmp_path: Path
+) -> None:
+    """Nor what it has started: compilers and kernels would share the machine with later steps."""
+    mark = tmp_path / "still-running"
+    step = on_gpu.Step("slow", ("sh", "-c", f"(sleep 2; touch {mark}) & wait"))
+    told = on_gpu.run(step, tmp_path / "slow.log", 0.5)
+    assert told["status"] is None
+    time.sleep(2)
+    assert not mark.exists()

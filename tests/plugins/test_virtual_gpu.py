@@ -7,6 +7,7 @@ written or waited for, and at races.
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,19 @@ def test_the_harness_passes(ptx_build: Path, seed: int) -> None:
     out = run(ptx_build / "tests" / "ptx" / "ckv_harness_ptx", "quick", str(seed))
     assert "PTX on the CPU" in out
     assert out.endswith(" passed, 0 failed\n")
+
+
+def test_the_harness_fails_every_kernel_that_does_nothing(ptx_build: Path) -> None:
+    program = ptx_build / "tests" / "ptx" / "ckv_harness_ptx"
+    environment = os.environ | {"CKV_PTX_IDLE": "1"}
+    done = subprocess.run([program, "quick"], capture_output=True, text=True, env=environment)
+    _, *failures, last = done.stdout.splitlines()
+    assert done.returncode == 1, done.stderr
+    assert all(line.startswith("FAILED ") for line in failures)
+    shapes = {line.partition(": ")[2] for line in failures}
+    assert not any(" N 0 " in shape for shape in shapes)
+    # All shapes have equally many checks, and only without events is there nothing to do.
+    assert last == f"{len(failures) // len(shapes)} passed, {len(failures)} failed"
 
 
 def test_plugins_enqueue_what_the_reference_computes(ptx_build: Path, seed: int) -> None:

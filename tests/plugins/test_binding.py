@@ -1,0 +1,48 @@
+"""plugins/torch/kernels.py where there is no GPU: what PyTorch is told to compile with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ckv_testing.scripts import load_script
+from torch.utils import cpp_extension
+
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+
+
+@pytest.mark.parametrize(
+    ("says", "own", "used"),
+    [
+        ("#$ _HERE_=/opt/x/bin\n#$ TOP=/opt/x/bin/..\n#$ PATH=/y", {}, "/opt/x"),
+        ("nvcc: no such option", {}, "guessed"),
+        ("#$ TOP=/opt/x/bin/..", {"CUDA_HOME": "/mine"}, "guessed"),
+        ("#$ TOP=/opt/x/bin/..", {"CUDA_PATH": "/mine"}, "guessed"),
+    ],
+)
+def test_the_toolkit_is_the_one_of_nvcc(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str, own: dict[str, str], used: str
+) -> None:
+    """Wherever the program lies that the PATH has, unless the user names a toolkit."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{says}\nEND\n")
+    nvcc.chmod(0o755)
+    kernels = load_script(PLUGINS / "torch" / "kernels.py", monkeypatch)
+    monkeypatch.setattr(kernels, "PLUGINS", tmp_path)
+    monkeypatch.setenv("PATH", str(nvcc.parent), prepend=os.pathsep)
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+
+    def compile_extension(**_: Any) -> None:
+        seen.append(cpp_extension.CUDA_HOME)
+
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", "guessed")
+    monkeypatch.setattr(cpp_extension, "load", compile_extension)
+    kernels.load()
+    assert seen == [used]
