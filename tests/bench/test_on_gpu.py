@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -60,13 +61,24 @@ def test_each_step_is_run_and_told(
     def python(code: str) -> tuple[str, ...]:
         return (sys.executable, "-c", code)
 
+    own = Path(sys.executable)
+    slow = """
+import subprocess, time
+deaf = "trap '' INT; for i in $(seq 200); do echo .; sleep 0.05; done"
+subprocess.Popen(["sh", "-c", deaf])
+try:
+    print(8, flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("put down", flush=True)
+"""
     made = [
         on_gpu.Step("good", python("import ckv_export; print(7)")),
         on_gpu.Step("bad", python("raise SystemExit(3)")),
-        on_gpu.Step("slow", python("import time; print(8, flush=True); time.sleep(60)")),
+        on_gpu.Step("slow", python(slow)),
         on_gpu.Step("absent", (tmp_path / "no-such-program",)),
         on_gpu.Step("unable", python("print(9)"), lambda: "something is missing"),
-        on_gpu.Step("last", python("print(10)")),
+        on_gpu.Step("last", python(f"import shutil; print(shutil.which({own.name!r}))")),
     ]
     monkeypatch.setattr(on_gpu, "steps", lambda out, seed: made)
     monkeypatch.setattr(on_gpu, "facts", lambda: {"gpu": "one"})
@@ -86,7 +98,12 @@ def test_each_step_is_run_and_told(
     }  # fmt: skip
     assert steps["unable"] == {"skipped": "something is missing"}
     assert (tmp_path / "out" / "good.log").read_text() == "7\n"
-    assert (tmp_path / "out" / "slow.log").read_text() == "8\n"
+    # What it had started is gone as well, even what does not listen.
+    slow_log = (tmp_path / "out" / "slow.log").read_text()
+    time.sleep(0.3)
+    assert (tmp_path / "out" / "slow.log").read_text() == slow_log
+    assert set(slow_log.splitlines()) == {"8", ".", "put down"}
+    assert (tmp_path / "out" / "last.log").read_text() == f"{own}\n"
     assert not (tmp_path / "out" / "unable.log").exists()
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == list(statuses)
