@@ -2,11 +2,12 @@
 
     python bench/on_gpu.py OUT [--only STEP ...] [--limit SECONDS]
 
-A step that fails or outlasts its limit does not stop the next. OUT/STEP.log is what it printed;
-OUT/steps.json has exit statuses, seconds and the machine. Exits 1 where a step failed, 2 where
-there is no GPU. Needs cmake, nvcc and a PyTorch for CUDA in the Python that runs it. What needs
-more is left out with the reason: plugins without TensorRT's headers (TensorRT_ROOT), engines
-without tensorrt or tensorrt_rtx. A quarter of an hour in all, half of it compilers'.
+A step that fails or outlasts its limit does not stop the next, nor run on beside it. OUT/STEP.log
+is what it printed; OUT/steps.json has exit statuses, seconds and the machine. Exits 1 where a step
+failed, 2 where there is no GPU. Needs cmake, ninja, nvcc and a PyTorch for CUDA in the Python that
+runs it. What needs more is left out with the reason: plugins without TensorRT's headers
+(TensorRT_ROOT), engines without tensorrt or tensorrt_rtx. A quarter of an hour in all, half of it
+compilers'.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "plugins" / "build" / "native"
 HARNESS = NATIVE / "ckv_harness"
 ENQUEUE = NATIVE / "tests" / "test_enqueue"
+
+# Seconds in which an interrupted step puts down what it holds.
+GRACE = 10
 
 Command = tuple[str | Path, ...]
 
@@ -93,36 +97,51 @@ def steps(out: Path, seed: int) -> list[Step]:
     ]
 
 
-def finished(process: subprocess.Popen[bytes], limit: float) -> int | None:
-    """The exit status of a leader of a group, None out of time; ends all that it has started."""
-    try:
-        return process.wait(limit)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def run(step: Step, log: Path, limit: float) -> dict[str, Any]:
     """{"skipped": why}, or a step's exit status (None: it ran out of time) and seconds."""
     if (reason := step.why_not()) is not None:
         return {"skipped": reason}
     command = [str(word) for word in step.command]
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     began = time.monotonic()
     with log.open("w") as printed:
         try:
-            status = finished(subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=printed, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, preexec_fn=os.setpgrp,
-            ), limit)  # fmt: skip
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=printed,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            status = ended(process, limit)
         except OSError as error:
             printed.write(f"{command[0]}: {error.strerror}\n")
             status = 127
     return {"command": command, "status": status, "seconds": round(time.monotonic() - began, 1)}
+
+
+def environment() -> dict[str, str]:
+    """This process's, with the repository's modules and the programs of its own Python."""
+    first = {"PYTHONPATH": ROOT, "PATH": Path(sys.executable).parent}
+    paths = {
+        name: os.pathsep.join(filter(None, [str(path), os.environ.get(name)]))
+        for name, path in first.items()
+    }
+    return os.environ | paths | {"PYTHONUNBUFFERED": "1"}
+
+
+def ended(process: subprocess.Popen[bytes], limit: float) -> int | None:
+    """Its exit status, or None where it ran out of time; nothing that it started goes on.
+
+    Interrupted first: a build that is killed leaves a lock for which the next one would wait.
+    """
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def passed(result: Mapping[str, Any]) -> bool:

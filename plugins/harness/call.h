@@ -15,17 +15,17 @@ inline char const* name_of(Dtype dtype) {
     return names[static_cast<int>(dtype)];
 }
 
-// How tensors lie: `padding` elements follow each pool row, and every tensor begins `shift`
-// elements after an allocation does. 0 and 0 is what TensorRT hands over.
+// How tensors lie: `padding` elements follow each pool row, and tensors begin so many elements
+// after an allocation does. Zeros are what TensorRT hands over.
 struct Layout {
     int32_t padding = 0;
-    size_t shift = 0;
+    size_t pools = 0, users = 0, others = 0;
 };
 
 class Call {
 public:
     Call(reference::Inputs const& in, Dtype dtype, Layout const& layout)
-        : out(in.query.size() * dtype_bytes(dtype), layout.shift * dtype_bytes(dtype)),
+        : out(in.query.size() * dtype_bytes(dtype), layout.others * dtype_bytes(dtype)),
           bad(sizeof(unsigned int)), layout_(layout) {
         bad.clear();
         softmax.dtype = dtype;
@@ -36,16 +36,17 @@ public:
         softmax.width = in.shape.width;
         softmax.scale = static_cast<float>(in.scale);
         int64_t const width = in.shape.width;
-        softmax.query = keep(Buffer::of_rows(dtype, in.query, width, width, layout.shift));
+        softmax.query = keep(Buffer::of_rows(dtype, in.query, width, width, layout.others));
         softmax.key = side(in, 0, dtype);
         softmax.value = side(in, 1, dtype);
         softmax.out = out.data();
         softmax.bad_events = bad.as<unsigned int>();
-        softmax.mask = static_cast<int32_t const*>(keep(Buffer::of(in.mask, layout.shift)));
+        softmax.mask = static_cast<int32_t const*>(keep(Buffer::of(in.mask, layout.others)));
         static_cast<AttentionArgs&>(pointwise) = softmax;
-        pointwise.bias = keep(Buffer::of_rows(dtype, in.bias, 1, 1, layout.shift));
-        pointwise.visible = static_cast<int32_t const*>(keep(Buffer::of(in.visible, layout.shift)));
-        pointwise.count = keep(Buffer::of(in.count, layout.shift));
+        pointwise.bias = keep(Buffer::of_rows(dtype, in.bias, 1, 1, layout.others));
+        pointwise.visible =
+            static_cast<int32_t const*>(keep(Buffer::of(in.visible, layout.others)));
+        pointwise.count = keep(Buffer::of(in.count, layout.others));
         workspace = keep(Buffer(attention_workspace(softmax, Tactic::kAuto)));
     }
 
@@ -77,10 +78,10 @@ private:
         s.pool_stride = s.pool_width + layout_.padding;
         s.user_stride = s.user_width;
         s.pool = keep(Buffer::of_rows(
-            dtype, in.pool[which], s.pool_width, s.pool_stride, layout_.shift));
+            dtype, in.pool[which], s.pool_width, s.pool_stride, layout_.pools));
         s.user = keep(Buffer::of_rows(
-            dtype, in.user[which], s.user_width, s.user_stride, layout_.shift));
-        s.index = static_cast<int32_t const*>(keep(Buffer::of(in.index[which], layout_.shift)));
+            dtype, in.user[which], s.user_width, s.user_stride, layout_.users));
+        s.index = static_cast<int32_t const*>(keep(Buffer::of(in.index[which], layout_.others)));
         return s;
     }
 

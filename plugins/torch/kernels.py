@@ -18,8 +18,9 @@ def why_not() -> str | None:
     """Why the kernels can't run here, as a sentence; None where they can."""
     if not torch.cuda.is_available():
         return "the kernels need an NVIDIA GPU that PyTorch can use, and none is here."
-    if shutil.which("nvcc") is None:
-        return "the kernels are compiled on the spot, and nvcc is not installed."
+    for program in ("nvcc", "ninja"):
+        if shutil.which(program) is None:
+            return f"the kernels are compiled on the spot, and {program} is not installed."
     return None
 
 
@@ -45,13 +46,15 @@ def load(verbose: bool = False) -> Any:
         cpp_extension.CUDA_HOME = toolkit() or cpp_extension.CUDA_HOME
     folder = PLUGINS / "build" / "torch"
     folder.mkdir(parents=True, exist_ok=True)
+    # Named here, or TORCH_CUDA_ARCH_LIST, which NVIDIA's images set, adds every other GPU's code.
+    gpu = "".join(map(str, torch.cuda.get_device_capability()))
     sources = [PLUGINS / "torch" / "binding.cpp", *sorted((PLUGINS / "kernels").glob("*.cu"))]
     cpp_extension.load(
         name="ckv_kernels",
         sources=[str(source) for source in sources],
         extra_include_paths=[str(PLUGINS / "include"), str(PLUGINS / "kernels")],
         extra_cflags=["-O2"],
-        extra_cuda_cflags=["-O3"],
+        extra_cuda_cflags=["-O3", f"-gencode=arch=compute_{gpu},code=sm_{gpu}"],
         build_directory=str(folder),
         is_python_module=False,
         verbose=verbose,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from ckv_testing.scripts import load_script
+from torch.utils import cpp_extension
 
 from ckv_export.model import pooled
 
@@ -51,6 +52,19 @@ def test_without_a_gpu_it_says_so_and_exits_2() -> None:
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
     assert "GPU" in result.stderr
+
+
+def test_the_kernels_are_compiled_for_this_gpu_alone(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(cpp_extension, "load", lambda **words: loaded.update(words))
+    bench.load_kernels().load()
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.0 12.0+PTX")
+    flags = loaded["extra_cuda_cflags"]
+    assert [flag for flag in flags if "arch" in flag] == ["-gencode=arch=compute_90,code=sm_90"]
+    assert cpp_extension._get_cuda_arch_flags(flags) == []
 
 
 def test_cases_are_sound(bench: ModuleType) -> None:
@@ -123,6 +137,71 @@ def test_what_is_compiled_is_compiled_for_each_case(
     assert all(map(all, sizes))
 
 
+@pytest.fixture
+def run(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The whole program on the CPU, on one small case of each kind, with a clock that says 2 us."""
+    loaded = sys.modules["kernel_cases"]
+
+    def timed(timer: object, work: Any, cold: bool) -> float:
+        work()
+        return 2.0
+
+    monkeypatch.setattr(loaded, "DEVICE", "cpu")
+    monkeypatch.setattr(loaded, "compiled", lambda way: way)
+    monkeypatch.setattr(bench, "Timer", type("Timer", (), {"median": timed}))
+    rates = bench.Rates(copy=4.0, products={torch.float32: 1e6})
+    monkeypatch.setattr(bench.Rates, "measure", lambda *a: rates)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    cases = {"schema_version": 1, "seed": 3, "dtypes": ["float32"]}
+    cases |= {kind: [SMALL] for kind in bench.MAKERS}
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    out = tmp_path / "out.json"
+
+    def run(ops: Any) -> tuple[int, dict[str, Any]]:
+        kernels = SimpleNamespace(why_not=lambda: None, load=lambda: ops)
+        monkeypatch.setattr(bench, "load_kernels", lambda: kernels)
+        words = ["bench_kernel", "--cases", str(tmp_path / "cases.json"), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", words)
+        return bench.main(), json.loads(out.read_text())
+
+    return run
+
+
+def test_all_medians_are_written(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = run(stand_in())
+    assert code == 0
+    assert (told["copy_bytes_per_us"], told["operations_per_us"]) == (4.0, {"torch.float32": 1e6})
+    assert [result["kind"] for result in told["results"]] == ["gather", "attention", "pointwise"]
+    printed = capsys.readouterr().out
+    for result in told["results"]:
+        assert result["failed"] == {}
+        assert set(map(tuple, result["warm_cold_us"].values())) == {(2.0, 2.0)}
+        over = f"{2 / result['floor_us']:.2f} times the floor"
+        assert f"cold: {over}; 1.00 times the best rival" in printed
+
+
+def test_a_way_that_fails_hides_no_other(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(way: object) -> Any:
+        def run(*tensors: object) -> None:
+            raise RuntimeError("no compiler")
+
+        return run
+
+    monkeypatch.setattr(sys.modules["kernel_cases"], "compiled", no_compiler)
+    ops = stand_in()
+    right = ops.pool_gather_concat
+    ops.pool_gather_concat = lambda *side: right(*side) + 1
+    code, told = run(ops)
+    assert code == 1
+    gather, attention, _ = told["results"]
+    assert gather["failed"] == {
+        "ours": "ValueError: the result is wrong", "torch.compile": "RuntimeError: no compiler"
+    }  # fmt: skip
+    assert list(gather["warm_cold_us"]) == ["eager"]
+    assert list(attention["failed"]) == ["torch.compile"]
+    assert "ours" in attention["warm_cold_us"]
+
+
 @pytest.mark.parametrize(
     ("dtype", "microseconds", "rate"),
     [
@@ -186,51 +265,3 @@ def test_verdicts(bench: ModuleType, kernel_cases: ModuleType) -> None:
                           {"ours": 2.0, "eager": 6.0, "torch.compile": 5.0}) == [
         "2.00 times the floor", "2.50 times the best rival", "share of copy 0.50 (target 0.85)"
     ]  # fmt: skip
-
-
-def test_a_wrong_result_is_not_timed_and_hides_no_other_case(
-    bench: ModuleType,
-    kernel_cases: ModuleType,
-    kernel_rates: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    cases, out = tmp_path / "cases.json", tmp_path / "out.json"
-    named = [{"name": name} for name in ("right", "wrong", "last", "other")]
-    cases.write_text(json.dumps({"schema_version": 1, "seed": 3, "dtypes": ["float16"],
-                                 "gather": named}))  # fmt: skip
-
-    def work(ops: Any, case: Any, dtype: torch.dtype, seed: int) -> Any:
-        if case["name"] == "other":
-            assert [r["case"]["name"] for r in told()["results"]] == ["right", "wrong", "last"]
-            raise MemoryError
-        result = torch.ones(3, dtype=dtype) + (case["name"] == "wrong")
-        ways = {"eager": lambda: result, "ours": lambda: result}
-        return kernel_cases.Work(ways, torch.ones(3).double(), 80, 0, ("eager",))
-
-    def told() -> Any:
-        return json.loads(out.read_text())
-
-    kernels = SimpleNamespace(why_not=lambda: None, load=stand_in)
-    rates = kernel_rates.Rates(copy=4.0, products={torch.float16: 1.0})
-    timed = SimpleNamespace(median=lambda way, cold: 2.0 if cold else 1.0)
-    monkeypatch.setattr(bench, "MAKERS", {"gather": work})
-    monkeypatch.setattr(bench, "load_kernels", lambda: kernels)
-    monkeypatch.setattr(bench, "Timer", lambda: timed)
-    monkeypatch.setattr(bench, "Rates", SimpleNamespace(measure=lambda *_: rates))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "one")
-    arguments = ["bench_kernel.py", "--cases", str(cases), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(MemoryError):
-        bench.main()
-    right, wrong, last = told()["results"]
-    assert (right["floor_us"], right["dtype"]) == (20, "torch.float16")
-    assert right["warm_cold_us"] == {"eager": [1, 2], "ours": [1, 2]}
-    assert wrong["wrong"] == ["ours"]
-    assert "warm_cold_us" not in wrong
-    assert last["warm_cold_us"] == right["warm_cold_us"]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--only", "gather: wr"])
-    assert bench.main() == 1
-    monkeypatch.setattr(sys, "argv", [*arguments, "--only", "right"])
-    assert bench.main() == 0
-    assert len(told()["results"]) == 1

@@ -61,13 +61,24 @@ def test_each_step_is_run_and_told(
     def python(code: str) -> tuple[str, ...]:
         return (sys.executable, "-c", code)
 
+    own = Path(sys.executable)
+    slow = """
+import subprocess, time
+deaf = "trap '' INT; for i in $(seq 200); do echo .; sleep 0.05; done"
+subprocess.Popen(["sh", "-c", deaf])
+try:
+    print(8, flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("put down", flush=True)
+"""
     made = [
         on_gpu.Step("good", python("import ckv_export; print(7)")),
         on_gpu.Step("bad", python("raise SystemExit(3)")),
-        on_gpu.Step("slow", python("import time; print(8, flush=True); time.sleep(60)")),
+        on_gpu.Step("slow", python(slow)),
         on_gpu.Step("absent", (tmp_path / "no-such-program",)),
         on_gpu.Step("unable", python("print(9)"), lambda: "something is missing"),
-        on_gpu.Step("last", python("print(10)")),
+        on_gpu.Step("last", python(f"import shutil; print(shutil.which({own.name!r}))")),
     ]
     monkeypatch.setattr(on_gpu, "steps", lambda out, seed: made)
     monkeypatch.setattr(on_gpu, "facts", lambda: {"gpu": "one"})
@@ -87,22 +98,15 @@ def test_each_step_is_run_and_told(
     }  # fmt: skip
     assert steps["unable"] == {"skipped": "something is missing"}
     assert (tmp_path / "out" / "good.log").read_text() == "7\n"
-    assert (tmp_path / "out" / "slow.log").read_text() == "8\n"
+    # What it had started is gone as well, even what does not listen.
+    slow_log = (tmp_path / "out" / "slow.log").read_text()
+    time.sleep(0.3)
+    assert (tmp_path / "out" / "slow.log").read_text() == slow_log
+    assert set(slow_log.splitlines()) == {"8", ".", "put down"}
+    assert (tmp_path / "out" / "last.log").read_text() == f"{own}\n"
     assert not (tmp_path / "out" / "unable.log").exists()
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == list(statuses)
     assert "FAILED (3)" in lines[1]
     assert lines[2].startswith("slow: out of time")
     assert run("--only", "last", "unable")[0] == 0
-
-
-def test_a_step_that_is_out_of_time_leaves_nothing_running(
-    on_gpu: ModuleType, tmp_path: Path
-) -> None:
-    """Nor what it has started: compilers and kernels would share the machine with later steps."""
-    mark = tmp_path / "still-running"
-    step = on_gpu.Step("slow", ("sh", "-c", f"(sleep 2; touch {mark}) & wait"))
-    told = on_gpu.run(step, tmp_path / "slow.log", 0.5)
-    assert told["status"] is None
-    time.sleep(2)
-    assert not mark.exists()

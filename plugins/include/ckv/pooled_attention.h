@@ -26,7 +26,8 @@ struct AttentionArgs {
     PooledSide key;
     PooledSide value;
     void* out = nullptr;  // [batch, queries, width]
-    // Device counter, or null: events with a key or value index outside its pool are added to it.
+    // Device counter, or null: events with a key or value index outside its pool are added to it,
+    // none where there are no queries.
     unsigned int* bad_events = nullptr;
 };
 
