@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "emulator/scheduler.h"
@@ -17,6 +19,14 @@
 namespace ckv::device {
 
 inline emulator::Block& block() { return emulator::Block::current(); }
+
+// Before sm_80 a kernel for tensor cores is empty.
+inline void need_tensor_cores() {
+    if (emulator::capability < 80) {
+        std::fputs("the emulated GPU has no such tensor cores\n", stderr);
+        std::abort();
+    }
+}
 
 inline int thread() { return block().thread(); }
 inline int lane() { return thread() & 31; }
@@ -105,6 +115,7 @@ float operand(
 
 template <typename T>
 void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, T) {
+    need_tensor_cores();
     Operands const mine{{a[0], a[1], a[2], a[3], b0, b1}};
     auto const* slots = block().exchange(&mine, sizeof mine);
     for (int i = 0; i < 4; ++i) {
@@ -122,6 +133,7 @@ void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, T
 
 // Of fp32 elements, whose lower 13 bits are not looked at.
 inline void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, float) {
+    need_tensor_cores();
     Operands const mine{{a[0], a[1], a[2], a[3], b0, b1}};
     auto const* slots = block().exchange(&mine, sizeof mine);
     auto const at = [&](int lane, int index) {

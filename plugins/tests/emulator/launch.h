@@ -17,9 +17,8 @@ struct Grid {
 
 namespace emulator {
 
-// Of the order of threads, and the compute capability that kernels are told; set by the tests.
+// Of the order of threads; set by the tests.
 inline uint32_t seed = 1;
-inline int capability = 90;
 
 // Shared memory that begins as NaNs and ends at a page that can't be touched.
 class SharedMemory {

@@ -15,6 +15,9 @@
 
 namespace ckv::emulator {
 
+// The compute capability that kernels are told; set by the tests.
+inline int capability = 90;
+
 struct Copy {
     void* to;
     void const* from;  // null: zeros
