@@ -187,6 +187,8 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=300, help="seconds a step may take")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the random inputs")
     options = parser.parse_args()
+    # A shell's background jobs begin deaf to it, and so would the steps.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     machine = facts()
     if not machine["gpu"]:
         print("on_gpu: no NVIDIA GPU answers here (nvidia-smi)", file=sys.stderr)

@@ -15,10 +15,10 @@ inline char const* name_of(Dtype dtype) {
     return names[static_cast<int>(dtype)];
 }
 
-// How tensors lie: `padding` elements follow each pool row, and tensors begin so many elements
-// after an allocation does. Zeros are what TensorRT hands over.
+// How tensors lie: so many elements follow each row of a pool or a user part, and tensors begin
+// so many after an allocation does. Zeros are what TensorRT hands over.
 struct Layout {
-    int32_t padding = 0;
+    int32_t pool_padding = 0, user_padding = 0;
     size_t pools = 0, users = 0, others = 0;
 };
 
@@ -75,8 +75,8 @@ private:
         s.pool_rows = in.shape.pool_rows;
         s.pool_width = in.shape.pool_width;
         s.user_width = in.shape.width - in.shape.pool_width;
-        s.pool_stride = s.pool_width + layout_.padding;
-        s.user_stride = s.user_width;
+        s.pool_stride = s.pool_width + layout_.pool_padding;
+        s.user_stride = s.user_width + layout_.user_padding;
         s.pool = keep(Buffer::of_rows(
             dtype, in.pool[which], s.pool_width, s.pool_stride, layout_.pools));
         s.user = keep(Buffer::of_rows(

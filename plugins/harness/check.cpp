@@ -18,8 +18,8 @@ constexpr Tactic kTactics[] = {
 
 // Edges first, then shapes of the published models.
 constexpr Shape kShapes[] = {
-    {1, 1, 0, 1, 4, 3, 5}, {1, 1, 1, 1, 1, 0, 1}, {2, 3, 5, 1, 4, 4, 3}, {2, 1, 70, 2, 20, 17, 9},
-    {2, 0, 9, 1, 8, 6, 4}, {3, 17, 65, 2, 64, 62, 11}, {2, 40, 130, 1, 40, 38, 20},
+    {1, 1, 0, 1, 4, 3, 5}, {1, 1, 1, 1, 1, 0, 1}, {2, 0, 9, 1, 8, 6, 4}, {2, 3, 5, 1, 4, 4, 3},
+    {2, 1, 70, 2, 20, 17, 9}, {3, 17, 65, 2, 64, 62, 11}, {2, 40, 130, 1, 40, 38, 20},
     {1, 130, 70, 2, 64, 60, 20}, {2, 20, 40, 1, 300, 297, 8}, {1, 1, 1000, 8, 256, 254, 1000},
     {2, 50, 333, 1, 256, 253, 1000}, {2, 128, 500, 8, 256, 254, 1000},
     {1, 9, 777, 1, 512, 508, 300}, {2, 33, 129, 1, 128, 127, 99}};
@@ -48,13 +48,14 @@ bool counted(Call& call, int64_t expected) {
     return bad == expected;
 }
 
-// Each address that a vector's width may rest on is the only odd one somewhere.
-constexpr Layout kLayouts[] = {{0}, {1}, {2}, {6}, {0, 1, 0, 0}, {0, 0, 1, 0}, {0, 0, 0, 1}};
+// Each stride and address that a vector's width may rest on is the only odd one somewhere.
+constexpr Layout kLayouts[] = {{0, 0}, {1, 0}, {0, 1}, {2, 6}, {6, 0}, {0, 0, 1, 0, 0},
+    {0, 0, 0, 1, 0}, {0, 0, 0, 0, 1}};
 
 // A number for the text of a failure.
 int variant_of(Layout const& layout) {
-    return layout.padding +
-           10 * static_cast<int>(layout.pools + 2 * layout.users + 4 * layout.others);
+    size_t const odd = layout.pools + 2 * layout.users + 4 * layout.others;
+    return layout.pool_padding + 10 * layout.user_padding + 100 * static_cast<int>(odd);
 }
 
 void check_gather(Inputs const& in, Dtype dtype, Layout const& layout, Tally& tally) {
@@ -90,7 +91,7 @@ struct Expected {
 void check_attention(Inputs const& in, Expected const& expected, Dtype dtype, Tactic tactic,
     Layout const& layout, Tally& tally) {
     Call call(in, dtype, layout);
-    int const variant = 100 * static_cast<int>(tactic) + variant_of(layout);
+    int const variant = 1000 * static_cast<int>(tactic) + variant_of(layout);
     double const allowed = reference::tolerance(dtype);
     auto const close = [&](std::vector<double> const& want) {
         return reference::first_wrong(call.out.numbers(dtype, want.size()), want, allowed) < 0;
@@ -116,7 +117,7 @@ int64_t products(Shape const& s) {
 // One kind of tensor that begins oddly, another one for each type and tactic.
 Layout odd_layout(int32_t padding, Dtype dtype, Tactic tactic) {
     size_t const kind = (static_cast<size_t>(dtype) + static_cast<size_t>(tactic)) % 3;
-    return {padding, kind == 0, kind == 1, kind == 2};
+    return {padding, 0, kind == 0, kind == 1, kind == 2};
 }
 
 void check_shape(Shape const& shape, uint32_t seed, Tally& tally) {
@@ -128,7 +129,7 @@ void check_shape(Shape const& shape, uint32_t seed, Tally& tally) {
         Expected const expected(in);
         for (Tactic tactic : kTactics) {
             int32_t const padding = static_cast<int>(tactic) % 2 ? 2 : 0;
-            check_attention(in, expected, dtype, tactic, {padding}, tally);
+            check_attention(in, expected, dtype, tactic, {padding, 0}, tally);
             check_attention(in, expected, dtype, tactic, odd_layout(padding, dtype, tactic), tally);
         }
     }

@@ -1,9 +1,14 @@
 // The kernels, run thread by thread in the emulator, against the plain C++ reference.
+#include <sys/mman.h>
+
 #include <cmath>
 #include <cstdio>
 #include <vector>
 
 #include "check.h"
+#include "ckv/pool_gather_concat.h"
+#include "ckv/pooled_attention.h"
+#include "elements.h"
 #include "emulator/run.h"
 #include "inputs.h"
 
@@ -60,6 +65,60 @@ void check_gather(Shape const& s, Options const& options) {
     CHECK(got == want);
 }
 
+// A pool of more than 2^31 elements, of which the last row alone takes memory.
+void check_a_row_far_away() {
+    constexpr int32_t kRow = 5;
+    constexpr int32_t kWidth = 8;
+    PooledSide side;
+    side.pool_rows = kRow + 1;
+    side.pool_stride = (int64_t{1} << 29) - 8;
+    side.pool_width = 6;
+    side.user_width = side.user_stride = kWidth - side.pool_width;
+    size_t const bytes = static_cast<size_t>(2 * side.pool_rows * side.pool_stride);
+    void* const pool = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(pool != MAP_FAILED);
+    float const want[kWidth] = {1, 2, 3, 4, 5, 6, 7, 8};
+    char user[4];
+    char out[2 * kWidth];
+    auto const expect = [&](cudaError_t status) {
+        CHECK(status == cudaSuccess);
+        for (int i = 0; i < kWidth; ++i) {
+            CHECK(get(Dtype::kFloat16, out + 2 * i) == want[i]);
+        }
+        std::memset(out, 0xFF, sizeof out);
+    };
+    char* const row = static_cast<char*>(pool) + 2 * kRow * side.pool_stride;
+    put_rows(Dtype::kFloat16, row, 0, want, 1, side.pool_width);
+    put_rows(Dtype::kFloat16, user, 0, want + side.pool_width, 1, side.user_width);
+    side.pool = pool;
+    side.index = &kRow;
+    side.user = user;
+    PoolGatherConcatArgs gather;
+    gather.dtype = Dtype::kFloat16;
+    gather.rows = 1;
+    gather.side = side;
+    gather.out = out;
+    gather.out_stride = kWidth;
+    expect(pool_gather_concat(gather, nullptr));
+
+    // One event alone has all the weight.
+    SoftmaxArgs attention;
+    int32_t const mask = 1;
+    char const query[2 * kWidth] = {};
+    attention.dtype = Dtype::kFloat16;
+    attention.batch = attention.queries = attention.events = 1;
+    attention.width = kWidth;
+    attention.query = query;
+    attention.key = attention.value = side;
+    attention.out = out;
+    attention.mask = &mask;
+    for (Tactic tactic : {Tactic::kWhole, Tactic::kCoresWhole}) {
+        expect(pooled_attention(attention, tactic, nullptr, nullptr));
+    }
+    munmap(pool, bytes);
+}
+
 }  // namespace
 
 int main() {
@@ -72,7 +131,8 @@ int main() {
         {2, 20, 40, 1, 256, 254, 30}, {1, 2, 300, 1, 96, 95, 7}, {2, 2, 20, 1, 300, 297, 8},
         {2, 3, 150, 4, 64, 56, 20}, {1, 2, 20, 1, 65, 63, 5}, {1, 2, 20, 1, 129, 127, 5},
         {1, 2, 600, 1, 32, 30, 64}, {2, 0, 3, 1, 8, 6, 4}};
-    int cases = 0;
+    check_a_row_far_away();
+    int cases = 1;
     for (Shape const& s : shapes) {
         for (int dtype = 0; dtype < 3; ++dtype) {
             for (int variant = 0; variant < 4; ++variant) {

@@ -3,8 +3,7 @@
 // It reads the PTX that nvcc put beside the host code (uncompressed, -no-compress), as a driver
 // does that finds no machine code for its GPU; or PTX text, by the driver's interface. A fault is
 // told on standard error and by `ckv_ptx_fault`, and every call after it fails, as after an illegal
-// access on a GPU. CKV_PTX_SEED is the seed of the order in which warps run; with CKV_PTX_IDLE
-// kernels do nothing, and whoever judges them must see it.
+// access on a GPU. CKV_PTX_SEED is the seed of the order in which warps run.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
@@ -111,9 +110,7 @@ cudaError_t launch(Function& f, dim3 grid, dim3 block, void** arguments, size_t 
     return gpu().streams.queue(stream, [&f, grid, threads, shared_bytes, parameters] {
         Launch const what{{grid.x, grid.y, grid.z}, static_cast<int>(threads), shared_bytes,
             parameters.data()};
-        if (std::getenv("CKV_PTX_IDLE") == nullptr) {
-            run(*f.program, what, gpu().memory, gpu().random);
-        }
+        run(*f.program, what, gpu().memory, gpu().random);
         return cudaSuccess;
     });
 }
