@@ -159,8 +159,8 @@ class Emulated:
         return out
 
     def _call(self, operator: str, run: Run, launch: Launch, *arguments: object) -> None:
-        # TensorRT's buffers are aligned and dense.
-        options = dataclasses.replace(run, alignment=16, padding=0).struct()
+        # TensorRT's buffers are aligned and dense, and its GPU is the one that was built for.
+        options = dataclasses.replace(run, alignment=16, padding=0, capability=90).struct()
         function = getattr(self.library, f"ckv_emulated_aot_{operator}")
         status = function(ctypes.byref(options), ctypes.byref(launch), *arguments)
         assert status == 0, f"the launch of {operator} returned CUDA error {status}"
