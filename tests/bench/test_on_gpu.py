@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 from ckv_testing.scripts import load_script
 
+import ckv_export
+from ckv_export.cli import demo
 from ckv_export.cli.main import parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,10 +48,45 @@ def test_every_command_is_one_that_exists(on_gpu: ModuleType, tmp_path: Path) ->
                 assert (ROOT / word).exists(), step
             if word.startswith(str(on_gpu.NATIVE)) and word != str(on_gpu.NATIVE):
                 assert f"add_executable({Path(word).name} " in cmake, step
+        if words[0] == str(on_gpu.HARNESS):
+            assert words[1] in ("check", "random"), step
+            assert words[2] == "7", step
+        if "--preset" in words:
+            presets = json.loads((ROOT / words[2] / "CMakePresets.json").read_text())
+            folders = {p["name"]: p["binaryDir"] for p in presets["configurePresets"]}
+            folder = folders[words[4]].replace("${sourceDir}", str(ROOT / words[2]))
+            assert folder == str(on_gpu.NATIVE)
         if "--target" in words:
             assert f"add_executable({words[-1]} " in cmake, step
         if words[1:3] == ["-m", "ckv_export"]:
             parser().parse_args(words[3:])
+        if "--checkpoint" in words:
+            trained = tmp_path / "engines" / demo._TRAINED / "sim" / "demo-sim.pt"
+            assert words[words.index("--checkpoint") + 1] == str(trained)
+            assert words[4] == str(tmp_path / "engines" / trained.stem)
+
+
+@pytest.mark.parametrize(
+    ("cache", "found"),
+    [
+        (None, False),
+        ("TensorRT_INCLUDE_DIR:PATH=TensorRT_INCLUDE_DIR-NOTFOUND\n", False),
+        ("TensorRT_INCLUDE_DIR:PATH=/opt/tensorrt/include\n", True),
+    ],
+)
+def test_plugins_are_left_out_where_cmake_found_no_headers(
+    on_gpu: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    cache: str | None,
+    found: bool,
+) -> None:
+    monkeypatch.setattr(on_gpu, "NATIVE", tmp_path)
+    if cache is not None:
+        (tmp_path / "CMakeCache.txt").write_text(cache)
+    steps = {step.name: step for step in on_gpu.steps(tmp_path, 7)}
+    for name in ("build-plugins", "enqueue"):
+        assert (steps[name].why_not() is None) == found
 
 
 def test_each_step_is_run_and_told(
@@ -65,26 +102,36 @@ def test_each_step_is_run_and_told(
     slow = """
 import subprocess, time
 deaf = "trap '' INT; for i in $(seq 200); do echo .; sleep 0.05; done"
+print(8)
 subprocess.Popen(["sh", "-c", deaf])
 try:
-    print(8, flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("put down", flush=True)
 """
     made = [
-        on_gpu.Step("good", python("import ckv_export; print(7)")),
+        on_gpu.Step("good", (sys.executable, tmp_path / "good.py")),
         on_gpu.Step("bad", python("raise SystemExit(3)")),
         on_gpu.Step("slow", python(slow)),
         on_gpu.Step("absent", (tmp_path / "no-such-program",)),
         on_gpu.Step("unable", python("print(9)"), lambda: "something is missing"),
         on_gpu.Step("last", python(f"import shutil; print(shutil.which({own.name!r}))")),
     ]
-    monkeypatch.setattr(on_gpu, "steps", lambda out, seed: made)
+    (tmp_path / "good.py").write_text(
+        "import os, ckv_export; print(os.getcwd(), ckv_export.__file__)"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+    def steps(out: Path, seed: int) -> object:
+        assert out.is_absolute() or out == Path()
+        return made
+
+    monkeypatch.setattr(on_gpu, "steps", steps)
     monkeypatch.setattr(on_gpu, "facts", lambda: {"gpu": "one"})
 
     def run(*words: str) -> tuple[int, dict[str, object]]:
-        monkeypatch.setattr(sys, "argv", ["on_gpu.py", str(tmp_path / "out"), *words])
+        monkeypatch.setattr(sys, "argv", ["on_gpu.py", "out", *words])
         code = on_gpu.main()
         return code, json.loads((tmp_path / "out" / "steps.json").read_text())
 
@@ -97,11 +144,12 @@ except KeyboardInterrupt:
         "good": 0, "bad": 3, "slow": None, "absent": 127, "unable": "skipped", "last": 0
     }  # fmt: skip
     assert steps["unable"] == {"skipped": "something is missing"}
-    assert (tmp_path / "out" / "good.log").read_text() == "7\n"
+    assert (tmp_path / "out" / "good.log").read_text() == f"{ROOT} {ckv_export.__file__}\n"
     # What it had started is gone as well, even what does not listen.
     slow_log = (tmp_path / "out" / "slow.log").read_text()
     time.sleep(0.3)
     assert (tmp_path / "out" / "slow.log").read_text() == slow_log
+    assert slow_log.startswith("8\n")
     assert set(slow_log.splitlines()) == {"8", ".", "put down"}
     assert (tmp_path / "out" / "last.log").read_text() == f"{own}\n"
     assert not (tmp_path / "out" / "unable.log").exists()
