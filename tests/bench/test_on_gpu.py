@@ -121,7 +121,8 @@ except KeyboardInterrupt:
         "import os, ckv_export; print(os.getcwd(), ckv_export.__file__)"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+    for name in ("PYTHONPATH", "PYTHONUNBUFFERED"):
+        monkeypatch.delenv(name, raising=False)
 
     def steps(out: Path, seed: int) -> object:
         assert out.is_absolute() or out == Path()
