@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ckv_export.bench.as_trained import TRAINED_KINDS, TrainedDecode
-from ckv_export.bench.full_cache import FullDecodeGraph, whole_cache
+from ckv_export.bench.full_cache import FullDecodeGraph, full_decode_io, whole_cache
 from ckv_export.bench.stored import Layout, full_cache_spec
 from ckv_export.bench.ways import LeftOut, Way
 from ckv_export.checkpoint.load import load_checkpoint
@@ -129,7 +129,8 @@ def weighted_ways(
     prefill, decode = PrefillGraph(model), DecodeGraph(model)
     eager = TorchRunner(prefill, prefill.io), TorchRunner(decode, decode.io)
     compiled = CompiledRunner(prefill, prefill.io), CompiledRunner(decode, decode.io)
-    full = OnnxRuntimeRunner(scratch / FULL_DECODE, FullDecodeGraph(model).io, threads=threads)
+    full_io = full_decode_io(decode.io, spec)
+    full = OnnxRuntimeRunner(scratch / FULL_DECODE, full_io, threads=threads)
     whole = Layout(spec, full_cache_spec(spec), floats)
 
     def expand(cache: Mapping[str, Array]) -> Arrays:

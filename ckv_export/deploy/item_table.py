@@ -10,12 +10,10 @@ import torch
 
 from ckv_export.contract import ModelSpec, TensorSpec, item_table_tensors, require
 from ckv_export.model.base import CollectiveModel
-from ckv_export.model.events import all_item_embeddings
+from ckv_export.model.events import item_chunks
 from ckv_export.model.registry import model_class
 from ckv_export.model.target_attention import TargetAttentionModel
 from ckv_export.runtimes.base import Arrays
-
-_CHUNK = 4096
 
 
 def require_item_kind(spec: ModelSpec) -> None:
@@ -49,9 +47,7 @@ def build_item_table(model: TargetAttentionModel, items: int) -> Arrays:
     names = [t.name for t in layout(model)]
     parts: list[list[torch.Tensor]] = [[] for _ in names]
     with torch.inference_mode():
-        for start in range(0, items, _CHUNK):
-            ids = torch.arange(start, min(start + _CHUNK, items), dtype=torch.int32)
-            events = all_item_embeddings(model.events, ids)[None]
+        for events in item_chunks(model.events, items):
             entries = model.attention.encode(events).tensors(model.cache)
             for part, tensor in zip(parts, [*entries, model.event_key(events)], strict=True):
                 part.append(tensor[0])

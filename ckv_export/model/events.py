@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from ckv_export.contract import FEATURES, EventForm, FeatureSpec, ModelSpec
 from ckv_export.model.embedding import FeatureEmbedding, frozen
 
 Inputs = Mapping[str, Tensor]
+
+_CHUNK = 4096
 
 
 class Lookup(nn.Module):
@@ -82,6 +84,13 @@ class EventEmbedding(nn.Module):
 def _module_name(feature: FeatureSpec) -> str:
     """A feature's name where only module names are allowed."""
     return "feature_" + feature.name.replace("%", "%25").replace(".", "%2E")
+
+
+def item_chunks(events: EventEmbedding, items: int) -> Iterator[Tensor]:
+    """Embeddings [1, n, d_e] of items 0 to `items` - 1, a chunk at a time; see below."""
+    for start in range(0, items, _CHUNK):
+        ids = torch.arange(start, min(start + _CHUNK, items), dtype=torch.int32)
+        yield all_item_embeddings(events, ids)[None]
 
 
 def all_item_embeddings(events: EventEmbedding, ids: Tensor) -> Tensor:

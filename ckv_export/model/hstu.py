@@ -33,12 +33,11 @@ from ckv_export.model.collective import (
 )
 from ckv_export.model.dnn import Block, FoldedDnn
 from ckv_export.model.embedding import Projection, ReducibleProjection, frozen
-from ckv_export.model.events import EventEmbedding, Inputs, Lookup, all_item_embeddings
+from ckv_export.model.events import EventEmbedding, Inputs, Lookup, item_chunks
 from ckv_export.model.links import Links, New, log2_bucket
 from ckv_export.model.shapes import FREE, Shapes, collective_shapes, dnn_shapes
 
 NORM_EPS = 1e-6
-_CHUNK = 4096
 
 
 class ItemRows(nn.Module):
@@ -173,12 +172,9 @@ class Hstu(CollectiveModel):
 
         For events that come as ids alone: they are all that the first layer knows of an event.
         """
-        parts = []
         with torch.no_grad():
-            for start in range(0, items, _CHUNK):
-                ids = torch.arange(start, min(start + _CHUNK, items), dtype=torch.int32)
-                events = self.input(all_item_embeddings(self.events, ids)[None])
-                parts.append(self._layers[0].encode(events))
+            chunks = item_chunks(self.events, items)
+            parts = [self._layers[0].encode(self.input(events)) for events in chunks]
         self.item_rows = ItemRows(*(_joined(p.side(side)[0] for p in parts) for side in SIDES))
 
     def _rows(self, inputs: Inputs, groups: Sequence[str]) -> list[Rows]:

@@ -80,7 +80,7 @@ def test_rows_that_are_looked_up_are_those_that_a_router_finds(
     times = tuple(f for f in make_spec(variant).features if f.kind == "timestamp")
     spec = dataclasses.replace(make_spec(variant), features=(*ONE_ID, *times))
     state = draw(spec, rng)
-    monkeypatch.setattr(hstu, "_CHUNK", int(rng.integers(1, 50)))
+    monkeypatch.setattr("ckv_export.model.events._CHUNK", int(rng.integers(1, 50)))
     split = Split(spec, state, EventForm(item_key="item_id"))
     assert isinstance(split.model, hstu.Hstu)
     split.model.route_items(ONE_ID[0].vocab_size)
