@@ -1,4 +1,4 @@
-"""The C++ library through engines/cpp/tests/c_api.cpp."""
+"""The C++ library through engines/cpp/tests/c_api.cpp and session_api.cpp."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.c = ctypes.CDLL(str(path))
-        for name in ("encode", "append", "decode", "batch", "user_events", "pad_to", "tensor_file"):
+        for name in (
+            *("encode", "append", "decode", "batch", "batch_events"),
+            *("user_events", "pad_to", "tensor_file"),
+        ):
             getattr(self.c, f"ckv_{name}").restype = ctypes.c_int64
         for name in ("error", "describe"):
             getattr(self.c, f"ckv_{name}").restype = ctypes.c_char_p
@@ -122,19 +125,17 @@ class CppLayout:
         self, layout: RecordLayout, records: Sequence[bytes], events: int | None, out: Arrays
     ) -> int:
         """Fill `out`, arrays of the right shapes; returns S."""
-        raw = [np.frombuffer(r, np.uint8) for r in records]
-        pointers = (ctypes.c_void_p * len(raw))(*(r.ctypes.data for r in raw))
-        sizes = (ctypes.c_int64 * len(raw))(*map(len, records))
-        named = _Named(out)
+        given, named = _Records(records), _Named(out)
+        length = ctypes.c_int64(-1 if events is None else events)
         return self.library.check(
-            self.library.c.ckv_batch(
-                self.handle,
-                len(raw),
-                pointers,
-                sizes,
-                ctypes.c_int64(-1 if events is None else events),
-                *named.arguments,
-            )
+            self.library.c.ckv_batch(self.handle, *given.arguments, length, *named.arguments)
+        )
+
+    def batch_events(self, records: Sequence[bytes], appended: int) -> int:
+        """S of a call."""
+        given = _Records(records)
+        return self.library.check(
+            self.library.c.ckv_batch_events(self.handle, *given.arguments, ctypes.c_int64(appended))
         )
 
     def user_events(self, tensors: Arrays, user: int, graph: str) -> bytes:
@@ -152,6 +153,56 @@ class CppLayout:
             )
         )
         return out[:size].tobytes()
+
+
+class SessionLibrary:
+    """libckv_session_c.so."""
+
+    def __init__(self, path: Path) -> None:
+        self.c = ctypes.CDLL(str(path))
+        self.c.ckv_session.restype = ctypes.c_void_p
+        self.c.ckv_session_run.restype = ctypes.c_int64
+        for name in ("session_error", "onnxruntime_version"):
+            getattr(self.c, f"ckv_{name}").restype = ctypes.c_char_p
+
+    def error(self, code: int) -> CppError:
+        return CppError(code, self.c.ckv_session_error().decode())
+
+    def open(self, bundle: Path, graph: str, threads: int = 1) -> CppSession:
+        handle = self.c.ckv_session(str(bundle).encode(), graph.encode(), threads)
+        if handle is None:
+            raise self.error(-1)
+        return CppSession(self, ctypes.c_void_p(handle))
+
+
+class CppSession:
+    """A Session of the library."""
+
+    def __init__(self, library: SessionLibrary, handle: ctypes.c_void_p) -> None:
+        self.library, self.handle = library, handle
+
+    def __del__(self) -> None:
+        self.library.c.ckv_session_free(self.handle)
+
+    def run(self, sizes: Mapping[str, int], tensors: Arrays) -> None:
+        """Inputs and outputs, contiguous; the second are written."""
+        names = (ctypes.c_char_p * len(sizes))(*(n.encode() for n in sizes))
+        values = (ctypes.c_int64 * len(sizes))(*sizes.values())
+        named = _Named(tensors)
+        arguments = len(sizes), names, values, *named.arguments
+        outcome = self.library.c.ckv_session_run(self.handle, *arguments)
+        if outcome < 0:
+            raise self.library.error(-1 - outcome)
+
+
+class _Records:
+    """Addresses and sizes of records, kept alive with them."""
+
+    def __init__(self, records: Sequence[bytes]) -> None:
+        self.raw = [np.frombuffer(r, np.uint8) for r in records]
+        pointers = (ctypes.c_void_p * len(records))(*(r.ctypes.data for r in self.raw))
+        sizes = (ctypes.c_int64 * len(records))(*map(len, records))
+        self.arguments: list[Any] = [len(records), pointers, sizes]
 
 
 class _Named:

@@ -7,12 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from ckv_testing.cmake import ROOT, Build, Builds, Sources, registry_option
+from ckv_testing.cmake import (
+    ROOT,
+    Build,
+    Builds,
+    Sources,
+    onnxruntime_option,
+    registry_option,
+)
+from ckv_testing.serving import Shop, export_plain, plain_shop
+from ckv_testing.workers import common_folder, made_once
 
 # A module of this folder that its tests share.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ckv_cpp import Library
+from ckv_cpp import Library, SessionLibrary
 
 
 def missing() -> str | None:
@@ -29,10 +38,15 @@ def missing() -> str | None:
 CPP = Builds(
     Sources(ROOT / "engines" / "cpp"),
     {
-        "cpp_build": Build(["-DCMAKE_CXX_FLAGS_RELEASE=-O1", *registry_option()]),
+        "cpp_build": Build(
+            ["-DCMAKE_CXX_FLAGS_RELEASE=-O1", *registry_option(), *onnxruntime_option()]
+        ),
         # With sanitizers, optimising one of the files takes longer than compiling all the others.
         "sanitized_build": Build(
-            ["-DCMAKE_CXX_FLAGS_RELEASE=-O0", "-DCKV_SANITIZE=ON", "-DCKV_ENGINE=OFF"]
+            [
+                *("-DCMAKE_CXX_FLAGS_RELEASE=-O0", "-DCKV_SANITIZE=ON"),
+                *("-DCKV_ENGINE=OFF", "-DCKV_SESSION=OFF"),
+            ]
         ),
     },
     missing,
@@ -55,7 +69,7 @@ def cpp_build() -> Path:
 
 @pytest.fixture(scope="session")
 def sanitized_build() -> Path:
-    """The same without the engine, under sanitizers."""
+    """The same without session and engine, under sanitizers."""
     return CPP.folder("sanitized_build")
 
 
@@ -71,3 +85,26 @@ def engine_build(cpp_build: Path) -> Path:
 def library(cpp_build: Path) -> Library:
     """The library in this process."""
     return Library(cpp_build / "tests" / "libckv_c.so")
+
+
+@pytest.fixture(scope="session")
+def session_build(cpp_build: Path) -> Path:
+    """`cpp_build`, where it has the session and programs with it."""
+    if not (cpp_build / "libckv_session.a").exists():
+        pytest.skip("ONNX Runtime's C header is not here: set onnxruntime_ROOT")
+    if not (cpp_build / "ckv_serve").exists():
+        pytest.skip("no ONNX Runtime to link: pip install onnxruntime")
+    return cpp_build
+
+
+@pytest.fixture(scope="session")
+def sessions(session_build: Path) -> SessionLibrary:
+    """The library's sessions in this process."""
+    return SessionLibrary(session_build / "tests" / "libckv_session_c.so")
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """A SIM whose items have an id alone."""
+    base = common_folder(tmp_path_factory.getbasetemp())
+    return plain_shop(made_once(base / "shop_plain", export_plain))

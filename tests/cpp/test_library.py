@@ -6,22 +6,22 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from ckv_cpp import write_manifest
-from ckv_testing.cmake import ROOT, rtx_library
+from ckv_testing.cmake import ROOT, onnxruntime_option, rtx_library
 from ckv_testing.records import LAYOUTS, MANIFESTS, user
 
 from ckv_export.cache.record import encode
 from ckv_export.manifest import EngineEntry
 
 CPP = ROOT / "engines" / "cpp"
-HEADERS = {
-    f"{name}.h"
-    for name in ("buckets", "engine", "error", "manifest", "record", "tensor", "tensor_file")
-}
+PARTS = ("engine", "session")
+CORE = ("buckets", "error", "manifest", "record", "tensor", "tensor_file")
+HEADERS = {f"{name}.h" for name in (*CORE, *PARTS)}
 PROGRAMS = {"hashes", "manifest", "records", "record_numbers", "calls"}
 FUZZED = ("every kind of feature, int8", "HSTU with time, float16", "item table, float16")
 
@@ -86,8 +86,8 @@ def installed(cpp_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_what_is_installed(installed: Path, cpp_build: Path):
     headers = {path.name for path in (installed / "include" / "ckv").iterdir()}
-    has_engine = (cpp_build / "libckv_engine.a").exists()
-    assert headers == (HEADERS if has_engine else HEADERS - {"engine.h"})
+    absent = {f"{part}.h" for part in PARTS if not (cpp_build / f"libckv_{part}.a").exists()}
+    assert headers == HEADERS - absent
     for config in installed.rglob("*.cmake"):
         assert str(CPP) not in config.read_text(), "the installed package must not need its sources"
 
@@ -115,11 +115,11 @@ int main(int, char** argv) {
 }
 """
 VERSION = """\
-#include <ckv/engine.h>
+#include <ckv/{part}.h>
 
 #include <cstdio>
 
-int main() { std::puts(ckv::tensorrt_version().c_str()); }
+int main() {{ std::puts(ckv::{library}_version().c_str()); }}
 """
 
 
@@ -148,22 +148,37 @@ def test_another_project_uses_the_engine(installed: Path, engine_build: Path, tm
     library = rtx_library()
     if library is None:
         pytest.skip("no TensorRT library to link: pip install 'ckv-export[rtx]'")
+    program = VERSION.format(part="engine", library="tensorrt")
     libraries = f"ckv::engine {library}"
-    program = consume(installed, tmp_path / "consumer", VERSION, " COMPONENTS engine", libraries)
-    assert run(program).startswith("TensorRT for RTX 1.")
+    made = consume(installed, tmp_path / "consumer", program, " COMPONENTS engine", libraries)
+    assert run(made).startswith("TensorRT for RTX 1.")
 
 
-def test_a_package_without_the_engine_says_so(sanitized_build: Path, tmp_path: Path):
+def test_another_project_uses_the_session(installed: Path, session_build: Path, tmp_path: Path):
+    (option,) = onnxruntime_option()
+    program = VERSION.format(part="session", library="onnxruntime")
+    libraries = f"ckv::session {option.partition('=')[2]}"
+    made = consume(installed, tmp_path / "consumer", program, " COMPONENTS session", libraries)
+    assert run(made) == f"{version('onnxruntime')}\n"
+
+
+@pytest.mark.parametrize(
+    ("part", "needs"), [("engine", "CUDA and TensorRT are"), ("session", "ONNX Runtime is")]
+)
+def test_a_package_without_a_part_says_so(
+    part: str, needs: str, sanitized_build: Path, tmp_path: Path
+):
     run("cmake", "--install", sanitized_build, "--prefix", tmp_path / "prefix")
     folder = tmp_path / "consumer"
     folder.mkdir()
-    text = CONSUMER.format(components=" COMPONENTS engine", libraries="ckv::engine")
+    text = CONSUMER.format(components=f" COMPONENTS {part}", libraries=f"ckv::{part}")
     (folder / "CMakeLists.txt").write_text(text)
     prefix = f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}"
     command = ["cmake", "-S", str(folder), "-B", str(folder / "build"), prefix]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "this ckv was built without its engine" in done.stderr
+    sentence = f"this ckv was built without its {part}: build it where {needs} found"
+    assert sentence in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -221,6 +236,7 @@ def test_a_public_header_stands_alone_without_tensorrt_and_cuda(name: str, cpp_b
 SNIPPET = """\
 #include <ckv/engine.h>
 #include <ckv/record.h>
+#include <ckv/session.h>
 
 void example(std::vector<std::uint8_t>& record, std::int64_t events, ckv::Sizes const& sizes,
              std::map<std::string, void*> const& host, ckv::Buffers const& device,

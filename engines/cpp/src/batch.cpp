@@ -103,9 +103,14 @@ std::map<std::string, std::size_t> batch_bytes(RecordLayout const& layout, std::
     return bytes;
 }
 
-std::int64_t batch_events(RecordLayout const& layout, std::vector<Bytes> const& records) {
+std::int64_t batch_events(RecordLayout const& layout, std::vector<Bytes> const& records,
+                          std::int64_t appended) {
     if (layout.pad_to) {
-        return *layout.pad_to;
+        if (appended < 0 || appended > *layout.pad_to) {
+            refuse("a call appends 0 to " + std::to_string(*layout.pad_to) + " events, got " +
+                   std::to_string(appended));
+        }
+        return *layout.pad_to - appended;
     }
     std::int64_t longest = 0;
     for (Bytes const& record : records) {

@@ -4,7 +4,8 @@
 
 #include <algorithm>
 
-#include "call.h"
+#include "bind.h"
+#include "choose.h"
 #include "pool.h"
 #include "tensorrt_runtime.h"
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <utility>
 
-#include "call.h"
+#include "choose.h"
 
 namespace ckv::detail {
 

@@ -1,6 +1,4 @@
-// The library for Python's ctypes, so that tests can compare it with the Python package. An error is
-// a negative number, its message in `g_error`.
-#include <ckv/error.h>
+// The library for Python's ctypes, so that tests can compare it with the Python package.
 #include <ckv/record.h>
 #include <ckv/tensor_file.h>
 
@@ -11,20 +9,9 @@
 #include "../src/crc32.h"
 #include "../src/half.h"
 #include "../src/sha256.h"
+#include "guarded.h"
 
 namespace {
-
-thread_local std::string g_error;
-
-template <typename Body>
-std::int64_t guarded(Body const& body) noexcept {
-    try {
-        return body();
-    } catch (ckv::Error const& error) {
-        g_error = error.what();
-        return -1 - static_cast<int>(error.code());
-    }
-}
 
 ckv::UserTensors user_tensors(int count, char const** names, void const** data,
                               std::int64_t const* events) {
@@ -33,6 +20,15 @@ ckv::UserTensors user_tensors(int count, char const** names, void const** data,
         tensors[names[i]] = {data[i], events[i]};
     }
     return tensors;
+}
+
+std::vector<ckv::Bytes> all_bytes(int users, std::uint8_t const** records,
+                                  std::int64_t const* sizes) {
+    std::vector<ckv::Bytes> bytes;
+    for (int i = 0; i < users; ++i) {
+        bytes.emplace_back(records[i], static_cast<std::size_t>(sizes[i]));
+    }
+    return bytes;
 }
 
 std::int64_t give(std::vector<std::uint8_t> const& record, std::uint8_t* out) {
@@ -104,14 +100,19 @@ std::int64_t ckv_decode(ckv::RecordLayout const* layout, std::uint8_t const* rec
     });
 }
 
+std::int64_t ckv_batch_events(ckv::RecordLayout const* layout, int users,
+                              std::uint8_t const** records, std::int64_t const* sizes,
+                              std::int64_t appended) {
+    return guarded([&] {
+        return ckv::batch_events(*layout, all_bytes(users, records, sizes), appended);
+    });
+}
+
 std::int64_t ckv_batch(ckv::RecordLayout const* layout, int users, std::uint8_t const** records,
                        std::int64_t const* sizes, std::int64_t events, int count,
                        char const** names, void** data) {
     return guarded([&] {
-        std::vector<ckv::Bytes> bytes;
-        for (int i = 0; i < users; ++i) {
-            bytes.emplace_back(records[i], static_cast<std::size_t>(sizes[i]));
-        }
+        auto const bytes = all_bytes(users, records, sizes);
         std::map<std::string, void*> out;
         for (int i = 0; i < count; ++i) {
             out[names[i]] = data[i];

@@ -7,7 +7,8 @@
 #include <thread>
 #include <tuple>
 
-#include "../src/call.h"
+#include "../src/bind.h"
+#include "../src/choose.h"
 #include "../src/pool.h"
 #include "check.h"
 #include "sample.h"

@@ -254,6 +254,12 @@ void a_batch_ends_with_each_users_last_events() {
     auto const none = ckv::empty_record(layout);
     std::vector<ckv::Bytes> const records = {one, two, none};
     CHECK(ckv::batch_events(layout, records) == 16);
+    CHECK(ckv::batch_events(layout, records, 3) == 13);
+    CHECK(ckv::batch_events(layout, records, 16) == 0);
+    for (std::int64_t appended : {-1, 17}) {
+        refuses(ErrorCode::kRecord, "a call appends 0 to 16 events, got " + std::to_string(appended),
+                [&] { ckv::batch_events(layout, records, appended); });
+    }
     auto const bytes = ckv::batch_bytes(layout, 3, 5);
     CHECK(bytes.at("cache_k_user") == 3 * 3 * 2 * 4 && bytes.at("history_mask") == 15);
     std::vector<std::int32_t> item(15, -1), k_index(9, -1), v_index(9, -1);

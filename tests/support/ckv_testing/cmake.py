@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -134,3 +135,28 @@ def registry_option() -> list[str]:
     """A library with TensorRT's registry, to stand in for libnvinfer, where there is one."""
     library = rtx_library()
     return [] if library is None else [f"-DTensorRT_LIBRARY={library}"]
+
+
+def onnxruntime_option() -> list[str]:
+    """ONNX Runtime's library, from its Python package, where there is one.
+
+    Programs look for it under its short name, which the package has not.
+    """
+    spec = importlib.util.find_spec("onnxruntime")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    found = [path for f in folders for path in (Path(f) / "capi").glob("libonnxruntime.so.1.*")]
+    if not found:
+        return []
+    folder = ROOT / "engines" / "cpp" / "build" / found[0].name
+    return [f"-Donnxruntime_LIBRARY={short_name(found[0], folder)}"]
+
+
+def short_name(library: Path, folder: Path) -> Path:
+    """A link `folder`/libonnxruntime.so.1 to the library."""
+    link = folder / "libonnxruntime.so.1"
+    if not link.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = folder / secrets.token_hex(8)
+        mine.symlink_to(library)
+        mine.rename(link)
+    return link

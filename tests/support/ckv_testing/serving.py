@@ -32,6 +32,7 @@ from ckv_testing.hstu import hstu_state
 
 AGE = FeatureSpec("age", "user", "categorical", 3, vocab_size=6)
 ITEMS = make_spec("eta", features=(AGE, *PLAIN), window=5, max_len=12)
+PLAIN_ITEMS = make_spec("sim", features=PLAIN[:1])
 _SEED = 11
 
 
@@ -203,15 +204,30 @@ def items_shop(folder: Path) -> Shop:
 def export_items(folder: Path) -> None:
     """Its bundle, from a real export."""
     state, items = _items()
-    save_native(folder / "shop.pt", ITEMS, state)
     np.savez(folder / "items.npz", item_id=np.arange(len(items["cate_id"])), **items)
-    request = ExportRequest(
-        model=folder / "shop.pt",
-        out=folder,
-        name="items",
-        form=FormRequest(item_features=folder / "items.npz", item_table=True),
-        parity=False,
-    )
+    form = FormRequest(item_features=folder / "items.npz", item_table=True)
+    _export("items", ITEMS, state, folder, form)
+
+
+def plain_shop(folder: Path) -> Shop:
+    """A SIM whose items have an id alone; `folder`: where `export_plain` has put it."""
+    return _shop("plain", PLAIN_ITEMS, _plain_state(), folder / "plain")
+
+
+def export_plain(folder: Path) -> None:
+    """Its bundle, from a real export."""
+    _export("plain", PLAIN_ITEMS, _plain_state(), folder, FormRequest())
+
+
+def _plain_state() -> dict[str, Tensor]:
+    return draw_state(PLAIN_ITEMS, np.random.default_rng(_SEED))
+
+
+def _export(
+    name: str, spec: ModelSpec, state: Mapping[str, Tensor], folder: Path, form: FormRequest
+) -> None:
+    save_native(folder / "shop.pt", spec, state)
+    request = ExportRequest(folder / "shop.pt", folder, name=name, form=form, parity=False)
     with one_thread():
         export_bundle(request, Stages(), None)  # type: ignore[arg-type]  # no engines
 

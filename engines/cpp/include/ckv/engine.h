@@ -6,7 +6,6 @@
 
 #include <filesystem>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 
@@ -35,10 +34,6 @@ struct EngineOptions {
     std::function<void(LogLevel, std::string const&)> log;
 };
 
-// Device addresses by tensor name: every input and output of the graph, at least
-// TensorSpec::bytes(sizes) each. A tensor without elements may be null.
-using Buffers = std::map<std::string, void*>;
-
 struct EngineState;
 
 // One graph, on the GPU that was the thread's when it was made. Every member function may be called
@@ -55,9 +50,9 @@ public:
 
     GraphSpec const& graph() const;
 
-    // Put one call on `stream`, and return at once; waits for a free context. Buffers must stay
-    // until the stream has got there, also where TensorRT refuses (kEngine) what it has begun. Throws
-    // kShape before anything is enqueued.
+    // Put one call on `stream`, and return at once; waits for a free context. Buffers, in device
+    // memory, must stay until the stream has got there, also where TensorRT refuses (kEngine) what
+    // it has begun. Throws kShape before anything is enqueued.
     void enqueue(Sizes const& sizes, Buffers const& buffers, CUstream_st* stream);
 
 private:

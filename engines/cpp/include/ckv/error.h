@@ -12,6 +12,7 @@ enum class ErrorCode {
     kShape,   // sizes or buffers don't fit the graph or any of its profiles
     kEngine,  // TensorRT refused an engine or a call
     kCuda,    // CUDA failed, or there is no GPU
+    kSession, // ONNX Runtime refused a graph or a call
 };
 
 // what() is one sentence: what is wrong, what was got, what is allowed, what to do.

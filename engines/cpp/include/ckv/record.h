@@ -133,9 +133,11 @@ HostTensors user_events(RecordLayout const& layout,
 std::map<std::string, std::size_t> batch_bytes(RecordLayout const& layout, std::int64_t users,
                                                std::int64_t events);
 
-// S for these records: `pad_to` where a model has one, since the scores of a target-attention model
-// depend on S, otherwise the longest history.
-std::int64_t batch_events(RecordLayout const& layout, std::vector<Bytes> const& records);
+// S for these records in a call that appends `appended` events (T): where a model has `pad_to`, what
+// those leave of it, since the scores of a target-attention model depend on S + T; otherwise the
+// longest history.
+std::int64_t batch_events(RecordLayout const& layout, std::vector<Bytes> const& records,
+                          std::int64_t appended = 0);
 
 // Left-padded inputs of decode from the records of B users, each last S events, written into the
 // caller's host buffers (pinned ones, say), which have `batch_bytes`; one without any may be null. K

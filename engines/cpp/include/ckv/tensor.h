@@ -45,6 +45,10 @@ struct GraphSpec {
     TensorSpec const& tensor(std::string const& name) const;
 };
 
+// Addresses by tensor name, for a call: every input and output of the graph, at least
+// TensorSpec::bytes(sizes) each. A tensor without elements may be null.
+using Buffers = std::map<std::string, void*>;
+
 // Smallest, most usual and largest size of one axis.
 struct Range {
     std::int64_t min = 0;

@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../src/call.h"
+#include "../../src/choose.h"
 #include "fake.h"
 #include "stubs.h"
 

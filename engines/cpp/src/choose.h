@@ -1,29 +1,13 @@
-// What is checked of a call and of an engine before TensorRT sees them.
+// Which of a bundle's engines is loaded.
 #pragma once
 
 #include <ckv/engine.h>
 #include <ckv/manifest.h>
-#include <ckv/tensor.h>
 
 #include <string>
 #include <utility>
-#include <vector>
 
 namespace ckv::detail {
-
-// One tensor of a call: its shape, and an address that is never null.
-struct Bound {
-    TensorSpec const* tensor = nullptr;
-    bool input = false;
-    std::vector<std::int64_t> shape;
-    void* address = nullptr;
-};
-
-// Every tensor of the graph once. Throws kShape for a buffer that is missing, unknown, or null
-// although it has elements. `nothing` stands for the address of a tensor without any: TensorRT
-// takes no null.
-std::vector<Bound> bind_all(GraphSpec const& graph, Sizes const& sizes, Buffers const& buffers,
-                            void* nothing);
 
 // The library that this program is linked to, by the number that getInferLibVersion() gives.
 struct Library {
