@@ -77,9 +77,9 @@ class SqliteStore(Store):
                 ).fetchall()
         return [found.get(key) for key in full]
 
-    def _put(self, writes: Sequence[KeyedWrite], expire: bool) -> list[bool]:
+    def _put(self, writes: Sequence[KeyedWrite]) -> list[bool]:
         now = time.time()
-        expires = now + self.ttl if expire and self.ttl is not None else None
+        expires = None if self.ttl is None else now + self.ttl
         with self._connected() as connection, _transaction(connection):
             self._purge(connection, now)
             return [self._write(connection, write, now, expires) for write in writes]
