@@ -145,8 +145,10 @@ class SqliteStore(Store):
                 raise StoreError(f"the store {self.where} can't be used: {error}") from error
 
     def _open(self) -> sqlite3.Connection:
+        # As bytes: the Python of Triton's backend takes no text with an accent for a path.
+        path = str(self.path).encode(errors="surrogateescape")
         connection = sqlite3.connect(
-            self.path, self.timeout, isolation_level=None, check_same_thread=False
+            path, self.timeout, isolation_level=None, check_same_thread=False
         )
         try:
             connection.execute("PRAGMA journal_mode = WAL")
