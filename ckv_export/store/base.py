@@ -132,7 +132,7 @@ class Store(abc.ABC):
         return self._get([f"note:{name}"])[0]
 
     def put_note(self, name: str, value: bytes) -> None:
-        """Keep `value` under `name`, apart from all users, and no longer than a record written now."""
+        """Keep `value` under `name`, apart from all users, as long as a record."""
         self._put([KeyedWrite(f"note:{name}", None, value)])
 
     def counters(self) -> Counters:

@@ -28,8 +28,8 @@ _KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": 1 << 25, "MALLOC_TRIM_THRESHOLD_": 1 <
 """Environment of the server, bytes; 32 MiB is the most that glibc takes for the first."""
 PLATFORMS = ("onnx", "tensorrt", "in-process")
 _PLAIN = "A-Za-z0-9._+=@%:,-"
-"""What may stand in a model's path: Triton's Python backend puts it into a shell's command as it is,
-and the Python in it takes no path but one of ASCII."""
+"""What may stand in a model's path: Triton's Python backend puts it into a shell's command as it
+is, and its Python takes ASCII alone."""
 _NOT_PLAIN = (
     "Triton's Python backend starts no model with a blank, an accent or a shell's signs in its path"
 )
@@ -82,8 +82,7 @@ def write_repository(
         )
     if not re.fullmatch(f"[{_PLAIN}]+", manifest.name):
         raise BundleError(
-            f"the bundle is called {manifest.name!r}, and {_NOT_PLAIN}: export it again with another "
-            "--name"
+            f"the bundle is called {manifest.name!r}, and {_NOT_PLAIN}: export it with another --name"
         )
     check_address(options.store)
     kept_events(RecordLayout.of(manifest, options.user_dtype), manifest, options.max_events)
