@@ -82,7 +82,7 @@ def write_repository(
         )
     if not re.fullmatch(f"[{_PLAIN}]+", manifest.name):
         raise BundleError(
-            f"the bundle is called {manifest.name!r}, and {_NOT_PLAIN}: export it with another --name"
+            f"the bundle is {manifest.name!r}, and {_NOT_PLAIN}: export it with another --name"
         )
     check_address(options.store)
     kept_events(RecordLayout.of(manifest, options.user_dtype), manifest, options.max_events)
