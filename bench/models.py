@@ -51,6 +51,7 @@ def save_items(path: Path, spec: ModelSpec, seed: int = 0) -> None:
         columns[feature.name] = (
             rng.integers(0, feature.vocab_size, size) if drawn else rng.normal(size=size)
         )
+        columns[feature.name][0] = 0  # padding
     np.savez(path, **columns)
 
 

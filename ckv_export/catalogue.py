@@ -28,6 +28,21 @@ class Catalogue:
     known: int
 
 
+def padding_notes(catalogue: Catalogue, spec: ModelSpec) -> tuple[str, ...]:
+    """What must be told of an id 0 with features: padding has them too, and takes part in scores.
+
+    Not in those of a model without a window, which counts real events alone.
+    """
+    given = [name for name, rows in catalogue.features.items() if rows[0].any()]
+    if spec.window is None or not given:
+        return ()
+    return (
+        f"{catalogue.key} 0 is padding, and the item features given for it ({', '.join(given)}) "
+        "are not zeros: scores depend on padding. If histories were padded with zeros in training, "
+        "leave 0 out of the file.",
+    )
+
+
 def has_item_key(spec: ModelSpec) -> bool:
     """Whether items have an id to be known by."""
     return any(f.kind == "categorical" for f in spec.item_features)

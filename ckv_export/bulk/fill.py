@@ -1,13 +1,15 @@
 """A store filled from a file, group by group; what is done stays done when the run is stopped.
 
 The store itself remembers which groups are finished. A group that was not is begun again: writing
-a record twice changes nothing.
+a record twice changes nothing. What is finished counts until records of another form are written to
+the store, since those take the place of these: who goes back to an earlier model begins again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ from ckv_export.manifest import open_bundle
 from ckv_export.runtimes.bound import BoundRunner
 from ckv_export.runtimes.onnxruntime import OnnxRuntimeRunner
 from ckv_export.store import Change, Entry, Store, open_store
+
+_ERA = "prefill"
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Filler:
         self.encoder = Encoder(self.layout, runner.io, runner.infer, batch)
         self.store: Store = open_store(options.store)
         self.job = job or self._job(manifest.entries_fingerprint)
+        self.era = self._era(f"{manifest.entries_fingerprint} {self.layout.describe()}")
 
     def _job(self, fingerprint: str) -> str:
         """Of all that decides what is written, so that a job finished once is finished."""
@@ -103,9 +108,21 @@ class Filler:
         named = json.dumps([self.file.identity(), self.layout.describe(), *wishes])
         return f"prefill/{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
+    def _era(self, form: str) -> str:
+        """Names the time since which all that was written to the store has been of one form."""
+        current = hashlib.sha256(form.encode()).digest()
+        era = self.store.note(_ERA)
+        if era is None or not era.startswith(current):
+            era = current + secrets.token_bytes(8)
+        self.store.put_note(_ERA, era)
+        return era.hex()
+
+    def _note(self, group: int) -> str:
+        return f"{self.job}/{self.era}/{group}"
+
     def finished(self, group: int) -> Tally | None:
         """What an earlier run did to the group, if it finished it."""
-        note = None if self.options.restart else self.store.note(f"{self.job}/{group}")
+        note = None if self.options.restart else self.store.note(self._note(group))
         return None if note is None else Tally(**json.loads(note))
 
     def fill(self, group: int, progress: Progress = lambda tally: None) -> Tally:
@@ -115,7 +132,7 @@ class Filler:
             part = self._fill_piece(piece)
             done.add(part)
             progress(part)
-        self.store.put_note(f"{self.job}/{group}", json.dumps(asdict(done)).encode())
+        self.store.put_note(self._note(group), json.dumps(asdict(done)).encode())
         return done
 
     def close(self) -> None:

@@ -98,9 +98,11 @@ class HistoryFile(abc.ABC):
     def _piece(self, users: Sequence[str], lengths: NDArray[np.int64], flat: Arrays) -> Piece:
         """Check flat arrays [N, ..] and leave out what a mask leaves out."""
         sizes = {"N": int(lengths.sum())}
-        values = {
-            t.name: take(self.path, flat, t, sizes, self.features.get(t.name)) for t in self.tensors
-        }
+        with _among(users):
+            values = {
+                t.name: take(self.path, flat, t, sizes, self.features.get(t.name))
+                for t in self.tensors
+            }
         if _MASK.name in flat:
             mask = take(self.path, flat, _MASK, sizes)
             owners = np.repeat(np.arange(len(users)), lengths)[mask]
@@ -146,7 +148,8 @@ class _Parquet(HistoryFile):
             users = _users(self.path, columns.pop(self.column))
             lengths, flat = None, {}
             for name, column in columns.items():
-                own, flat[name] = _flattened(self.path, expected[name], column)
+                with _among(users):
+                    own, flat[name] = _flattened(self.path, expected[name], column)
                 lengths = own if lengths is None else lengths
                 if not np.array_equal(own, lengths):
                     row = int((own != lengths).argmax())
@@ -206,6 +209,15 @@ def _as_parquet(path: Path) -> Iterator[None]:
         yield
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise EventsError(f"{path} can't be read as a .parquet table: {reason(error)}") from error
+
+
+@contextmanager
+def _among(users: Sequence[str]) -> Iterator[None]:
+    """Say whose histories are at fault: a file may have millions."""
+    try:
+        yield
+    except EventsError as error:
+        raise EventsError(f"{error} (users {users[0]!r} to {users[-1]!r})") from error
 
 
 def _flattened(path: Path, tensor: TensorSpec, column: Any) -> tuple[NDArray[np.int64], Array]:

@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ckv_export.catalogue import Catalogue, bare_catalogue, item_key, load_catalogue
+from ckv_export.catalogue import (
+    Catalogue,
+    bare_catalogue,
+    item_key,
+    load_catalogue,
+    padding_notes,
+)
 from ckv_export.checkpoint.load import Checkpoint
 from ckv_export.contract import EventForm, require
 from ckv_export.deploy import item_rows, item_table
@@ -55,6 +61,14 @@ class Prepared:
     model: CollectiveModel
     graphs: Sequence[Graph]
     looked_up: Mapping[str, Tensor]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user must be told."""
+        found = self.checkpoint.notes
+        if self.catalogue is not None:
+            found += padding_notes(self.catalogue, self.checkpoint.spec)
+        return found
 
 
 def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:

@@ -113,7 +113,7 @@ class Store(abc.ABC):
         A second change of the same user in one call finds the first.
         """
         writes = [KeyedWrite.of(change) for change in changes]
-        done = self._put(writes, expire=True) if writes else []
+        done = self._put(writes) if writes else []
         self._counters.writes += sum(done)
         self._counters.conflicts += len(done) - sum(done)
         self._counters.bytes_written += sum(
@@ -128,12 +128,12 @@ class Store(abc.ABC):
         return deleted
 
     def note(self, name: str) -> bytes | None:
-        """What `put_note` kept under `name`: state of a job, which never expires."""
+        """What `put_note` kept under `name`: state of a job."""
         return self._get([f"note:{name}"])[0]
 
     def put_note(self, name: str, value: bytes) -> None:
-        """Keep `value` under `name`, apart from all users."""
-        self._put([KeyedWrite(f"note:{name}", None, value)], expire=False)
+        """Keep `value` under `name`, apart from all users, as long as a record."""
+        self._put([KeyedWrite(f"note:{name}", None, value)])
 
     def counters(self) -> Counters:
         """A copy of the counters."""
@@ -165,7 +165,7 @@ class Store(abc.ABC):
     def _get(self, keys: Sequence[str]) -> list[bytes | None]: ...
 
     @abc.abstractmethod
-    def _put(self, writes: Sequence[KeyedWrite], expire: bool) -> list[bool]:
+    def _put(self, writes: Sequence[KeyedWrite]) -> list[bool]:
         """Revisions stand at their place in `Entry.pack`."""
 
     @abc.abstractmethod

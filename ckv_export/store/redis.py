@@ -72,8 +72,8 @@ class RedisStore(Store):
         names = [f"{self.prefix}:{key}" for key in keys]
         return list(self._call(lambda: self._client.mget(names)))
 
-    def _put(self, writes: Sequence[KeyedWrite], expire: bool) -> list[bool]:
-        milliseconds = str(int(self.ttl * 1000)) if expire and self.ttl is not None else ""
+    def _put(self, writes: Sequence[KeyedWrite]) -> list[bool]:
+        milliseconds = "" if self.ttl is None else str(int(self.ttl * 1000))
 
         def send() -> list[int]:
             # The script travels with each write: a server that was restarted has forgotten it.

@@ -77,9 +77,9 @@ class SqliteStore(Store):
                 ).fetchall()
         return [found.get(key) for key in full]
 
-    def _put(self, writes: Sequence[KeyedWrite], expire: bool) -> list[bool]:
+    def _put(self, writes: Sequence[KeyedWrite]) -> list[bool]:
         now = time.time()
-        expires = now + self.ttl if expire and self.ttl is not None else None
+        expires = None if self.ttl is None else now + self.ttl
         with self._connected() as connection, _transaction(connection):
             self._purge(connection, now)
             return [self._write(connection, write, now, expires) for write in writes]
@@ -145,8 +145,10 @@ class SqliteStore(Store):
                 raise StoreError(f"the store {self.where} can't be used: {error}") from error
 
     def _open(self) -> sqlite3.Connection:
+        # As bytes: the Python of Triton's backend takes no text with an accent for a path.
+        path = str(self.path).encode(errors="surrogateescape")
         connection = sqlite3.connect(
-            self.path, self.timeout, isolation_level=None, check_same_thread=False
+            path, self.timeout, isolation_level=None, check_same_thread=False
         )
         try:
             connection.execute("PRAGMA journal_mode = WAL")

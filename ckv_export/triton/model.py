@@ -37,7 +37,7 @@ class TritonPythonModel:
         settings = Settings.of({n: p["string_value"] for n, p in parameters.items()})
         folder = Path(args["model_repository"]) / args["model_version"] / BUNDLE
         manifest = read_manifest(folder)
-        self.store = open_store(os.environ.get(STORE_VARIABLE, settings.store))
+        self.store = open_store(_store_address(settings))
         options = ScorerOptions(settings.user_dtype, settings.max_events)
         decode = _decode(folder, manifest, settings)
         self.scorer = Scorer(manifest, self.store, decode, options, settings.graph)
@@ -122,6 +122,12 @@ class Metrics:
             if name in self.metrics and value > self.last[name]:
                 self.metrics[name].increment(value - self.last[name])
         self.last = now
+
+
+def _store_address(settings: Settings) -> str:
+    """The environment's, which the backend's Python has decoded as ASCII, or the repository's."""
+    given = os.environ.get(STORE_VARIABLE)
+    return settings.store if given is None else os.fsencode(given).decode(errors="surrogateescape")
 
 
 def _texts(tensor: Array) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ LAUNCHER = "launch.sh"
 _KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": 1 << 25, "MALLOC_TRIM_THRESHOLD_": 1 << 28}
 """Environment of the server, bytes; 32 MiB is the most that glibc takes for the first."""
 PLATFORMS = ("onnx", "tensorrt", "in-process")
+_PLAIN = "A-Za-z0-9._+=@%:,-"
+"""What may stand in a model's path: Triton's Python backend puts it into a shell's command as it
+is, and its Python takes ASCII alone."""
+_NOT_PLAIN = (
+    "Triton's Python backend starts no model with a blank, an accent or a shell's signs in its path"
+)
 _VERSION = "1"
 _MODEL = '''\
 """Written by ckv-export: the orchestrating model, from the copy of its library beside this."""
@@ -72,6 +79,10 @@ def write_repository(
     if options.platform not in PLATFORMS:
         raise InputError(
             f"the platform must be one of {', '.join(PLATFORMS)}, got {options.platform!r}"
+        )
+    if not re.fullmatch(f"[{_PLAIN}]+", manifest.name):
+        raise BundleError(
+            f"the bundle is {manifest.name!r}, and {_NOT_PLAIN}: export it with another --name"
         )
     check_address(options.store)
     kept_events(RecordLayout.of(manifest, options.user_dtype), manifest, options.max_events)
@@ -216,6 +227,11 @@ def _launcher_lines(arguments: list[str]) -> Iterator[str]:
     for name, size in _KEPT_MEMORY.items():
         yield f'export {name}="${{{name}:-{size}}}"'
     yield 'repository="$(cd "$(dirname "$0")" && pwd)"'
+    yield "shopt -s globasciiranges"
+    yield f'if [[ "$repository" == *[!/{_PLAIN}]* ]]; then'
+    yield f'  echo "{LAUNCHER}: error: {_NOT_PLAIN}: move $repository" >&2'
+    yield "  exit 2"
+    yield "fi"
     yield f'exec tritonserver {" ".join(arguments)} "$@"'
 
 

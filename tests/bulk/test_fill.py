@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ckv_testing.filling import filled, records
+from ckv_testing.filling import filled, quiet, records
 from ckv_testing.histories import clear_users, some_users, write_npz, write_parquet
 from ckv_testing.serving import Shop, User, check_record
 
@@ -182,7 +182,7 @@ def test_what_is_done_is_not_done_again(
             (names[2], Entry(b"of another model", 1)),
         ]:
             opened.write([Change(name, entry, force=True)])
-        opened._put([KeyedWrite(f"user:{names[3]}", None, b"no entry")], expire=True)
+        opened._put([KeyedWrite(f"user:{names[3]}", None, b"no entry")])
     again = filled(shop, events, store, restart=True)
     assert (again.written, again.kept) == (3, first.written - 3)
     assert records(shop, store, users) == before
@@ -194,6 +194,21 @@ def test_what_is_done_is_not_done_again(
     grown = users | {"new": shop.user(3, rng)}
     write_parquet(events, shop, grown, rows=10)
     assert filled(shop, events, store).written == 1
+
+
+def test_who_goes_back_to_an_earlier_model_begins_again(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
+):
+    """The later one's records have taken the place of those that were once finished."""
+    shop, store = shops("sim"), f"sqlite:///{tmp_path / 'users.db'}"
+    users, events = some_users(shop, 6, rng), tmp_path / "h.parquet"
+    write_parquet(events, shop, users, rows=2)
+    first, before = filled(shop, events, store), records(shop, store, users)
+    later = FillOptions(shop.folder, events, store, user_dtype="int8", threads=1)
+    assert fill_store(later, quiet).written == first.written
+    again = filled(shop, events, store)
+    assert (again.written, again.skipped) == (first.written, 0)
+    assert records(shop, store, users) == before
 
 
 def test_a_job_is_named_by_all_that_decides_what_is_written(

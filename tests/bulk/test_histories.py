@@ -50,15 +50,15 @@ BAD = {
         lambda t: t.set_column(2, "event_mask", pa.array([[1], [1], [1, 1, 1]])),
     ),
     "null": (
-        "holds a null",
+        r"holds a null \(users 'a' to 'c'\)",
         lambda t: t.set_column(1, "event_item_id", pa.array([[1], None, [1, 2, 3]])),
     ),
     "null id": (
-        "holds a null",
+        r"holds a null \(users 'a' to 'c'\)",
         lambda t: t.set_column(1, "event_item_id", pa.array([[1], [1, None], [1, 2, 3]])),
     ),
     "an id too many": (
-        "must lie in",
+        r"must lie in .* got 1000000 \(users 'a' to 'c'\)",
         lambda t: t.set_column(1, "event_item_id", pa.array([[1], [1, 10**6], [1, 2, 3]])),
     ),
     "twice": (

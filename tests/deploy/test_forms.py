@@ -115,6 +115,20 @@ def test_graphs_of_ids_pass_the_gate(
     assert judged(prepared, seed) > 50
 
 
+@pytest.mark.parametrize("ids", [range(30), range(1, 30)])
+@pytest.mark.parametrize("spec", [SIM, HSTU], ids=["sim", "hstu"])
+def test_features_of_padding_are_told_where_scores_depend_on_them(
+    spec: ModelSpec, ids: range, tmp_path: Path, rng: np.random.Generator
+):
+    path, known = tmp_path / "items.npz", len(ids)
+    np.savez(path, item_id=ids, cate_id=np.ones(known, int), tags=np.zeros((known, 2), int))
+    wishes = FormRequest(item_features=path, item_key="item_id")
+    prepared = prepare(checkpoint(spec, rng), wishes)
+    told = [note for note in prepared.notes if "item_id 0 is padding" in note]
+    assert len(told) == (spec is SIM and 0 in ids)
+    assert all("(cate_id)" in note for note in told)
+
+
 def test_the_first_id_is_the_key_unless_told(tmp_path: Path, rng: np.random.Generator):
     path = tmp_path / "categories.npz"
     np.savez(path, cate_id=np.arange(5), item_id=np.arange(5), tags=np.zeros((5, 2), int))

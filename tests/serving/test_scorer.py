@@ -212,7 +212,7 @@ def test_what_a_store_elsewhere_is_not_sent_again_stands_there(
     new = min(2, most) * served.layout.events.row_bytes
     write, kept = store._put, []
 
-    def checked(writes: Sequence[KeyedWrite], expire: bool) -> list[bool]:
+    def checked(writes: Sequence[KeyedWrite]) -> list[bool]:
         for each in writes:
             (old,) = store._get([each.key])
             if each.kept is not None:
@@ -221,7 +221,7 @@ def test_what_a_store_elsewhere_is_not_sent_again_stands_there(
                 assert each.value[after : after + length] == there
                 assert len(each.value) - after - length == new
             kept.append(0 if each.kept is None else each.kept.length)
-        return write(writes, expire)
+        return write(writes)
 
     monkeypatch.setattr(store, "_put", checked)
     for _ in range(6):

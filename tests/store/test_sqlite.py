@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -97,6 +100,21 @@ def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     with open_store("sqlite:///users.db"):
         assert (tmp_path / "users.db").is_file()
+
+
+def test_a_path_may_have_accents_where_python_takes_ascii_alone(tmp_path: Path):
+    """So does the one in Triton's backend."""
+    program = """
+import sys
+from ckv_export.store import open_store
+assert sys.getfilesystemencoding() != "utf-8"
+open_store("sqlite:///\\u00e9.db")
+"""
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | ascii_alone, check=True
+    )
+    assert (tmp_path / "\N{LATIN SMALL LETTER E WITH ACUTE}.db").is_file()
 
 
 def test_a_write_that_fails_halfway_leaves_nothing_and_blocks_nobody(tmp_path: Path):

@@ -188,10 +188,11 @@ def later(
     return by_clock
 
 
-def test_records_expire_notes_do_not(url: str, opened: Open, later: Callable[[float], None]):
+def test_records_and_notes_expire(url: str, opened: Open, later: Callable[[float], None]):
     store, forever = opened(f"{url}?ttl=300"), opened(url)
     first, second = Entry(b"first"), Entry(b"second")
     store.put_note("job", b"state")
+    forever.put_note("other job", b"state")
     store.write([Change("u", first), Change("v", first)])
     forever.write([Change("w", first)])
     assert store.read(["u"]) == [first]
@@ -202,8 +203,8 @@ def test_records_expire_notes_do_not(url: str, opened: Open, later: Callable[[fl
     assert store.read(["u", "v", "w"]) == [None, second, first]
     # What has expired is no longer there for a change either.
     assert store.write([Change("u", second, first), Change("u", second)]) == [False, True]
-    assert store.note("job") == b"state"
-    assert store.evictions() == 1
+    assert [store.note(job) for job in ("job", "other job")] == [None, b"state"]
+    assert store.evictions() == 2
     assert forever.write([Change("v", first, second)]) == [True]
     later(300)
     assert store.read(["u", "v"]) == [None, first]
@@ -346,7 +347,7 @@ def test_what_is_no_entry_is_refused(place: slice, value: bytes, url: str, opene
     data = bytearray(Entry(bytes(8 * TOKENS_KEPT), 3, (token_of("x"),)).pack())
     data[place] = value
     store = opened(url)
-    store._put([KeyedWrite("user:u", None, bytes(data))], expire=True)
+    store._put([KeyedWrite("user:u", None, bytes(data))])
     with pytest.raises(RecordError, match="of user 'u' is "):
         store.read(["u"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,9 +149,12 @@ def test_settings_reach_scorer_and_store_and_it_is_warm_when_it_begins(
 def test_the_environment_names_another_store(
     module: ModuleType, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("CKV_STORE_URL", f"sqlite:///{tmp_path / 'other.db'}")
+    url = f"sqlite:///{tmp_path}/\N{LATIN SMALL LETTER E WITH ACUTE}.db"
+    # As the Python in Triton's backend shows it.
+    shown = url.encode().decode("ascii", "surrogateescape")
+    monkeypatch.setattr("os.environ", os.environ | {"CKV_STORE_URL": shown})
     model = begun(module, place)
-    assert model.store.where == f"sqlite:///{tmp_path / 'other.db'}"
+    assert model.store.where == url
     model.finalize()
 
 

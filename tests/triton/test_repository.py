@@ -150,6 +150,9 @@ def test_what_a_bundle_can_not_give_is_refused(shops: Callable[[str], Shop], tmp
         write_repository(sim.folder, half, RepositoryOptions(STORE, "in-process"), tmp_path / "f")
     with pytest.raises(InputError, match="must be one of onnx, tensorrt, in-process, got 'cpu'"):
         write_repository(sim.folder, sim.manifest, RepositoryOptions(STORE, "cpu"), tmp_path / "d")
+    named = dataclasses.replace(sim.manifest, name="my sim")
+    with pytest.raises(BundleError, match=r"is 'my sim'.* another --name"):
+        write_repository(sim.folder, named, RepositoryOptions(STORE), tmp_path / "h")
     with pytest.raises(InputError, match=r"got 'users\.db'"):
         write_repository(sim.folder, sim.manifest, RepositoryOptions("users.db"), tmp_path / "e")
     for store, says in (("sqlite:///\udcff.db", "surrogates"), ("redis:///0", "--max-events")):

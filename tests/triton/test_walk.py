@@ -94,8 +94,8 @@ def test_the_launcher_passes_on_what_it_is_given(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    """From another folder, through a path with a blank in it; so is the environment."""
-    shop, out = shops("items"), tmp_path / "a folder" / "repository"
+    """From another folder; so is the environment. Where Triton starts no model, it says so."""
+    shop, out = shops("items"), tmp_path / "repository"
     command = ["triton", str(shop.folder), f"--out={out}", "--store=sqlite:///u.db"]
     assert main([*command, "--platform=in-process"]) == 0
     assert "from this folder" in capsys.readouterr().out, "the store's path is relative"
@@ -117,3 +117,9 @@ def test_the_launcher_passes_on_what_it_is_given(
         "33554432",
         "12345",
     ]
+    for name in ("a blank", "pr\N{LATIN SMALL LETTER E WITH ACUTE}s", "cash$", "it's", "a;b"):
+        out = out.rename(tmp_path / name)
+        done = subprocess.run([out / "launch.sh"], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("launch.sh: error: Triton's Python backend starts no model")
+        assert done.stderr.endswith(f": move {out}\n")
