@@ -98,8 +98,9 @@ class Filler:
         batch = manifest.profile.axes["B"].max
         self.encoder = Encoder(self.layout, runner.io, runner.infer, batch)
         self.store: Store = open_store(options.store)
-        self.job = job or self._job(manifest.entries_fingerprint)
-        self.era = self._era(f"{manifest.entries_fingerprint} {self.layout.describe()}")
+        fingerprint = self.layout.fingerprint.hex()
+        self.job = job or self._job(fingerprint)
+        self.era = self._era(f"{fingerprint} {self.layout.describe()}")
 
     def _job(self, fingerprint: str) -> str:
         """Of all that decides what is written, so that a job finished once is finished."""

@@ -83,6 +83,12 @@ def _add_form(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="hstu: look up the first layer's pool rows of each item instead of routing it",
     )
+    parser.add_argument(
+        "--item-ids",
+        metavar="NAME",
+        help="with --item-table: what item ids mean, in a name of yours; bundles of one name read "
+        "each other's users, whatever else was retrained; default: a bundle reads its own",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -114,6 +120,7 @@ def request_of(args: argparse.Namespace) -> ExportRequest:
             args.precision,
             args.pool,
             args.item_rows,
+            args.item_ids,
         ),
         engines=engine_options.chosen(args) if args.build else None,
         files=(args.profiles,) if args.profiles is not None else (),
@@ -151,7 +158,11 @@ def _print_summary(exported: Exported, request: ExportRequest) -> None:
 
 def _form_arguments(form: FormRequest) -> list[str]:
     """The options that describe `form`."""
-    given = {"item-features": form.item_features, "item-key": form.item_key}
+    given = {
+        "item-features": form.item_features,
+        "item-key": form.item_key,
+        "item-ids": form.item_ids,
+    }
     arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
     plain = FormRequest()
     for name in ("embeddings", "precision", "pool"):

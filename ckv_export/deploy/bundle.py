@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -186,6 +187,7 @@ def _manifest(
             "files": files,
             "item_features": features,
             "item_rows": request.form.item_rows,
+            "item_ids": request.form.item_ids,
         },
         versions={"ckv-export": __version__, **_versions()},
         operators={functions.DOMAIN: functions.DOMAIN_VERSION, "opset": functions.OPSET},
@@ -199,8 +201,14 @@ def _manifest(
             "entries": prints.entries,
             "all but pools": prints.but_pools,
             "looked up": prints.looked_up,
+            **_ids_fingerprint(request.form.item_ids),
         },
     )
+
+
+def _ids_fingerprint(name: str | None) -> dict[str, str]:
+    """Of what item ids mean, by the name that the user gave it."""
+    return {} if name is None else {"ids": hashlib.sha256(f"ids {name}".encode()).hexdigest()}
 
 
 def _prefill(prepared: Prepared) -> PrefillGraph:

@@ -36,7 +36,7 @@ class FormRequest:
     `embeddings`: "inline" or "external"; `item_features`: a file to look item features up from;
     `item_key`: the feature that names an item; `item_table`: add a decode graph that takes one;
     `precision`: of their large products; `pool`: one of `manifest.POOLS`; `item_rows`: look up the
-    first layer's pool rows of every item.
+    first layer's pool rows of every item; `item_ids`: a name for what item ids mean.
     """
 
     embeddings: str = "inline"
@@ -46,6 +46,7 @@ class FormRequest:
     precision: str = "fp32"
     pool: str = "constant"
     item_rows: bool = False
+    item_ids: str | None = None
 
 
 FEATURES_INLINE = FormRequest()
@@ -79,6 +80,11 @@ def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
     if wishes.item_rows:
         item_rows.require_layers(spec)
         _require_fixed_routers(wishes)
+    require(
+        wishes.item_ids is None or wishes.item_table,
+        "--item-ids names what the ids in users' records mean, which hold more without "
+        "--item-table: give that too",
+    )
     catalogue = _catalogue(checkpoint, wishes)
     form = EventForm(wishes.embeddings, catalogue.key if catalogue else None, _pool_inputs(wishes))
     features = catalogue.features if catalogue else {}

@@ -46,7 +46,7 @@ def refit_bundle(new: Path, old: Path, stages: Stages) -> Refitted:
                 entries.append(_refitted(folder, BundleEngine(old, source, entry)))
         manifest = dataclasses.replace(manifest, engines=tuple(entries)).with_files(folder)
         manifest.write(folder)
-    valid = manifest.entries_fingerprint == source.entries_fingerprint
+    valid = manifest.users_fingerprint == source.users_fingerprint
     return Refitted(manifest, valid)
 
 

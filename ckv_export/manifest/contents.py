@@ -87,7 +87,8 @@ class Manifest:
     """The contents of a bundle.
 
     `fingerprint`: of the model; `fingerprints`: of what its cache entries depend on ("entries"), of
-    all but its pools ("all but pools"), of item features in the graphs ("looked up"). `pool`: how a
+    all but its pools ("all but pools"), of item features in the graphs ("looked up"), of the name
+    that the user gave to what item ids mean ("ids", if so). `pool`: how a
     retrained pool gets in, one of `POOLS`. `precision`: what the graphs' large products are in, one
     of `contract.PRECISIONS`. `files`: every file but the manifest, by path relative to the bundle.
     `parity`: outcome of the gate, None if it was switched off. `timings`: seconds of each stage
@@ -138,6 +139,16 @@ class Manifest:
     def entries_fingerprint(self) -> str:
         """What cache entries depend on: of bundles that have it in common, caches are one."""
         return self.fingerprints.get("entries", self.fingerprint)
+
+    @property
+    def ids_fingerprint(self) -> str:
+        """The same of users whose record is the ids of their history alone."""
+        return self.fingerprints.get("ids", self.entries_fingerprint)
+
+    @property
+    def users_fingerprint(self) -> str:
+        """The same of the users that a server of the bundle keeps."""
+        return self.ids_fingerprint if self.item_table else self.entries_fingerprint
 
     def with_files(self, folder: Path) -> Manifest:
         """The same manifest listing what `folder` now holds."""

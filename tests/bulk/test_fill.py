@@ -211,6 +211,30 @@ def test_who_goes_back_to_an_earlier_model_begins_again(
     assert records(shop, store, users) == before
 
 
+def test_ids_of_one_meaning_outlive_a_model(
+    shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
+):
+    """Users of a bundle with an item table are not filled again for a retrained one."""
+    shop, store = shops("items"), f"sqlite:///{tmp_path / 'users.db'}"
+    users, events = some_users(shop, 6, rng), tmp_path / "h.parquet"
+    write_parquet(events, shop, users, rows=4)
+
+    def version(entries: str, **ids: str) -> Shop:
+        folder = shutil.copytree(shop.folder, tmp_path / f"{entries}{len(ids)}")
+        prints = {**shop.manifest.fingerprints, "entries": entries * 64, **ids}
+        manifest = dataclasses.replace(shop.manifest, fingerprints=prints)
+        manifest.write(folder)
+        return dataclasses.replace(shop, folder=folder, manifest=manifest)
+
+    named = {"ids": "1d" * 32}
+    first = filled(version("a", **named), events, store)
+    assert first.written
+    later = version("b", **named)
+    assert filled(later, events, store).skipped == len(users)
+    serves(later, store, users, rng)
+    assert filled(version("b"), events, store).written == first.written
+
+
 def test_a_job_is_named_by_all_that_decides_what_is_written(
     shops: Callable[[str], Shop], tmp_path: Path, rng: np.random.Generator
 ):

@@ -212,7 +212,7 @@ def test_options_become_the_request():
     words = (
         "model --out o --name n --force --seed 3 --batch 1:2:3 --weights w --params p "
         "--embeddings external --item-features f.npz --item-key k --item-table --precision bf16 "
-        "--pool refit --item-rows"
+        "--pool refit --item-rows --item-ids i"
     )
     asked = [request_of(parser().parse_args(["export", *given.split()])) for given in
              ("model --out o", words, "model --out o --no-parity")]  # fmt: skip
@@ -224,7 +224,7 @@ def test_options_become_the_request():
             force=True,
             seed=3,
             axes=(("B", Range(1, 2, 3)),),
-            form=FormRequest("external", Path("f.npz"), "k", True, "bf16", "refit", True),
+            form=FormRequest("external", Path("f.npz"), "k", True, "bf16", "refit", True, "i"),
         ),
         dataclasses.replace(plain, parity=False),
     ]
@@ -236,7 +236,10 @@ def test_printed_commands_repeat_what_was_done(cli, bundle: Path, run_folder: Pa
         *("--out", f"{tmp_path}/a place", "--name", "it's"),
         *("--batch", "1:2:3", "--candidates", "7", "--weights", "x.model", "--params", "p.yaml"),
     ]
-    by_id = ("--item-features", "f.npz", "--item-key", "k", "--item-table", "--precision", "fp16")
+    by_id = [
+        *("--item-features", "f.npz", "--item-key", "k", "--item-table", "--precision", "fp16"),
+        *("--item-ids", "our ids"),
+    ]
     others = ("--embeddings", "external", "--pool", "input", "--item-rows", "--no-parity")
     for no_parity, more in ((False, ("--seed", "3", *by_id)), (True, others)):
         args = parser().parse_args(with_default_verb([str(run_folder), *given, *more]))

@@ -143,6 +143,11 @@ def test_a_key_by_which_nothing_is_looked_up_is_refused(rng: np.random.Generator
         prepare(checkpoint(SIM, rng), FormRequest(item_key="item_id"))
 
 
+def test_ids_without_a_table_are_not_all_that_is_kept(rng: np.random.Generator):
+    with pytest.raises(SpecError, match=r"--item-ids .* without --item-table: give that too"):
+        prepare(checkpoint(SIM, rng), FormRequest(item_ids="ours"))
+
+
 def test_external_and_a_file_of_features_exclude_each_other(
     tmp_path: Path, rng: np.random.Generator
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         model=folder / "shop.pt",
         out=folder / "bundles",
         seed=11,
-        form=FormRequest(item_features=folder / "items.npz", item_table=True),
+        form=FormRequest(item_features=folder / "items.npz", item_table=True, item_ids="ids of 26"),
     )
     with one_thread():
         return export_bundle(request, Stages(), None)  # type: ignore[arg-type]  # no engines
@@ -95,6 +96,9 @@ def test_table_of_the_bundle_is_the_models(bundle: Exported):
     prints = Fingerprints.of(checkpoint.spec, checkpoint.state, looked_up)
     assert bundle.manifest.fingerprints["looked up"] == looked_up != ""
     assert bundle.manifest.fingerprints["entries"] == prints.entries
+    named = hashlib.sha256(b"ids ids of 26").hexdigest()
+    assert bundle.manifest.fingerprints["ids"] == named
+    assert bundle.manifest.source["item_ids"] == "ids of 26"
     drawn = generate(checkpoint.spec, 11, prepared.catalogue)
     for case, recorded in zip(drawn, load(bundle.folder / CASES_FILE), strict=True):
         given = (c.inputs["candidate_item_id"] for c in (case, recorded.case))

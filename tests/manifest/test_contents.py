@@ -15,6 +15,7 @@ from ckv_export.contract import EventForm, Range
 from ckv_export.manifest import (
     FILE_NAME,
     FileEntry,
+    Manifest,
     open_bundle,
 )
 
@@ -57,9 +58,17 @@ def test_an_engine_of_an_earlier_version(folder: Path):
 
 
 def test_caches_go_by_a_fingerprint_of_their_own():
-    assert MANIFEST.entries_fingerprint == MANIFEST.fingerprint
-    own = dataclasses.replace(MANIFEST, fingerprints={"entries": "ef" * 32})
-    assert own.entries_fingerprint == "ef" * 32
+    def of(**fingerprints: str) -> Manifest:
+        return dataclasses.replace(MANIFEST, fingerprints=fingerprints)
+
+    assert MANIFEST.entries_fingerprint == MANIFEST.ids_fingerprint == MANIFEST.fingerprint
+    assert of(entries="ef" * 32).entries_fingerprint == "ef" * 32
+    assert of(entries="ef" * 32).ids_fingerprint == "ef" * 32
+    named = of(entries="ef" * 32, ids="1d" * 32)
+    assert (named.entries_fingerprint, named.ids_fingerprint) == ("ef" * 32, "1d" * 32)
+    # The users of a server are ids alone where there is a table of items.
+    assert named.users_fingerprint == "1d" * 32
+    assert dataclasses.replace(named, item_table=None).users_fingerprint == "ef" * 32
 
 
 def test_lists_every_file_but_itself_with_its_hash(folder: Path):

@@ -15,6 +15,7 @@ HEADER_BYTES = 64
 MOST_EVENTS = 2**32 - 1
 _BODY = struct.Struct("<4sHH16sI4B7I")
 _CHECKSUM = struct.Struct("<I")
+_OR_NAME_IDS = ", or export with that one's --item-ids if item ids mean the same in both"
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,10 @@ def _check_origin(
     layout: RecordLayout, header: Header, body: memoryview, fingerprint: bytes, checksum: int
 ) -> None:
     if fingerprint != layout.fingerprint:
+        only_ids = layout.user_dtype is None
         raise RecordError(
             f"the record is of model {fingerprint.hex()}, this is {layout.fingerprint.hex()}: "
-            "prefill the user again"
+            f"prefill the user again{_OR_NAME_IDS if only_ids else ''}"
         )
     if checksum != layout.checksum:
         raise RecordError(

@@ -87,6 +87,7 @@ class RecordLayout:
     """What a record holds of an event, and where.
 
     `fingerprint`: of what entries depend on; a model with other pools alone can read the records.
+    Of ids alone: of the name that was given to their meaning, where the bundle has one.
     `window`: fields kept of the last `cap` events, for a model with a window; `events`: fields
     kept of every event. `user_dtype`: how user parts are stored, None where there are none.
     `pad_to`: events to which a batch is padded unless told otherwise; None where padding never
@@ -118,7 +119,9 @@ class RecordLayout:
         windowed = spec.window is not None
         cap = 0 if spec.window is None or not entries else spec.window - 1
         return cls(
-            fingerprint=_short(manifest.entries_fingerprint),
+            fingerprint=_short(
+                manifest.entries_fingerprint if entries else manifest.ids_fingerprint
+            ),
             user_dtype=user_dtype if entries else None,
             cap=cap,
             window=Section(entries if windowed else ()),

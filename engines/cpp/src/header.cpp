@@ -17,6 +17,8 @@ namespace {
 constexpr char kMagic[] = "CKVR";
 constexpr std::uint16_t kVersion = 1;
 constexpr std::size_t kChecksumAt = 60;
+constexpr char kOrNameIds[] =
+    ", or export with that one's --item-ids if item ids mean the same in both";
 
 [[noreturn]] void refuse(std::string const& what) { throw Error(ErrorCode::kRecord, what); }
 
@@ -91,8 +93,10 @@ Header read_header(RecordLayout const& layout, Bytes buffer) {
         refuse("the record's header is damaged: its checksum differs");
     }
     if (std::memcmp(at + 8, layout.fingerprint.data(), layout.fingerprint.size()) != 0) {
+        bool const only_ids = layout.user_type == StoredType::kNone;
         refuse("the record is of model " + hex(at + 8, 16) + ", this is " +
-               hex(layout.fingerprint.data(), 16) + ": prefill the user again");
+               hex(layout.fingerprint.data(), 16) + ": prefill the user again" +
+               (only_ids ? kOrNameIds : ""));
     }
     if (read<std::uint32_t>(at, 24) != layout.checksum) {
         std::string wanted = layout.describe();

@@ -172,7 +172,6 @@ RecordLayout RecordLayout::of(Manifest const& manifest, UserType user_type,
     }
     Model const& model = manifest.model;
     RecordLayout layout;
-    layout.fingerprint = short_fingerprint(manifest.entries);
     std::vector<Field> entries, history;
     for (TensorSpec const& tensor : manifest.graph(name).inputs) {
         if (starts_with(tensor.name, "cache_")) {
@@ -181,6 +180,7 @@ RecordLayout RecordLayout::of(Manifest const& manifest, UserType user_type,
             history.push_back(feature_field(tensor, model));
         }
     }
+    layout.fingerprint = short_fingerprint(entries.empty() ? manifest.ids : manifest.entries);
     layout.user_type = entries.empty() ? StoredType::kNone : stored_type(user_type);
     if (model.window) {
         layout.cap = entries.empty() ? 0 : *model.window - 1;

@@ -176,6 +176,7 @@ Manifest parse(json const& data) {
     manifest.name = data.at("name").get<std::string>();
     manifest.fingerprint = data.at("fingerprint").get<std::string>();
     manifest.entries = data.at("fingerprints").value("entries", manifest.fingerprint);
+    manifest.ids = data.at("fingerprints").value("ids", manifest.entries);
     manifest.model = parse_model(data.at("model"));
     manifest.item_table = !data.at("item_table").is_null();
     manifest.pools_are_inputs = !data.at("form").at("pools").is_null();

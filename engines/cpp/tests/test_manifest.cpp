@@ -59,6 +59,9 @@ void everything_is_read() {
     CHECK(manifest.graph("decode").tensor("history_mask").bytes({{"B", 3}, {"S", 5}}) == 15);
     CHECK(ckv::parse_manifest(changed_manifest("\"entries\"", "\"other\""), "m").entries ==
           manifest.fingerprint);
+    CHECK(manifest.ids == manifest.entries);
+    CHECK(ckv::parse_manifest(changed_manifest("\"entries\"", "\"ids\""), "m").ids ==
+          manifest.entries);
     CHECK(manifest.engines[0].profile.at("B").max == 8);
     CHECK(manifest.engines.size() == 2 && manifest.engines[0].targets[0] == "sm86");
     CHECK(ckv::parse_manifest(changed_manifest("\"window\": 4", "\"window\": null"), "m")

@@ -25,6 +25,7 @@ from ckv_export.cache.record import (
 )
 from ckv_export.contract import EventForm
 from ckv_export.errors import RecordError
+from ckv_export.manifest import Manifest
 
 SOME = ("two ids, float16", "every kind of feature, int8", "HSTU with time, float32")
 some_layouts = pytest.mark.parametrize("name", SOME)
@@ -144,6 +145,26 @@ def test_records_outlive_new_pools_and_no_new_router(rng):
     router = dataclasses.replace(pools, fingerprints={"entries": "22" * 32})
     with pytest.raises(RecordError, match=f"of model {'11' * 16}, this is {'22' * 16}"):
         count(RecordLayout.of(router), data)
+
+
+def test_records_of_ids_go_by_what_ids_mean(rng):
+    def bundle(letter: str, **ids: str) -> Manifest:
+        form, prints = EventForm(item_key="item_id"), {"entries": letter * 64, **ids}
+        return manifest(ITEM, form=form, items=True, fingerprints=prints)
+
+    named = RecordLayout.of(bundle("a", ids="1d" * 32))
+    data = encode(named, user(named, 2, rng))
+    assert count(RecordLayout.of(bundle("b", ids="1d" * 32)), data) == 2
+    hint = r"prefill the user again, or export with that one's --item-ids if item ids mean the same"
+    for other in (bundle("b"), bundle("a"), bundle("b", ids="2d" * 32)):
+        with pytest.raises(RecordError, match=hint):
+            count(RecordLayout.of(other), data)
+    # Entries depend on the model, whatever its ids mean.
+    entries = RecordLayout.of(bundle("a", ids="1d" * 32), graph="decode")
+    assert entries.fingerprint == b"\xaa" * 16
+    data = encode(entries, user(entries, 2, rng))
+    with pytest.raises(RecordError, match=r"prefill the user again$"):
+        count(RecordLayout.of(bundle("b", ids="1d" * 32), graph="decode"), data)
 
 
 @pytest.mark.parametrize(

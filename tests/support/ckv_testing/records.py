@@ -44,6 +44,7 @@ def manifest(
     users: tuple[int, int] = (2, 3),
     max_len: int = 20,
     padding: Mapping[str, Sequence[float]] | None = None,
+    fingerprints: Mapping[str, str] | None = None,
 ) -> Manifest:
     """A bundle's manifest, without files; `items`: with an item table."""
     spec = ModelSpec(
@@ -69,6 +70,7 @@ def manifest(
         timings={},
         parity=None,
         padding=padding or {},
+        fingerprints=fingerprints or {},
     )
 
 
@@ -78,7 +80,12 @@ MANIFESTS = {
     "every kind of feature": manifest(*RICH, window=2),
     "external embeddings": manifest(*RICH, form=EventForm("external")),
     "one id of many features": manifest(*RICH, form=EventForm(item_key="item_id")),
-    "item table": manifest(*RICH, form=EventForm(item_key="item_id"), items=True),
+    "item table": manifest(
+        *RICH,
+        form=EventForm(item_key="item_id"),
+        items=True,
+        fingerprints={"entries": "cd" * 32, "ids": "ab" * 32},
+    ),
     "K without a pool": manifest(pools=(0, 3), users=(16, 1)),
     "V without a pool, wide rows": manifest(pools=(65537, 0), users=(4, 16)),
     "no user parts": manifest(users=(0, 0)),

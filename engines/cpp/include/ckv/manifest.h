@@ -50,6 +50,7 @@ struct Manifest {
     std::string name;
     std::string fingerprint;  // SHA-256 of the model, hex
     std::string entries;  // SHA-256 of what cache entries depend on: records carry it
+    std::string ids;  // the same for records that are ids alone
     Model model;
     bool item_table = false;
     bool pools_are_inputs = false;
