@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what is cached."""
     options.refuse_with(args, "events", "seed", why="it is of generated events")
-    check_places(args.plot)
+    check_places(args.plot, given=(args.subject, args.events))
     if args.plot is not None:
         check_plot(args.plot)
     subject = open_subject(args.subject, args.weights, args.params)
