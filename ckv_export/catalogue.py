@@ -20,12 +20,13 @@ class Catalogue:
 
     `key`: the categorical item feature whose ids they go by. `features`: each other embedded item
     feature, int32 or float32 [vocab of the key, ...]; an id that the file doesn't name has zeros,
-    as padding has. `known`: how many ids it names.
+    as padding has. `known`: how many of the `ids` it names.
     """
 
     key: str
     features: Mapping[str, Array]
     known: int
+    ids: int
 
 
 def has_item_key(spec: ModelSpec) -> bool:
@@ -56,15 +57,15 @@ def load_catalogue(path: Path, spec: ModelSpec, key: str) -> Catalogue:
     by_name = {f.name: f for f in spec.embedded_item_features}
     ids = take(path, arrays, TensorSpec(key, "int32", ("n",)), sizes, by_name[key])
     _check_unique(path, key, ids)
-    features = {}
+    features, vocab = {}, by_name[key].vocab_size
     for name, feature in by_name.items():
         if name != key:
             wanted = TensorSpec(name, feature.dtype, ("n", *feature.inner))
             rows = take(path, arrays, wanted, sizes, feature)
-            table = np.zeros((by_name[key].vocab_size, *feature.inner), feature.dtype)
+            table = np.zeros((vocab, *feature.inner), feature.dtype)
             table[ids] = rows
             features[name] = table
-    return Catalogue(key, features, len(ids))
+    return Catalogue(key, features, len(ids), vocab)
 
 
 def _check_unique(path: Path, key: str, ids: Array) -> None:
@@ -80,4 +81,5 @@ def bare_catalogue(spec: ModelSpec, key: str) -> Catalogue:
         not others,
         f"items have more features than {key!r} ({', '.join(others)}): give --item-features",
     )
-    return Catalogue(key, {}, next(f.vocab_size for f in spec.features if f.name == key))
+    ids = next(f.vocab_size for f in spec.features if f.name == key)
+    return Catalogue(key, {}, ids, ids)

@@ -189,7 +189,7 @@ def _manifest(
         },
         versions={"ckv-export": __version__, **_versions()},
         operators={functions.DOMAIN: functions.DOMAIN_VERSION, "opset": functions.OPSET},
-        notes=checkpoint.notes,
+        notes=prepared.notes,
         timings={},
         parity=None,
         precision=request.form.precision,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,10 @@ FEATURES_INLINE = FormRequest()
 
 @dataclass(frozen=True)
 class Prepared:
-    """A split model and its graphs, prefill and decode first; item features that it looks up."""
+    """A split model and its graphs, prefill and decode first; item features that it looks up.
+
+    `notes`: what the user must be told, of the checkpoint and of what is looked up.
+    """
 
     checkpoint: Checkpoint
     form: EventForm
@@ -55,6 +58,7 @@ class Prepared:
     model: CollectiveModel
     graphs: Sequence[Graph]
     looked_up: Mapping[str, Tensor]
+    notes: tuple[str, ...]
 
 
 def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
@@ -76,7 +80,8 @@ def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
     graphs: list[Graph] = [PrefillGraph(model), DecodeGraph(model)]
     if wishes.item_table:
         graphs.append(DecodeItemsGraph(item_table.require_item_model(model)))
-    return Prepared(checkpoint, form, catalogue, model, graphs, looked_up)
+    notes = (*checkpoint.notes, *_unnamed(catalogue, wishes.item_features))
+    return Prepared(checkpoint, form, catalogue, model, graphs, looked_up, notes)
 
 
 def _catalogue(checkpoint: Checkpoint, wishes: FormRequest) -> Catalogue | None:
@@ -92,6 +97,16 @@ def _catalogue(checkpoint: Checkpoint, wishes: FormRequest) -> Catalogue | None:
         "--item-features, --item-table or --item-rows too",
     )
     return None
+
+
+def _unnamed(catalogue: Catalogue | None, file: Path | None) -> Iterator[str]:
+    """A note where a file lacks items; padding, 0, need not be in it."""
+    if catalogue is None or file is None or catalogue.known >= catalogue.ids - 1:
+        return
+    yield (
+        f"{file.name} names {catalogue.known:,} of the {catalogue.ids:,} ids of "
+        f"{catalogue.key!r}: the others are scored with the features of padding"
+    )
 
 
 def _require_fixed_routers(wishes: FormRequest) -> None:
