@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint, or the folder that export wrote",
     )
     parser.add_argument(
-        "--events", metavar="FILE", type=Path, help=".npz of event_<feature> and event_mask"
+        "--events",
+        metavar="FILE",
+        type=Path,
+        help=".npz or .parquet of event_<feature> and event_mask",
     )
     parser.add_argument(
         "--users", type=options.count, metavar="N", help="also print totals for N users"
