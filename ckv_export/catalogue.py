@@ -29,6 +29,16 @@ class Catalogue:
     ids: int
 
 
+def missing_notes(catalogue: Catalogue) -> tuple[str, ...]:
+    """What must be told of items that the file lacks; padding, 0, need not be in it."""
+    if catalogue.known >= catalogue.ids - 1:
+        return ()
+    return (
+        f"the item features are of {catalogue.known:,} of the {catalogue.ids:,} ids of "
+        f"{catalogue.key!r}: the others are scored with the features of padding",
+    )
+
+
 def has_item_key(spec: ModelSpec) -> bool:
     """Whether items have an id to be known by."""
     return any(f.kind == "categorical" for f in spec.item_features)

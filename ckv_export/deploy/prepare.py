@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ckv_export.catalogue import Catalogue, bare_catalogue, item_key, load_catalogue
+from ckv_export.catalogue import (
+    Catalogue,
+    bare_catalogue,
+    item_key,
+    load_catalogue,
+    missing_notes,
+)
 from ckv_export.checkpoint.load import Checkpoint
 from ckv_export.contract import EventForm, require
 from ckv_export.deploy import item_rows, item_table
@@ -47,10 +53,7 @@ FEATURES_INLINE = FormRequest()
 
 @dataclass(frozen=True)
 class Prepared:
-    """A split model and its graphs, prefill and decode first; item features that it looks up.
-
-    `notes`: what the user must be told, of the checkpoint and of what is looked up.
-    """
+    """A split model and its graphs, prefill and decode first; item features that it looks up."""
 
     checkpoint: Checkpoint
     form: EventForm
@@ -58,7 +61,14 @@ class Prepared:
     model: CollectiveModel
     graphs: Sequence[Graph]
     looked_up: Mapping[str, Tensor]
-    notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user must be told."""
+        found = self.checkpoint.notes
+        if self.catalogue is not None:
+            found += missing_notes(self.catalogue)
+        return found
 
 
 def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
@@ -81,8 +91,7 @@ def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
     graphs: list[Graph] = [PrefillGraph(model), DecodeGraph(model)]
     if wishes.item_table:
         graphs.append(DecodeItemsGraph(item_table.require_item_model(model)))
-    notes = (*checkpoint.notes, *_unnamed(catalogue, wishes.item_features))
-    return Prepared(checkpoint, form, catalogue, model, graphs, looked_up, notes)
+    return Prepared(checkpoint, form, catalogue, model, graphs, looked_up)
 
 
 def _key(checkpoint: Checkpoint, wishes: FormRequest) -> str | None:
@@ -101,16 +110,6 @@ def _catalogue(checkpoint: Checkpoint, wishes: FormRequest, key: str) -> Catalog
     if wishes.item_features is None:
         return bare_catalogue(checkpoint.spec, key)
     return load_catalogue(wishes.item_features, checkpoint.spec, key)
-
-
-def _unnamed(catalogue: Catalogue | None, file: Path | None) -> Iterator[str]:
-    """A note where a file lacks items; padding, 0, need not be in it."""
-    if catalogue is None or file is None or catalogue.known >= catalogue.ids - 1:
-        return
-    yield (
-        f"{file.name} names {catalogue.known:,} of the {catalogue.ids:,} ids of "
-        f"{catalogue.key!r}: the others are scored with the features of padding"
-    )
 
 
 def _require_fixed_routers(wishes: FormRequest) -> None:
