@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,14 +47,34 @@ def _read_parquet(path: Path) -> Arrays:
     except ImportError as error:
         raise MissingDependency("pyarrow", "reading .parquet files", "parquet") from error
     table = parquet.read_table(path)
-    return {name: _column(table[name].to_numpy()) for name in table.column_names}
+    return {name: _column(table[name]) for name in table.column_names}
 
 
-def _column(column: Array) -> Array:
-    """A column of lists of one length as a table; of others, which nobody may ask for, as it is."""
-    if column.dtype == object and len({np.shape(value) for value in column}) == 1:
-        return np.stack(list(column))
-    return column
+def _column(column: Any) -> Array:
+    """An arrow column with an axis for each level of lists.
+
+    Where a level's lists differ in length, which nobody may ask for, they are its elements.
+    """
+    from pyarrow import compute
+
+    shape, values = [len(column)], column
+    while (length := _common_length(values)) is not None:
+        shape.append(length)
+        values = compute.list_flatten(values)
+    array: Array = values.to_numpy()
+    return array.reshape(shape)
+
+
+def _common_length(values: Any) -> int | None:
+    """Of all lists of an arrow column; None for other columns, too."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if values.null_count or not any(is_kind(values.type) for is_kind in kinds):
+        return None
+    lengths = compute.unique(compute.list_value_length(values)).to_pylist()
+    return lengths[0] if len(lengths) == 1 else None
 
 
 def take(
@@ -76,11 +97,17 @@ def take(
     kinds = {"int32": "iu", "float32": "fiu", "bool": "biuf"}[tensor.dtype]
     if array.dtype.kind not in kinds:
         raise EventsError(
-            f"{path}: {tensor.name!r} must be convertible to {tensor.dtype}, got {array.dtype}"
+            f"{path}: {tensor.name!r} must be convertible to {tensor.dtype}, got {_kind(array)}"
         )
     if feature is not None:
         _check_ids(path, feature, array)
     return _converted(path, tensor, array)
+
+
+def _kind(array: Array) -> str:
+    """What it holds: the Python type where numpy has none."""
+    some = next((value for value in array.flat if value is not None), None)
+    return str(array.dtype) if array.dtype != object else type(some).__name__
 
 
 def _check_shape(path: Path, tensor: TensorSpec, array: Array, sizes: dict[str, int]) -> None:
@@ -95,7 +122,7 @@ def _check_shape(path: Path, tensor: TensorSpec, array: Array, sizes: dict[str, 
         )
         raise EventsError(
             f"{path}: {tensor.name!r} must have the shape [{shape}], got {list(array.shape)}"
-            f"{' of lists that differ in length' if array.dtype == object and len(array) else ''}"
+            f"{' of lists that differ in length' if _kind(array) == 'ndarray' else ''}"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,27 +20,41 @@ class Catalogue:
 
     `key`: the categorical item feature whose ids they go by. `features`: each other embedded item
     feature, int32 or float32 [vocab of the key, ...]; an id that the file doesn't name has zeros,
-    as padding has. `known`: how many ids it names.
+    as padding has. `known`: how many of the `ids` it names.
     """
 
     key: str
     features: Mapping[str, Array]
     known: int
+    ids: int
 
 
-def padding_notes(catalogue: Catalogue, spec: ModelSpec) -> tuple[str, ...]:
-    """What must be told of an id 0 with features: padding has them too, and takes part in scores.
+def notes_on(catalogue: Catalogue, spec: ModelSpec) -> tuple[str, ...]:
+    """What must be told of what the file says and doesn't."""
+    return (*_on_missing(catalogue), *_on_padding(catalogue, spec))
+
+
+def _on_missing(catalogue: Catalogue) -> Iterator[str]:
+    """Padding, 0, need not be in the file."""
+    if catalogue.known < catalogue.ids - 1:
+        yield (
+            f"the item features are of {catalogue.known:,} of the {catalogue.ids:,} ids of "
+            f"{catalogue.key!r}: the others are scored with zeros in their place"
+        )
+
+
+def _on_padding(catalogue: Catalogue, spec: ModelSpec) -> Iterator[str]:
+    """Where id 0 has features padding has them too, and takes part in scores.
 
     Not in those of a model without a window, which counts real events alone.
     """
     given = [name for name, rows in catalogue.features.items() if rows[0].any()]
-    if spec.window is None or not given:
-        return ()
-    return (
-        f"{catalogue.key} 0 is padding, and the item features given for it ({', '.join(given)}) "
-        "are not zeros: scores depend on padding. If histories were padded with zeros in training, "
-        "leave 0 out of the file.",
-    )
+    if spec.window is not None and given:
+        yield (
+            f"{catalogue.key} 0 is padding, and the item features given for it "
+            f"({', '.join(given)}) are not zeros: scores depend on padding. If histories were "
+            "padded with zeros in training, leave 0 out of the file."
+        )
 
 
 def has_item_key(spec: ModelSpec) -> bool:
@@ -71,15 +85,15 @@ def load_catalogue(path: Path, spec: ModelSpec, key: str) -> Catalogue:
     by_name = {f.name: f for f in spec.embedded_item_features}
     ids = take(path, arrays, TensorSpec(key, "int32", ("n",)), sizes, by_name[key])
     _check_unique(path, key, ids)
-    features = {}
+    features, vocab = {}, by_name[key].vocab_size
     for name, feature in by_name.items():
         if name != key:
             wanted = TensorSpec(name, feature.dtype, ("n", *feature.inner))
             rows = take(path, arrays, wanted, sizes, feature)
-            table = np.zeros((by_name[key].vocab_size, *feature.inner), feature.dtype)
+            table = np.zeros((vocab, *feature.inner), feature.dtype)
             table[ids] = rows
             features[name] = table
-    return Catalogue(key, features, len(ids))
+    return Catalogue(key, features, len(ids), vocab)
 
 
 def _check_unique(path: Path, key: str, ids: Array) -> None:
@@ -95,4 +109,5 @@ def bare_catalogue(spec: ModelSpec, key: str) -> Catalogue:
         not others,
         f"items have more features than {key!r} ({', '.join(others)}): give --item-features",
     )
-    return Catalogue(key, {}, next(f.vocab_size for f in spec.features if f.name == key))
+    ids = next(f.vocab_size for f in spec.features if f.name == key)
+    return Catalogue(key, {}, ids, ids)

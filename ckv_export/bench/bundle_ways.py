@@ -54,6 +54,11 @@ def bundle_ways(bundle: BenchedBundle, threads: int, floats: str) -> Found:
     else:
         reason = "this ONNX Runtime has no CUDA provider: install onnxruntime-gpu"
         left_out.append(LeftOut(bundle.title(ON_CUDA), reason))
+    if manifest.item_table is not None:
+        reason = (
+            "decode_items is not measured: no cache of a user goes into it, the rest is decode's"
+        )
+        left_out.append(LeftOut(bundle.title("ONNX Runtime, item table"), reason))
     engines, without = _engine_ways(bundle, layout, pools)
     return ways + engines, left_out + without
 

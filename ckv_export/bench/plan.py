@@ -141,10 +141,12 @@ def measured_ways(result: Mapping[str, Any], history: int) -> list[Measured]:
 def not_counted(manifest: Manifest, demand: Demand) -> str:
     """What else a server of this bundle keeps of every user, and what it may do without."""
     sizes = cache_sizes(manifest.model, form=manifest.form, history=demand.history)
-    ids, rows = sizes.item_id, sizes.item_features
-    what = ", ".join(row.what for row in rows) if ids is None else "the item ids"
-    history = sum(row.bytes_per_user for row in (rows if ids is None else (ids,)))
-    beside = f", and with any cache and without one {what}: {bytes_text(history)} a user"
+    rows, ids = sizes.item_features, sizes.item_id
+    history = sum(row.bytes_per_user for row in rows)
+    beside = ", and with any cache and without one "
+    beside += f"{', '.join(row.what for row in rows)}: {bytes_text(history)} a user"
+    if ids is not None and ids.bytes_per_user < history:
+        beside += f", {ids.what}: {bytes_text(ids.bytes_per_user)}"
     table = " With the bundle's item table no cache is kept, the history alone."
     return (
         f"Not counted: a record's header of {HEADER_BYTES} bytes{beside if history else ''}."

@@ -59,7 +59,7 @@ def load_native_folder(folder: Path) -> Checkpoint:
         return _checked(spec, state, folder.resolve().name, (config, weights))
 
 
-def save_native(path: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+def save_native(path: Path | str, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
     """Write a checkpoint: one file where `path` ends in .pt, a folder otherwise.
 
     The new files are written beside the old ones and renamed when complete, so a failure
@@ -67,7 +67,7 @@ def save_native(path: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> Non
     again when loaded. Raises `CheckpointError` if `state` isn't what `spec` needs or the
     files can't be written.
     """
-    path = path.resolve()
+    path = Path(path).resolve()
     with naming(path):
         check_state(spec, state)
         head = {"format": FORMAT, "version": VERSION, "config": spec.to_dict()}

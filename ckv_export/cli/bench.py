@@ -138,7 +138,8 @@ def run(args: argparse.Namespace) -> int:
     options.refuse_without(args, "latency_bound", "rate_seconds")
     options.refuse_without(args, "compare", "margin", "any_machine")
     old = None if args.compare is None else compare.load(args.compare)
-    check_places(args.json, args.html, args.markdown)
+    given = (args.bundle, args.checkpoint, *args.beside)
+    check_places(args.json, args.html, args.markdown, given=given)
     request, here = _request(args), environment()
     if old is not None:
         # Told before anything is timed.

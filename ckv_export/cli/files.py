@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ckv_export.errors import InputError
+from ckv_export.manifest import FILE_NAME
 
 
-def check_places(*paths: Path | None) -> None:
-    """Raise `InputError` where a file could not be written: told before there is what to write."""
+def check_places(*paths: Path | None, given: Sequence[Path | None] = ()) -> None:
+    """Raise `InputError` where a file can't be written: told before there is what to write.
+
+    `given`: files and folders that the command reads. It writes over none of the files, and into
+    none of those folders that is a bundle.
+    """
     taken: set[Path] = set()
     for path in paths:
         if path is None:
@@ -26,6 +31,19 @@ def check_places(*paths: Path | None) -> None:
         if not _stays(path) and path.resolve() in taken:
             raise InputError(f"{path} is given for two results")
         taken.add(path.resolve())
+        for read in filter(None, given):
+            _check_apart(path, read)
+
+
+def _check_apart(path: Path, read: Path) -> None:
+    written, place = path.resolve(), read.resolve()
+    if written == place:
+        raise InputError(f"{path} is read by this command: give another file to write")
+    if (place / FILE_NAME).is_file() and written.is_relative_to(place):
+        raise InputError(
+            f"{path} lies in the bundle {read}, whose files are those that were exported: give a "
+            "file in another folder"
+        )
 
 
 @contextmanager

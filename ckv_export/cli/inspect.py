@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint, or the folder that export wrote",
     )
     parser.add_argument(
-        "--events", metavar="FILE", type=Path, help=".npz of event_<feature> and event_mask"
+        "--events",
+        metavar="FILE",
+        type=Path,
+        help=".npz or .parquet of event_<feature> and event_mask",
     )
     parser.add_argument(
         "--users", type=options.count, metavar="N", help="also print totals for N users"
@@ -45,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what is cached."""
     options.refuse_with(args, "events", "seed", why="it is of generated events")
-    check_places(args.plot)
+    check_places(args.plot, given=(args.subject, args.events))
     if args.plot is not None:
         check_plot(args.plot)
     subject = open_subject(args.subject, args.weights, args.params)

@@ -80,7 +80,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print, write; raises `ParityFailure` at last if the gate failed."""
-    check_places(args.json, args.html, args.junit)
+    given = (args.bundle, args.checkpoint, args.against, args.events, args.labels)
+    check_places(args.json, args.html, args.junit, given=given)
     stages = ShownStages()
     report = check_fidelity(_request(args), stages)
     for each in parity_tables(report):

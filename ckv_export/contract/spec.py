@@ -119,7 +119,10 @@ class AttentionSpec:
     """CollectiveKV attention (arXiv 2601.19178).
 
     `user_k`, `user_v`: width cached per event, d_u on a shared side, d otherwise.
-    `pool_rows_k`, `pool_rows_v`: M, or 0 where that side has no pool.
+    `pool_rows_k`, `pool_rows_v`: M, or 0 where that side has no pool. `use_silu`: of the query
+    (HSTU's has it always), of the user part beside a pool, and again of the whole key or value.
+    `use_scale`: scores are divided by sqrt(d / num_heads). `user_bias`, `router_bias`: those
+    projections have one.
     """
 
     d: int
@@ -174,7 +177,11 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class DnnSpec:
-    """The scoring network: hidden widths, one activation name each, batch norm or not."""
+    """The scoring network: hidden widths, one activation name each, batch norm or not.
+
+    Names are those of torch.nn in lower case, or prelu and dice. Batch norm has eps 1e-5 and stands
+    before the activation; dice's own has 1e-9.
+    """
 
     hidden: tuple[int, ...]
     activations: tuple[str, ...]

@@ -33,11 +33,15 @@ def write_pools(
 ) -> NewPools:
     """Write the pools of the checkpoint `model` as the graphs of `bundle` take them.
 
-    `out`: the file, or a folder for ``pools.safetensors``, outside of any bundle. Raises
-    `BundleError` unless the bundle takes pools and the checkpoint differs from the one that was
-    exported in its pools alone.
+    `out`: a .safetensors file, or a folder for ``pools.safetensors``, outside of any bundle.
+    Raises `BundleError` unless the bundle takes pools and the checkpoint, which is never written
+    to, differs from the one that was exported in its pools alone.
     """
     path = out / POOLS_FILE if out.is_dir() else out
+    if path.suffix != ".safetensors":
+        raise BundleError(
+            f"pools are written to a .safetensors file or a folder that exists, got {out}"
+        )
     if (path.parent / FILE_NAME).is_file():
         raise BundleError(
             f"{path.parent} is a bundle, whose files are those that were exported: choose another "
@@ -49,6 +53,8 @@ def write_pools(
             f"the graphs of {bundle} hold their pools: export with --pool input to exchange them"
         )
     checkpoint = load_checkpoint(model, weights=weights, params=params)
+    if path.resolve() in [file.resolve() for file in checkpoint.files]:
+        raise BundleError(f"{path} is the checkpoint: choose another --out")
     spec, state, known = checkpoint.spec, checkpoint.state, manifest.fingerprints
     prints = Fingerprints.of(spec, state, known["looked up"])
     if prints.but_pools != known["all but pools"]:

@@ -14,7 +14,7 @@ from ckv_export.catalogue import (
     bare_catalogue,
     item_key,
     load_catalogue,
-    padding_notes,
+    notes_on,
 )
 from ckv_export.checkpoint.load import Checkpoint
 from ckv_export.contract import EventForm, require
@@ -68,7 +68,7 @@ class Prepared:
         """What the user must be told."""
         found = self.checkpoint.notes
         if self.catalogue is not None:
-            found += padding_notes(self.catalogue, self.checkpoint.spec)
+            found += notes_on(self.catalogue, self.checkpoint.spec)
         return found
 
 
@@ -85,8 +85,9 @@ def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
         "--item-ids names what the ids in users' records mean, which hold more without "
         "--item-table: give that too",
     )
-    catalogue = _catalogue(checkpoint, wishes)
-    form = EventForm(wishes.embeddings, catalogue.key if catalogue else None, _pool_inputs(wishes))
+    key = _key(checkpoint, wishes)
+    form = EventForm(wishes.embeddings, key, _pool_inputs(wishes))
+    catalogue = None if key is None else _catalogue(checkpoint, wishes, key)
     features = catalogue.features if catalogue else {}
     looked_up = {name: torch.from_numpy(values) for name, values in features.items()}
     events = EventEmbedding(spec, state, form, looked_up)
@@ -99,19 +100,22 @@ def prepare(checkpoint: Checkpoint, wishes: FormRequest) -> Prepared:
     return Prepared(checkpoint, form, catalogue, model, graphs, looked_up)
 
 
-def _catalogue(checkpoint: Checkpoint, wishes: FormRequest) -> Catalogue | None:
-    spec = checkpoint.spec
-    if wishes.item_features is not None:
-        key = item_key(spec, wishes.item_key)
-        return load_catalogue(wishes.item_features, spec, key)
-    if wishes.item_table or wishes.item_rows:
-        return bare_catalogue(spec, item_key(spec, wishes.item_key))
+def _key(checkpoint: Checkpoint, wishes: FormRequest) -> str | None:
+    """The feature by which items are looked up, None where they aren't."""
+    if wishes.item_features is not None or wishes.item_table or wishes.item_rows:
+        return item_key(checkpoint.spec, wishes.item_key)
     require(
         wishes.item_key is None,
         "--item-key says which feature names an item that is looked up: give "
         "--item-features, --item-table or --item-rows too",
     )
     return None
+
+
+def _catalogue(checkpoint: Checkpoint, wishes: FormRequest, key: str) -> Catalogue:
+    if wishes.item_features is None:
+        return bare_catalogue(checkpoint.spec, key)
+    return load_catalogue(wishes.item_features, checkpoint.spec, key)
 
 
 def _require_fixed_routers(wishes: FormRequest) -> None:

@@ -33,6 +33,11 @@ def check_target(out: Path, name: str, force: bool) -> Path:
         ) from error
     if out.exists() and not out.is_dir():
         raise BundleError(f"the output folder {out} is a file")
+    if (out / FILE_NAME).is_file():
+        raise BundleError(
+            f"the output folder {out} is a bundle: give the folder that it lies in, and to replace "
+            f"it --name {out.name} --force"
+        )
     if target.exists() and not (target / FILE_NAME).is_file():
         raise BundleError(
             f"{target} exists and is no bundle, so it is never replaced: choose another --name"

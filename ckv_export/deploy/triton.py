@@ -19,6 +19,7 @@ def publish_repository(
     `force`: replace an earlier one of ours. Raises `BundleError` where `out` must not be written,
     and what `write_repository` raises.
     """
+    require_outside(bundle, out)
     require_outside(out, bundle, options.plugin, store_file(options.store))
     with staged(out) as folder:
         names = write_repository(bundle, manifest, options, folder)

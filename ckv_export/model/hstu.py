@@ -10,6 +10,10 @@ p_t is how many real events there are up to and including t. It normalises, so a
 changes an earlier event and a cache stays right; and it is the position, so padding never moves an
 event. A candidate is one more event after all others, seen by itself alone; its score is the
 network over (user, e, x) of the candidate.
+
+q . k is divided by sqrt(d / H) where `use_scale` is on, as it is unless told. A norm is a LayerNorm
+of eps 1e-6. b_pos and b_time, ``position_bias`` and ``time_bias``, are one number for all heads;
+what lies beyond a table's end takes its last entry.
 """
 
 from __future__ import annotations

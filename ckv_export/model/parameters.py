@@ -14,7 +14,7 @@ from ckv_export.model.shapes import FREE, Shape, Shapes, feature_shapes, shape_t
 
 
 def expected_shapes(spec: ModelSpec) -> Shapes:
-    """Name -> shape of every tensor of `spec`; `FREE` stands for any size.
+    """Name -> shape of every tensor of `spec`; `FREE` stands for any size above 0.
 
     Raises `SpecError` for an unknown kind, option or activation.
     """
@@ -88,7 +88,7 @@ def _check_one(name: str, tensor: Tensor, shape: Shape, sizes: str) -> None:
         raise CheckpointError(f"tensor {name!r} must hold floating numbers, got {tensor.dtype}")
     got = tuple(tensor.shape)
     fits = len(got) == len(shape) and all(
-        want in (FREE, size) for want, size in zip(shape, got, strict=True)
+        size > 0 if want == FREE else size == want for want, size in zip(shape, got, strict=True)
     )
     if not fits:
         raise CheckpointError(

@@ -8,12 +8,12 @@ Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
 FREE = -1
-"""In a shape: any size."""
+"""In a shape: any size above 0."""
 
 
 def shape_text(shape: Shape) -> str:
-    """Write a shape as ``[2001, 16]``, with "any" for a free size."""
-    return f"[{', '.join('any' if size == FREE else str(size) for size in shape)}]"
+    """Write a shape as ``[2001, 16]``, with "any above 0" for a free size."""
+    return f"[{', '.join('any above 0' if size == FREE else str(size) for size in shape)}]"
 
 
 def feature_shapes(feature: FeatureSpec) -> Shapes:

@@ -16,7 +16,7 @@ from ckv_export.bench.bundles import BenchedBundle
 from ckv_export.bench.ways import Origin
 from ckv_export.engine import Backend
 from ckv_export.errors import EngineError
-from ckv_export.manifest import EngineEntry
+from ckv_export.manifest import EngineEntry, ItemTable
 
 
 def engine(graph: str, plugin: str = "") -> EngineEntry:
@@ -68,11 +68,14 @@ def test_what_cannot_run_is_named_with_the_reason(
         raise EngineError("no such module")
 
     monkeypatch.setattr("ckv_export.runtimes.tensorrt.load", refuse)
-    ways, left_out = bundle_ways(dataclasses.replace(bundle, label=""), 1, "fp32")
+    manifest = dataclasses.replace(bundle.manifest, item_table=ItemTable(30, 6, "float32"))
+    bundle = BenchedBundle(bundle.folder, manifest, "")
+    ways, left_out = bundle_ways(bundle, 1, "fp32")
     assert [w.name for w in ways if "engines" in w.name] == []
     reasons = {w.name: w.reason for w in left_out}
     assert reasons["tensorrt engines, CUDA graphs, compact cache"] == "no such module"
     assert "ckv-export build makes them" in reasons["tensorrt_rtx engines, compact cache"]
+    assert "decode_items is not measured" in reasons["ONNX Runtime, item table"]
     if ON_CUDA in reasons:
         assert "install onnxruntime-gpu" in reasons[ON_CUDA]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from ckv_testing.draw import DNN, PLAIN, make_spec
-from ckv_testing.records import MANIFESTS
+from ckv_testing.records import ITEM, MANIFESTS, manifest
 
 from ckv_export.bench.plan import (
     Demand,
@@ -16,6 +16,7 @@ from ckv_export.bench.plan import (
 )
 from ckv_export.contract import AttentionSpec, ModelSpec
 from ckv_export.errors import InputError
+from ckv_export.manifest import Manifest
 
 # 2 + 2 bytes of row numbers and 4 + 4 of fp16 user parts an event; pools of 2 * 4 * 10000 * 254.
 SPEC = make_spec("sim", attention=AttentionSpec(256, 8, 2, 2, 10_000, 10_000), window=1001)
@@ -39,21 +40,32 @@ def test_a_billion_users_to_the_byte():
 
 
 @pytest.mark.parametrize(
-    ("name", "beside"),
+    ("bundle", "beside"),
     [
-        ("two ids", ", and with any cache and without one the item ids: 4.00 kB a user."),
-        ("HSTU", "."),
-        ("HSTU with time", ", and with any cache and without one history time: 4.00 kB a user."),
         (
-            "item table",
+            manifest(ITEM),
+            ", and with any cache and without one history item_id: 4.00 kB a user.",
+        ),
+        (
+            MANIFESTS["two ids"],
+            ", and with any cache and without one history item_id, history cate_id: 8.00 kB a "
+            "user, or item_id alone: 4.00 kB.",
+        ),
+        (MANIFESTS["HSTU"], "."),
+        (
+            MANIFESTS["HSTU with time"],
+            ", and with any cache and without one history time: 4.00 kB a user.",
+        ),
+        (
+            MANIFESTS["item table"],
             ", and with any cache and without one history item_id: 4.00 kB a user. With the "
             "bundle's item table no cache is kept, the history alone.",
         ),
     ],
 )
-def test_what_is_kept_beside_a_cache_is_said(name: str, beside: str):
-    """1000 numbers of 4 bytes."""
-    said = not_counted(MANIFESTS[name], Demand(1, 1000, 1))
+def test_what_is_kept_beside_a_cache_is_said(bundle: Manifest, beside: str):
+    """1000 numbers of 4 bytes each."""
+    said = not_counted(bundle, Demand(1, 1000, 1))
     assert said == f"Not counted: a record's header of 64 bytes{beside}"
 
 

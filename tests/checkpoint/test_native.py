@@ -45,8 +45,8 @@ def _rewrite(path: Path, change) -> None:
 @pytest.mark.parametrize("sample", ["sim_ebnerd", "sdim_micro"])
 def test_a_sample_comes_back(samples, path, sample):
     before = load_checkpoint(samples / sample)
-    save_native(path, before.spec, before.state)
-    after = load_checkpoint(path)
+    save_native(str(path), before.spec, before.state)
+    after = load_checkpoint(str(path))
     assert after.spec == before.spec
     assert list(after.state) == list(before.state) or path.suffix != ".pt"
     assert set(after.state) == set(before.state)

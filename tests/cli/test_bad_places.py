@@ -315,6 +315,35 @@ def test_a_report_that_can_not_be_written_is_told_before_the_work(
     lost = tmp_path / "not there" / "report.png"
     refused(verb, bundle_copy, option, lost, watched=tmp_path, says=(str(lost.parent),))
     refused(verb, bundle_copy, option, tmp_path, watched=tmp_path, says=("is a folder",))
+    inside = bundle_copy / "report.png"
+    refused(verb, bundle_copy, option, inside, watched=tmp_path, says=("lies in the bundle",))
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "option"),
+    [
+        ("parity", ("--checkpoint",), "--json"),
+        ("parity", ("--events",), "--html"),
+        ("parity", ("--events", "real.npz", "--labels"), "--junit"),
+        ("inspect", ("--events",), "--plot"),
+        ("bench", ("--checkpoint",), "--markdown"),
+    ],
+)
+def test_a_report_does_not_take_the_place_of_what_it_is_of(
+    refused, bundle: Path, tmp_path: Path, verb: str, given: tuple[str, ...], option: str
+):
+    (tmp_path / "model.pt").touch()
+    file = tmp_path / "model.pt"
+    words = (verb, bundle, *given, file, option, file)
+    refused(*words, watched=tmp_path, says=(f"{file} is read by this command",))
+
+
+@pytest.mark.parametrize(("verb", "given"), [("parity", "--against"), ("bench", "--beside")])
+def test_a_report_does_not_lie_in_another_bundle(
+    refused, bundle: Path, bundle_copy: Path, verb: str, given: str
+):
+    words = (verb, bundle, given, bundle_copy, "--html", bundle_copy / "parity.html")
+    refused(*words, watched=bundle_copy, says=("lies in the bundle",))
 
 
 @pytest.mark.parametrize("words", [("--users", "-1"), ("--users", "1e6"), ("--seed", "-1")])

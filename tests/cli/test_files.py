@@ -64,6 +64,23 @@ def test_two_results_are_not_written_to_one_file(tmp_path: Path, monkeypatch: py
     check_places(tmp_path / "r.html", Path(os.devnull), None, Path(os.devnull))
 
 
+def test_what_a_command_reads_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nor is anything put into a bundle, where it would pass for a file that was exported."""
+    monkeypatch.chdir(tmp_path)
+    bundle, run = tmp_path / "bundle", tmp_path / "run"
+    for folder in (bundle / "engines", run):
+        folder.mkdir(parents=True)
+    (bundle / "manifest.json").touch()
+    given = {"given": (None, bundle, run, Path("events.npz"))}
+    for path in (tmp_path / "events.npz", Path("run/../events.npz")):
+        with pytest.raises(InputError, match=r"events\.npz is read by this command"):
+            check_places(path, **given)
+    for path in (Path("bundle/parity.json"), bundle / "engines" / "report.html"):
+        with pytest.raises(InputError, match=r"lies in the bundle .*, whose files are those that"):
+            check_places(None, path, **given)
+    check_places(run / "report.html", tmp_path / "bundle.json", Path("events.json"), **given)
+
+
 def test_what_is_no_plain_file_is_never_replaced(tmp_path: Path):
     target, link = tmp_path / "target.xml", tmp_path / "link.xml"
     target.write_text("before")

@@ -131,9 +131,10 @@ def test_features_of_padding_are_told_where_scores_depend_on_them(
 
 def test_the_first_id_is_the_key_unless_told(tmp_path: Path, rng: np.random.Generator):
     path = tmp_path / "categories.npz"
-    np.savez(path, cate_id=np.arange(5), item_id=np.arange(5), tags=np.zeros((5, 2), int))
+    np.savez(path, cate_id=np.arange(1, 5), item_id=np.arange(4), tags=np.zeros((4, 2), int))
     prepared = prepare(checkpoint(SIM, rng), FormRequest(item_features=path))
     assert prepared.form.item_key == "cate_id"
+    assert prepared.notes == (), "padding has no features: nothing is missing"
     with pytest.raises(SpecError, match=r"item key must be one of cate_id, item_id, got 'tags'"):
         prepare(checkpoint(SIM, rng), FormRequest(item_features=path, item_key="tags"))
 

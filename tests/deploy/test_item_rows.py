@@ -134,5 +134,5 @@ def test_routers_that_are_exchanged_are_refused():
 
 
 def test_items_without_an_id_are_refused():
-    refused(HSTU, "external embeddings and looked-up .* exclude", embeddings="external")
+    refused(SPEC, "external embeddings and looked-up .* exclude", embeddings="external")
     refused(SPEC, r"more features than 'item_id' \(cate_id, image\): give --item-features")

@@ -105,6 +105,8 @@ def test_table_of_the_bundle_is_the_models(bundle: Exported):
         np.testing.assert_array_equal(*given)
     known = np.load(bundle.folder.parent.parent / "items.npz")["item_id"]
     assert prepared.catalogue.known == len(known) == 25
+    (note,) = bundle.manifest.notes
+    assert note.startswith("the item features are of 25 of the 30 ids of 'item_id'")
 
 
 def test_published_bundle_passes_again(bundle: Exported):

@@ -290,6 +290,28 @@ def test_no_bundle_is_written_to(sim: tuple[Path, dict], place: str):
     assert listing(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("own/model.safetensors", "is the checkpoint"),
+        ("own/sub/../model.safetensors", "is the checkpoint"),
+        ("new.pt", "a .safetensors file or a folder that exists"),
+        ("new/", "a .safetensors file or a folder that exists"),
+    ],
+)
+def test_the_checkpoint_is_not_written_to(
+    sim: tuple[Path, dict], tmp_path: Path, out: str, says: str
+):
+    folder, state = sim
+    weights = saved(tmp_path / "own", SIM, state) / "model.safetensors"
+    (weights.parent / "sub").mkdir()
+    before = weights.read_bytes()
+    with pytest.raises(BundleError, match=says):
+        write_pools(folder, weights.parent, tmp_path / out)
+    assert weights.read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"own"}
+
+
 @pytest.mark.parametrize("damage", ["gone", "renamed", "other shape", "garbage"])
 def test_damaged_pools_are_refused(sim: tuple[Path, dict], tmp_path: Path, damage: str):
     folder, _ = sim

@@ -283,6 +283,11 @@ def test_targets_that_exist(old: Path):
         check_target(old / "graph", "name", force=True)
 
 
+def test_a_bundle_is_not_put_into_a_bundle(old: Path):
+    with pytest.raises(BundleError, match=rf"{old} is a bundle: give the folder that it lies in"):
+        check_target(old, old.name, force=True)
+
+
 def test_what_is_given_must_not_lie_in_what_is_replaced(old: Path, monkeypatch: pytest.MonkeyPatch):
     link = old.parent / "link"
     link.symlink_to(old)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ckv_testing import hstu_models
 from ckv_testing.draw import KINDS, PLAIN, draw_state, make_spec
 
 from ckv_export.contract import AttentionSpec, DnnSpec
@@ -79,6 +80,23 @@ def refused(spec, state) -> str:
     with pytest.raises(CheckpointError) as error:
         check_state(spec, state)
     return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("eta", "long.rotations"),
+        ("hstu", "attention.1.position_bias"),
+        ("hstu", "attention.0.time_bias"),
+    ],
+)
+def test_a_free_size_is_not_none(kind: str, name: str, rng: np.random.Generator):
+    hstu = hstu_models.make_spec("two layers, times")
+    spec = hstu if kind == "hstu" else make_spec(kind)
+    state = hstu_models.draw(spec, rng)
+    message = refused(spec, state | {name: state[name][..., :0]})
+    assert f"{name!r} must be" in message
+    assert "any above 0" in message
 
 
 def test_missing_tensor_is_named_with_the_nearest(rng: np.random.Generator):

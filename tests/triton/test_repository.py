@@ -219,6 +219,14 @@ def test_what_comes_there_meanwhile_is_not_replaced(
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 
 
+def test_a_repository_is_not_put_into_its_bundle(shops: Callable[[str], Shop]):
+    shop = shops("sim")
+    out = shop.folder / "repo"
+    with pytest.raises(BundleError, match="which is replaced with everything in it"):
+        triton.publish_repository(shop.folder, shop.manifest, RepositoryOptions(STORE), out, True)
+    assert not out.exists()
+
+
 def test_a_damaged_bundle_is_refused(shops: Callable[[str], Shop], tmp_path: Path):
     folder = tmp_path / "bundle"
     shutil.copytree(shops("sim").folder, folder)
