@@ -105,8 +105,9 @@ def test_table_of_the_bundle_is_the_models(bundle: Exported):
         np.testing.assert_array_equal(*given)
     known = np.load(bundle.folder.parent.parent / "items.npz")["item_id"]
     assert prepared.catalogue.known == len(known) == 25
-    (note,) = bundle.manifest.notes
-    assert note.startswith("the item features are of 25 of the 30 ids of 'item_id'")
+    missing, padding = bundle.manifest.notes
+    assert missing.startswith("the item features are of 25 of the 30 ids of 'item_id'")
+    assert 0 in known and padding.startswith("item_id 0 is padding")
 
 
 def test_published_bundle_passes_again(bundle: Exported):
