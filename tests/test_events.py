@@ -308,3 +308,76 @@ def test_event_files_are_of_the_form_too():
         "event_mask",
     ]
     assert [t.name for t in event_tensors(SIM, BY_ID)] == ["event_item_id", "event_mask"]
+
+
+# -- histories as bulk prefill takes them
+
+
+@pytest.fixture
+def save_histories(tmp_path: Path) -> Callable[..., Path]:
+    """Lists as long as each user's history; some changed, `...` leaves one out."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: no .parquet here")
+    from pyarrow import parquet
+
+    def write(**changed: Any) -> Path:
+        kept = {n: a for n, a in (histories() | changed).items() if a is not ...}
+        parquet.write_table(pyarrow.table(kept), tmp_path / "histories.parquet")
+        return tmp_path / "histories.parquet"
+
+    return write
+
+
+def histories() -> dict[str, Any]:
+    return {
+        "user_id": ["ann", "bob", "cy"],
+        "event_item_id": [[1, 2, 3], [], [4]],
+        "event_tags": [[[1, 1, 0], [2, 0, 0], [3, 4, 1]], [], [[4, 0, 0]]],
+        "event_picture": [[[0.5] * 4, [1.0] * 4, [1.5] * 4], [], [[2.0] * 4]],
+    }
+
+
+def test_histories_are_padded_on_the_left(save_histories):
+    loaded = load_events(save_histories(), SPEC)
+    assert list(loaded) == ["event_item_id", "event_tags", "event_picture", "event_mask"]
+    assert [a.dtype.name for a in loaded.values()] == ["int32", "int32", "float32", "bool"]
+    assert loaded["event_item_id"].tolist() == [[1, 2, 3], [0, 0, 0], [0, 0, 4]]
+    assert loaded["event_mask"].tolist() == [[True] * 3, [False] * 3, [False, False, True]]
+    assert loaded["event_tags"][:, -1].tolist() == [[3, 4, 1], [0, 0, 0], [4, 0, 0]]
+    assert loaded["event_picture"][:, 1:, 0].tolist() == [[1.0, 1.5], [0.0, 0.0], [0.0, 2.0]]
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_histories_of_one_length(save_histories, length: int):
+    ids, tags, pictures = [1] * length, [[1, 0, 0]] * length, [[1.0] * 4] * length
+    path = save_histories(
+        event_item_id=[ids] * 3, event_tags=[tags] * 3, event_picture=[pictures] * 3
+    )
+    loaded = load_events(path, SPEC)
+    assert loaded["event_mask"].tolist() == [[True] * length] * 3
+    assert loaded["event_item_id"].tolist() == [ids] * 3
+
+
+def test_a_mask_of_histories_leaves_out_what_it_says(save_histories):
+    loaded = load_events(save_histories(event_mask=[[True, False, True], [], [False]]), SPEC)
+    assert loaded["event_mask"].tolist() == [[True, False, True], [False] * 3, [False] * 3]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"event_tags": [[[1, 1, 0]], [], [[4, 0, 0]]]},
+         "in row 0, 'event_tags' has 1 events and 'event_item_id' 3"),
+        ({"event_tags": [[[1, 1], [2, 0, 0], [3, 4, 1]], [], [[4, 0, 0]]]},
+         "the lists in 'event_tags' must be of numbers, or of vectors that are equally long"),
+        ({"event_item_id": [[1, None, 3], [], [4]]}, "convertible to int32, got float64"),
+        ({"event_item_id": [[1, 2, 3], None, [4]]}, "'event_item_id' must have the shape"),
+        ({"event_item_id": [1, 2, 3]}, "'event_item_id' must have the shape"),
+        ({"event_item_id": [["1", "2", "3"], [], ["4"]]}, "'event_item_id'"),
+        ({"event_item_id": [[1, 2, VOCAB], [], [4]]}, f"{VOCAB}"),
+        ({"event_picture": ...}, "lacks the array 'event_picture'"),
+        # Not even how wide a vector is stands there.
+        ({n: [[]] * 3 for n in ("event_item_id", "event_tags", "event_picture")}, "'event_"),
+    ],
+)  # fmt: skip
+def test_histories_that_do_not_fit(save_histories, changed: dict[str, Any], says: str):
+    refuse(save_histories(**changed), says)
