@@ -48,11 +48,15 @@ def load(verbose: bool = False) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     # Named here, or TORCH_CUDA_ARCH_LIST, which NVIDIA's images set, adds every other GPU's code.
     gpu = "".join(map(str, torch.cuda.get_device_capability()))
-    sources = [PLUGINS / "torch" / "binding.cpp", *sorted((PLUGINS / "kernels").glob("*.cu"))]
+    sources = [
+        PLUGINS / "torch" / "binding.cpp",
+        PLUGINS / "harness" / "exponentials.cu",
+        *sorted((PLUGINS / "kernels").glob("*.cu")),
+    ]
     cpp_extension.load(
         name="ckv_kernels",
         sources=[str(source) for source in sources],
-        extra_include_paths=[str(PLUGINS / "include"), str(PLUGINS / "kernels")],
+        extra_include_paths=[str(PLUGINS / name) for name in ("include", "kernels", "harness")],
         extra_cflags=["-O2"],
         extra_cuda_cflags=["-O3", f"-gencode=arch=compute_{gpu},code=sm_{gpu}"],
         build_directory=str(folder),
