@@ -220,6 +220,18 @@ def test_all_medians_are_written(run: Any, capsys: pytest.CaptureFixture[str]) -
         assert f"cold: {over}; 1.00 times the best rival" in printed
 
 
+def test_cases_with_a_target_come_first(run: Any, tmp_path: Path) -> None:
+    """Should time run out; of the others none is lost."""
+    path = tmp_path / "cases.json"
+    cases = json.loads(path.read_text())
+    cases["pointwise"].append(SMALL | {"name": "aimed at", "least_speedup": 3.0})
+    path.write_text(json.dumps(cases))
+    _, told = run(stand_in())
+    first, *others = [result["case"]["name"] for result in told["results"]]
+    assert first == "aimed at"
+    assert others == 3 * ["small"]
+
+
 def test_a_floor_without_the_rate_of_exponentials_says_so(
     run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
