@@ -7,7 +7,7 @@ is what it printed, of which the end is shown where it failed; OUT/steps.json ha
 seconds and the machine. Exits 1 where a step failed or was not reached, 2 where there is no GPU.
 Needs cmake, ninja, nvcc and a PyTorch for CUDA in the Python that runs it. What needs more is left
 out with the reason: plugins without TensorRT's headers (TensorRT_ROOT), engines without tensorrt or
-tensorrt_rtx. A quarter of an hour in all, half of it compilers'; on a machine lent for ten minutes
+tensorrt_rtx. About a quarter of an hour in all; on a machine lent for ten minutes
 
     python bench/on_gpu.py OUT --only configure build check random binding time --within 560
 """

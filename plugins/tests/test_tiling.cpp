@@ -78,6 +78,11 @@ AttentionArgs sizes(int32_t batch, int32_t queries, int32_t events, int32_t head
 void only_what_splits_takes_workspace() {
     CHECK(most_split_floats(sizes(3, 5, kShortestSpan, 2, 8)) == 0);
     CHECK(most_split_floats(sizes(3, 5, kShortestSpan + 1, 2, 8)) > 0);
+    // What a call leaves is what it is given, where it splits as much as its events allow.
+    AttentionArgs const split = sizes(3, 5, 3 * kShortestSpan, 2, 8);
+    int64_t const rows = 3 * 3 * 5;
+    CHECK(split_floats(split, 3) == rows * (8 + 2 * 2));
+    CHECK(most_split_floats(split) == split_floats(split, 3));
     // Nor do calls that fill a GPU take more, the larger they are.
     CHECK(most_split_floats(sizes(1000, 1000, 10000, 2, 8)) ==
           most_split_floats(sizes(2000, 1000, 10000, 2, 8)));
