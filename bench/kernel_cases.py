@@ -26,6 +26,7 @@ class Work:
     expected: Tensor
     moved: float
     operations: float
+    exponentials: float
     # Ways that need keys and values in memory but do not make them are no rivals.
     rivals: tuple[str, ...] = field(default=())
 
@@ -90,6 +91,7 @@ def gather_work(ops: Any, case: Case, dtype: torch.dtype, seed: int) -> Work:
         expected=expected.double(),
         moved=bytes_from(0, inputs.key) + expected.nbytes,
         operations=0,
+        exponentials=0,
         rivals=("eager", "torch.compile"),
     )
 
@@ -144,6 +146,7 @@ def attention_work(ops: Any, case: Case, dtype: torch.dtype, seed: int) -> Work:
         expected=plain(query.double(), key.double(), value.double()),
         moved=bytes_from(first, inputs.key, inputs.value) + 2 * query.nbytes + mask.nbytes,
         operations=4 * inputs.batch * candidates * (inputs.events - first) * inputs.width,
+        exponentials=inputs.batch * candidates * (inputs.events - first) * heads,
         rivals=("eager", "torch.compile", "gather-concat + sdpa"),
     )
 
@@ -181,6 +184,8 @@ def pointwise_work(ops: Any, case: Case, dtype: torch.dtype, seed: int) -> Work:
         + bias.nbytes
         + visible.nbytes,
         operations=4 * inputs.batch * candidates * inputs.events * inputs.width,
+        # One a pair: a SiLU can do with one tanh, though ours is an exponential and a division.
+        exponentials=inputs.batch * candidates * inputs.events * heads,
         rivals=("eager", "torch.compile"),
     )
 

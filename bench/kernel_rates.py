@@ -1,10 +1,11 @@
-"""How fast this GPU copies and multiplies, and the clock by which that is told."""
+"""How fast this GPU copies, multiplies and exponentiates, and the clock by which that is told."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,6 +15,9 @@ WARMUP, REPEATS = 5, 50
 # begins: how long a CPU takes to launch ten kernels is not what they take.
 HEAD_START = 1_000_000  # cycles
 SIDE = 8192  # of the matrices whose product is measured
+# Numbers of a multiprocessor, twice what it works on at once, and how often each goes through 2^-x:
+# a millisecond, in which reading and writing them is a hundredth.
+NUMBERS, ROUNDS = 16 * 1024, (512, 2560)
 
 
 class Timer:
@@ -58,19 +62,87 @@ def product_rate(timer: Timer, dtype: torch.dtype) -> float:
     return max(plain, thirds)
 
 
+def exponential_rate(timer: Timer, ops: Any) -> float:
+    """fp32 exponentials per microsecond, by the instruction that our kernels take.
+
+    Of two calls that differ in nothing but the rounds, so that launch and memory cancel out. Raises
+    where results are wrong, and where five times the rounds do not take about that much longer.
+    """
+    count = NUMBERS * torch.cuda.get_device_properties(0).multi_processor_count
+    x = torch.rand(count, device=DEVICE)
+    expected = x
+    for _ in range(3):
+        expected = torch.exp2(-expected)
+    torch.testing.assert_close(ops.exponentials(x, 3), expected)
+
+    def time(rounds: int) -> float:
+        return timer.median(lambda: ops.exponentials(x, rounds), cold=False)
+
+    few, many = ROUNDS
+    shorter, longer = time(few), time(many)
+    if longer < 0.8 * many / few * shorter:
+        raise ValueError(f"{few} rounds took {shorter:.1f} us and {many} rounds {longer:.1f} us")
+    return count * (many - few) / (longer - shorter)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Microseconds that each kind of work takes alone; at best all go on at once."""
+
+    bytes: float
+    products: float
+    exponentials: float | None  # where there are any, and their rate is not known
+
+    @property
+    def without_exponentials(self) -> float:
+        return max(self.bytes, self.products)
+
+    @property
+    def whole(self) -> float:
+        return max(self.without_exponentials, self.exponentials or 0.0)
+
+    def __str__(self) -> str:
+        terms = [f"bytes {self.bytes:.1f}", f"products {self.products:.1f}"]
+        unknown = self.exponentials is None
+        terms.append("exponentials " + ("not measured" if unknown else f"{self.exponentials:.1f}"))
+        return f"floor {self.whole:.1f} us ({', '.join(terms)})"
+
+
 @dataclass(frozen=True)
 class Rates:
-    """What this GPU does: bytes and operations per microsecond."""
+    """What this GPU does: bytes, operations and exponentials per microsecond."""
 
     copy: float
     products: Mapping[torch.dtype, float]
+    exponentials: float | None = None
+    why_no_exponentials: str | None = None
 
     @classmethod
-    def measure(cls, timer: Timer, dtypes: list[torch.dtype]) -> Rates:
+    def measure(cls, timer: Timer, dtypes: list[torch.dtype], ops: Any) -> Rates:
         size = 1 << 30
         a, b = (torch.empty(size, dtype=torch.int8, device=DEVICE) for _ in range(2))
         copy = 2 * size / timer.median(lambda: a.copy_(b), cold=False)
-        return cls(copy, {dtype: product_rate(timer, dtype) for dtype in dtypes})
+        products = {dtype: product_rate(timer, dtype) for dtype in dtypes}
+        try:
+            return cls(copy, products, exponential_rate(timer, ops))
+        # The other rates are worth something without this one.
+        except Exception as error:
+            why_not = f"{type(error).__name__}: {error}".partition("\n")[0]
+            return cls(copy, products, None, why_not)
 
-    def floor(self, moved: float, operations: float, dtype: torch.dtype) -> float:
-        return max(moved / self.copy, operations / self.products[dtype])
+    def __str__(self) -> str:
+        products = ", ".join(f"{d} {r / 1e6:.1f} TFLOP/s" for d, r in self.products.items())
+        said = f"copy {self.copy / 1e3:.0f} GB/s; products {products}; exponentials "
+        if self.exponentials is None:
+            return f"{said}not measured ({self.why_no_exponentials})"
+        return f"{said}{self.exponentials / 1e6:.2f} T/s"
+
+    def floor(
+        self, moved: float, operations: float, exponentials: float, dtype: torch.dtype
+    ) -> Floor:
+        known = None if self.exponentials is None else exponentials / self.exponentials
+        return Floor(
+            bytes=moved / self.copy,
+            products=operations / self.products[dtype],
+            exponentials=known if exponentials else 0.0,
+        )

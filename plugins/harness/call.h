@@ -15,10 +15,10 @@ inline char const* name_of(Dtype dtype) {
     return names[static_cast<int>(dtype)];
 }
 
-// How tensors lie: so many elements follow each row of a pool or a user part, and tensors begin
-// so many after an allocation does. Zeros are what TensorRT hands over.
+// How tensors lie: so many elements follow each row of a pool, of a user part or of gather-concat's
+// output, and tensors begin so many after an allocation does. Zeros are what TensorRT hands over.
 struct Layout {
-    int32_t pool_padding = 0, user_padding = 0;
+    int32_t pool_padding = 0, user_padding = 0, out_padding = 0;
     size_t pools = 0, users = 0, others = 0;
 };
 
@@ -57,7 +57,7 @@ public:
         args.rows = int64_t{softmax.batch} * softmax.events;
         args.side = softmax.key;
         args.out = to;
-        args.out_stride = softmax.width;
+        args.out_stride = softmax.width + layout_.out_padding;
         args.bad_rows = softmax.bad_events;
         return args;
     }

@@ -9,6 +9,7 @@
 #include "ckv/pool_gather_concat.h"
 #include "ckv/pooled_attention.h"
 #include "elements.h"
+#include "emulator/launch.h"
 #include "emulator/run.h"
 #include "inputs.h"
 
@@ -119,25 +120,61 @@ void check_a_row_far_away() {
     munmap(pool, bytes);
 }
 
+// A split call is two launches, and a failure of either is the call's.
+void check_that_failures_are_told() {
+    constexpr int32_t kSpans = 3;
+    constexpr int32_t kEvents = 64 * kSpans;
+    float const element = 1;
+    float query = 1;
+    float out = 0;
+    std::vector<int32_t> const index(kEvents, 0);
+    SoftmaxArgs args;
+    args.batch = args.queries = args.width = 1;
+    args.events = kEvents;
+    args.query = &query;
+    args.key.pool = &element;
+    args.key.index = index.data();
+    args.key.user = &element;
+    args.key.pool_rows = args.key.pool_width = 1;
+    args.key.pool_stride = 1;
+    args.value = args.key;
+    args.out = &out;
+    args.mask = index.data();
+    for (Tactic tactic : {Tactic::kSplit, Tactic::kCoresSplit}) {
+        std::vector<char> workspace(attention_workspace(args, tactic));
+        for (int launch : {1, 2}) {
+            failing_launch = launch;
+            CHECK(pooled_attention(args, tactic, workspace.data(), nullptr) ==
+                  cudaErrorLaunchFailure);
+            CHECK(failing_launch == 0);
+        }
+        CHECK(pooled_attention(args, tactic, workspace.data(), nullptr) == cudaSuccess);
+        CHECK(out == 1);
+        out = 0;
+    }
+}
+
 }  // namespace
 
 int main() {
     // Edges: no events, one of everything, borders inside a head, more than one tile of each kind,
-    // heads a column wider than a tile.
+    // heads a column wider than a tile, user parts less aligned than padded pool rows.
     std::vector<Shape> const shapes = {
         {1, 1, 0, 1, 4, 3, 5}, {1, 1, 1, 1, 1, 0, 1}, {2, 3, 5, 1, 4, 4, 3},
         {2, 1, 70, 2, 20, 17, 9}, {2, 5, 33, 4, 32, 30, 50}, {3, 17, 65, 2, 64, 62, 11},
         {2, 40, 130, 1, 40, 38, 20}, {1, 130, 70, 2, 64, 60, 20}, {2, 3, 200, 1, 128, 126, 30},
         {2, 20, 40, 1, 256, 254, 30}, {1, 2, 300, 1, 96, 95, 7}, {2, 2, 20, 1, 300, 297, 8},
         {2, 3, 150, 4, 64, 56, 20}, {1, 2, 20, 1, 65, 63, 5}, {1, 2, 20, 1, 129, 127, 5},
-        {1, 2, 600, 1, 32, 30, 64}, {2, 0, 3, 1, 8, 6, 4}};
+        {1, 2, 600, 1, 32, 30, 64}, {2, 0, 3, 1, 8, 6, 4}, {2, 3, 9, 2, 32, 10, 7}};
     check_a_row_far_away();
-    int cases = 1;
+    check_that_failures_are_told();
+    int cases = 2;
     for (Shape const& s : shapes) {
         for (int dtype = 0; dtype < 3; ++dtype) {
             for (int variant = 0; variant < 4; ++variant) {
+                bool const padded = variant == 2 || (variant == 1 && dtype == 2);
                 Options const options{dtype, variant == 3 ? 0 : 1 + variant,
-                    variant % 2 ? 16 : 1, variant == 2 ? 2 : 0, variant == 3 ? 75 : 90,
+                    variant % 2 ? 16 : 1, padded ? 2 : 0, variant == 3 ? 75 : 90,
                     static_cast<uint32_t>(100 * variant + dtype)};
                 check_attention(s, options);
                 check_gather(s, options);

@@ -75,9 +75,23 @@ AttentionArgs sizes(int32_t batch, int32_t queries, int32_t events, int32_t head
     return a;
 }
 
+void plans_count_every_warp() {
+    AttentionArgs const a = sizes(2, 33, 100000, 4, 512);
+    Split const split = plan_split(a, Tile{16, 5, 7}, true);
+    CHECK(split.count == split_events(2 * 4 * 3 * 5 * 7, 100000).count && split.count == 3);
+    Split const whole = plan_split(a, Tile{16, 5, 7}, false);
+    CHECK(whole.count == 1 && whole.length == 100000);
+    ++passed;
+}
+
 void only_what_splits_takes_workspace() {
     CHECK(most_split_floats(sizes(3, 5, kShortestSpan, 2, 8)) == 0);
     CHECK(most_split_floats(sizes(3, 5, kShortestSpan + 1, 2, 8)) > 0);
+    // What a call leaves is what it is given, where it splits as much as its events allow.
+    AttentionArgs const split = sizes(3, 5, 3 * kShortestSpan, 2, 8);
+    int64_t const rows = 3 * 3 * 5;
+    CHECK(split_floats(split, 3) == rows * (8 + 2 * 2));
+    CHECK(most_split_floats(split) == split_floats(split, 3));
     // Nor do calls that fill a GPU take more, the larger they are.
     CHECK(most_split_floats(sizes(1000, 1000, 10000, 2, 8)) ==
           most_split_floats(sizes(2000, 1000, 10000, 2, 8)));
@@ -118,6 +132,7 @@ int main() {
     }
     blocks_and_places_match(3, 8, 5, 64);
     blocks_and_places_match(1, 1, 1, 16);
+    plans_count_every_warp();
     only_what_splits_takes_workspace();
     std::mt19937 random(1);
     for (int i = 0; i < 300; ++i) {

@@ -7,10 +7,12 @@
 #include <torch/library.h>
 #include <torch/types.h>
 
+#include <cstdint>
 #include <optional>
 
 #include "ckv/pool_gather_concat.h"
 #include "ckv/pooled_attention.h"
+#include "exponentials.h"
 
 namespace {
 
@@ -163,6 +165,17 @@ Tensor pooled_pointwise_attention(Tensor const& query, Tensor const& pool_k,
     return launched(args, query, tactic, ckv::pooled_pointwise_attention);
 }
 
+// x -> 2^-x, `rounds` times: no operator of the graphs, but what bench/ measures a rate by.
+Tensor exponentials(Tensor const& x, int64_t rounds) {
+    c10::cuda::CUDAGuard const guard(x.device());
+    TORCH_CHECK(x.is_contiguous() && x.scalar_type() == at::kFloat, "x must be contiguous float32");
+    TORCH_CHECK(rounds >= 0 && rounds <= INT32_MAX, "rounds must be 0 to 2^31 - 1, got ", rounds);
+    Tensor out = torch::empty_like(x);
+    check_launch(ckv::harness::exponentials(x.const_data_ptr<float>(), out.data_ptr<float>(),
+        x.numel(), static_cast<int32_t>(rounds), c10::cuda::getCurrentCUDAStream()));
+    return out;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(ckv_kernels, m) {
@@ -177,10 +190,12 @@ TORCH_LIBRARY(ckv_kernels, m) {
         "pooled_pointwise_attention(Tensor query, Tensor pool_k, Tensor index_k, Tensor user_k, "
         "Tensor pool_v, Tensor index_v, Tensor user_v, Tensor bias, Tensor visible, Tensor count, "
         "int num_heads, float scale, int tactic=0, Tensor(a!)? bad=None) -> Tensor");
+    m.def("exponentials(Tensor x, int rounds) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(ckv_kernels, CUDA, m) {
     m.impl("pool_gather_concat", pool_gather_concat);
     m.impl("pooled_attention", pooled_attention);
     m.impl("pooled_pointwise_attention", pooled_pointwise_attention);
+    m.impl("exponentials", exponentials);
 }

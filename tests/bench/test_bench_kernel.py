@@ -62,6 +62,7 @@ def test_the_kernels_are_compiled_for_this_gpu_alone(
     monkeypatch.setattr(cpp_extension, "load", lambda **words: loaded.update(words))
     bench.load_kernels().load()
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.0 12.0+PTX")
+    assert all(Path(path).exists() for path in loaded["sources"] + loaded["extra_include_paths"])
     flags = loaded["extra_cuda_cflags"]
     assert [flag for flag in flags if "arch" in flag] == ["-gencode=arch=compute_90,code=sm_90"]
     assert cpp_extension._get_cuda_arch_flags(flags) == []
@@ -99,7 +100,14 @@ def stand_in() -> SimpleNamespace:
         pool_gather_concat=pooled.pool_gather_concat,
         pooled_attention=lambda *a: pooled.pooled_attention(*a[:10]),
         pooled_pointwise_attention=pooled.pooled_pointwise_attention,
+        exponentials=exponentials,
     )
+
+
+def exponentials(x: torch.Tensor, rounds: int) -> torch.Tensor:
+    for _ in range(rounds):
+        x = torch.exp2(-x)
+    return x
 
 
 @pytest.mark.parametrize("kind", ["gather", "attention", "pointwise"])
@@ -172,15 +180,16 @@ def run(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> A
     monkeypatch.setattr(loaded, "DEVICE", "cpu")
     monkeypatch.setattr(loaded, "compiled", lambda way: way)
     monkeypatch.setattr(bench, "Timer", type("Timer", (), {"median": timed}))
-    rates = bench.Rates(copy=4.0, products={torch.float32: 1e6})
-    monkeypatch.setattr(bench.Rates, "measure", lambda *a: rates)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     cases = {"schema_version": 1, "seed": 3, "dtypes": ["float32"]}
     cases |= {kind: [SMALL] for kind in bench.MAKERS}
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     out = tmp_path / "out.json"
 
-    def run(ops: Any) -> tuple[int, dict[str, Any]]:
+    def run(ops: Any, exponentials: float | None = 0.125) -> tuple[int, dict[str, Any]]:
+        why_not = "the probe is wrong" if exponentials is None else None
+        rates = bench.Rates(4.0, {torch.float32: 1e6}, exponentials, why_not)
+        monkeypatch.setattr(bench.Rates, "measure", lambda *a: rates)
         kernels = SimpleNamespace(why_not=lambda: None, load=lambda: ops)
         monkeypatch.setattr(bench, "load_kernels", lambda: kernels)
         words = ["bench_kernel", "--cases", str(tmp_path / "cases.json"), "--out", str(out)]
@@ -194,13 +203,50 @@ def test_all_medians_are_written(run: Any, capsys: pytest.CaptureFixture[str]) -
     code, told = run(stand_in())
     assert code == 0
     assert (told["copy_bytes_per_us"], told["operations_per_us"]) == (4.0, {"torch.float32": 1e6})
+    assert told["exponentials_per_us"] == 0.125
     assert [result["kind"] for result in told["results"]] == ["gather", "attention", "pointwise"]
     printed = capsys.readouterr().out
     for result in told["results"]:
         assert result["failed"] == {}
         assert set(map(tuple, result["warm_cold_us"].values())) == {(2.0, 3.0)}
         over = f"{3 / result['floor_us']:.2f} times the floor"
+        terms = result["floor_terms_us"]
+        if result["kind"] == "gather":
+            assert result["floor_us"] == terms["bytes"]
+        else:
+            # 60 of them, at one in 8 microseconds, take longest.
+            assert result["floor_us"] == terms["exponentials"] == 480
+            over += f"; {3 / terms['bytes']:.2f} times that without exponentials"
         assert f"cold: {over}; 1.00 times the best rival" in printed
+
+
+def test_cases_with_a_target_come_first(run: Any, tmp_path: Path) -> None:
+    """Should time run out; of the others none is lost."""
+    path = tmp_path / "cases.json"
+    cases = json.loads(path.read_text())
+    cases["pointwise"].append(SMALL | {"name": "aimed at", "least_speedup": 3.0})
+    path.write_text(json.dumps(cases))
+    _, told = run(stand_in())
+    first, *others = [result["case"]["name"] for result in told["results"]]
+    assert first == "aimed at"
+    assert others == 3 * ["small"]
+
+
+def test_a_floor_without_the_rate_of_exponentials_says_so(
+    run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = run(stand_in(), exponentials=None)
+    assert code == 1
+    assert told["exponentials_per_us"] is None
+    printed = capsys.readouterr().out
+    assert "exponentials not measured (the probe is wrong)\n" in printed
+    gather, *others = told["results"]
+    assert gather["floor_terms_us"]["exponentials"] == 0
+    for result in others:
+        terms = result["floor_terms_us"]
+        assert terms["exponentials"] is None
+        assert result["floor_us"] == max(terms["bytes"], terms["products"])
+    assert printed.count("exponentials not measured)\n") == len(others)
 
 
 def test_a_way_that_fails_hides_no_other(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,11 +300,82 @@ def test_an_fp32_product_costs_one_of_its_own_or_three_of_tf32(
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_a_floor_is_the_longer_of_copy_and_products(kernel_rates: ModuleType) -> None:
-    rates = kernel_rates.Rates(copy=4.0, products={torch.float32: 10.0, torch.float16: 100.0})
-    assert rates.floor(80, 100, torch.float32) == 20
-    assert rates.floor(80, 1000, torch.float32) == 100
-    assert rates.floor(80, 1000, torch.float16) == 20
+@pytest.mark.parametrize(
+    ("counts", "dtype", "terms", "said"),
+    [
+        ((80, 100, 4), torch.float32, (20, 10, 8), "floor 20.0 us"),
+        ((80, 1000, 4), torch.float32, (20, 100, 8), "floor 100.0 us"),
+        ((80, 1000, 60), torch.float16, (20, 10, 120), "floor 120.0 us"),
+    ],
+)
+def test_a_floor_is_the_longest_of_its_terms(
+    kernel_rates: ModuleType,
+    counts: tuple[int, int, int],
+    dtype: torch.dtype,
+    terms: tuple[int, int, int],
+    said: str,
+) -> None:
+    rates = kernel_rates.Rates(4.0, {torch.float32: 10.0, torch.float16: 100.0}, 0.5)
+    floor = rates.floor(*counts, dtype)
+    assert (floor.bytes, floor.products, floor.exponentials) == terms
+    assert floor.whole == max(terms)
+    assert floor.without_exponentials == max(terms[:2])
+    each = "bytes {:.1f}, products {:.1f}, exponentials {:.1f}".format(*terms)
+    assert str(floor) == f"{said} ({each})"
+
+
+@pytest.fixture
+def one_multiprocessor(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(multi_processor_count=1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+
+class Probe:
+    """The operator and a clock: so many microseconds a call, and so many a round."""
+
+    def __init__(self, call: float, each: float, error: float = 0.0) -> None:
+        self.call, self.each, self.error = call, each, error
+        self.rounds = 0
+
+    def exponentials(self, x: torch.Tensor, rounds: int) -> torch.Tensor:
+        self.rounds = rounds
+        return exponentials(x, min(rounds, 3)) + self.error
+
+    def median(self, work: Any, cold: bool) -> float:
+        assert not cold
+        work()
+        return self.call + self.each * self.rounds
+
+
+@pytest.mark.usefixtures("one_multiprocessor")
+def test_the_rate_of_exponentials_counts_what_more_of_them_take(kernel_rates: ModuleType) -> None:
+    probe = Probe(call=30, each=2)
+    rate = kernel_rates.exponential_rate(probe, probe)
+    assert rate == pytest.approx(kernel_rates.NUMBERS / 2)
+
+
+@pytest.mark.usefixtures("one_multiprocessor")
+@pytest.mark.parametrize(
+    ("probe", "why_not"),
+    [
+        (Probe(call=30, each=2, error=1e-3), "AssertionError: Tensor-likes are not close!"),
+        # Memory or launches hold it up, not its exponentials.
+        (Probe(call=3000, each=2), "ValueError: 512 rounds took 4024.0 us and 2560 rounds 8120.0"),
+        (SimpleNamespace(), "AttributeError: "),
+    ],
+)
+def test_a_rate_of_exponentials_that_is_none_is_not_told(
+    kernel_rates: ModuleType, monkeypatch: pytest.MonkeyPatch, probe: Any, why_not: str
+) -> None:
+    monkeypatch.setattr(kernel_rates, "SIDE", 10)
+    if not isinstance(probe, Probe):
+        probe.median = lambda work, cold: 2.0
+    rates = kernel_rates.Rates.measure(probe, [torch.float16], probe)
+    assert rates.exponentials is None
+    assert rates.why_no_exponentials.startswith(why_not)
+    assert "\n" not in str(rates)
+    assert f"exponentials not measured ({rates.why_no_exponentials})" in str(rates)
+    assert rates.floor(80, 0, 5, torch.float16).exponentials is None
 
 
 def test_each_byte_is_counted_once(kernel_cases: ModuleType) -> None:
@@ -283,6 +400,7 @@ def test_padding_is_neither_read_nor_multiplied(kernel_cases: ModuleType) -> Non
     side = 4 * (7 * 6 + 400 + 400 * 2)
     assert work.moved == 2 * side + 2 * 4 * 2 * 3 * 8 + 4 * 2 * 400
     assert work.operations == 2 * (2 * 2 * 3 * 200 * 8)
+    assert work.exponentials == 2 * 3 * 200 * 2
 
 
 def test_the_pointwise_form_reads_bias_and_visibility_of_every_pair(
@@ -292,6 +410,7 @@ def test_the_pointwise_form_reads_bias_and_visibility_of_every_pair(
     side = 4 * (7 * 6 + 400 + 400 * 2)
     assert work.moved == 2 * side + 2 * 4 * 2 * 3 * 8 + 2 * 4 * 2 * 3 * 200
     assert work.operations == 2 * (2 * 2 * 3 * 200 * 8)
+    assert work.exponentials == 2 * 3 * 200 * 2
 
 
 @pytest.mark.parametrize("cold", [False, True])
@@ -329,14 +448,16 @@ def test_the_gpu_is_timed_while_it_is_busy(
 
 def test_a_copy_reads_and_writes(kernel_rates: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_rates, "SIDE", 10)
+    monkeypatch.setattr(kernel_rates, "exponential_rate", lambda timer, ops: 3.0)
     timer = SimpleNamespace(median=lambda work, cold: 2.0)
-    rates = kernel_rates.Rates.measure(timer, [torch.float16])
-    assert rates == kernel_rates.Rates(copy=float(1 << 30), products={torch.float16: 1000})
+    rates = kernel_rates.Rates.measure(timer, [torch.float16], stand_in())
+    assert rates == kernel_rates.Rates(float(1 << 30), {torch.float16: 1000}, 3.0)
 
 
 def test_verdicts(bench: ModuleType, kernel_cases: ModuleType) -> None:
     work = kernel_cases.gather_work(stand_in(), SMALL, torch.float32, seed=3)
-    assert bench.verdicts({"least_share_of_copy": 0.85}, work, 1.0,
+    floor = sys.modules["kernel_rates"].Floor(bytes=1.0, products=0.0, exponentials=0.0)
+    assert bench.verdicts({"least_share_of_copy": 0.85}, work, floor,
                           {"ours": 2.0, "eager": 6.0, "torch.compile": 5.0}) == [
         "2.00 times the floor", "2.50 times the best rival", "share of copy 0.50 (target 0.85)"
     ]  # fmt: skip

@@ -18,6 +18,7 @@ from ckv_export.cli.main import parser
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "on_gpu.py"
+OWN = Path(__file__).resolve()
 
 
 @pytest.fixture
@@ -66,6 +67,14 @@ def test_every_command_is_one_that_exists(on_gpu: ModuleType, tmp_path: Path) ->
             assert words[4] == str(tmp_path / "engines" / trained.stem)
 
 
+def test_every_test_that_needs_a_gpu_is_run(on_gpu: ModuleType, tmp_path: Path) -> None:
+    words = {str(word) for step in on_gpu.steps(tmp_path, 7) for word in step.command}
+    files = (ROOT / "tests").glob("*/test_*.py")
+    marked = [file for file in files if "pytest.mark.gpu" in file.read_text() and file != OWN]
+    assert marked
+    assert {str(file.relative_to(ROOT)) for file in marked} <= words
+
+
 @pytest.mark.parametrize(
     ("cache", "found"),
     [
@@ -111,7 +120,7 @@ except KeyboardInterrupt:
 """
     made = [
         on_gpu.Step("good", (sys.executable, tmp_path / "good.py")),
-        on_gpu.Step("bad", python("raise SystemExit(3)")),
+        on_gpu.Step("bad", python("print('worse'); raise SystemExit(3)")),
         on_gpu.Step("slow", python(slow)),
         on_gpu.Step("absent", (tmp_path / "no-such-program",)),
         on_gpu.Step("unable", python("print(9)"), lambda: "something is missing"),
@@ -155,7 +164,38 @@ except KeyboardInterrupt:
     assert (tmp_path / "out" / "last.log").read_text() == f"{own}\n"
     assert not (tmp_path / "out" / "unable.log").exists()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines] == list(statuses)
+    assert [line.partition(":")[0] for line in lines if line[0] != " "] == list(statuses)
     assert "FAILED (3)" in lines[1]
-    assert lines[2].startswith("slow: out of time")
+    assert lines[2] == "    worse"
+    assert lines[3].startswith("slow: out of time")
+    assert lines[4] == "    8"
     assert run("--only", "last", "unable")[0] == 0
+    # No time for what comes after, nor more than is left for what goes on.
+    monkeypatch.setattr(on_gpu, "GRACE", 1)
+    code, whole = run("--only", "slow", "last", "--within", "2")
+    assert code == 1
+    assert whole["steps"]["slow"]["status"] is None
+    assert whole["steps"]["last"] == {"not_reached": True}
+    assert capsys.readouterr().out.endswith("last: not reached\n")
+
+
+def test_told_to_end_it_ends_what_it_runs(tmp_path: Path) -> None:
+    """Steps are sessions of their own: nobody else would."""
+    log = tmp_path / "step.log"
+    child = "import time; [print(9, flush=True) or time.sleep(0.05) for _ in range(400)]"
+    code = f"""
+import on_gpu, pathlib, sys
+on_gpu.facts = lambda: {{"gpu": "one"}}
+on_gpu.steps = lambda out, seed: [on_gpu.Step("step", (sys.executable, "-uc", {child!r}))]
+sys.argv = ["on_gpu.py", {str(tmp_path)!r}]
+on_gpu.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], env={"PYTHONPATH": str(SCRIPT.parent)})
+    while not (log.exists() and log.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=20) != 0
+    printed = log.read_text()
+    time.sleep(0.3)
+    assert log.read_text() == printed

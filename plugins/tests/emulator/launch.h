@@ -20,6 +20,9 @@ namespace emulator {
 // Of the order of threads; set by the tests.
 inline uint32_t seed = 1;
 
+// Of how many launches from now the last one fails; 0 of none.
+inline int failing_launch = 0;
+
 // Shared memory that begins as NaNs and ends at a page that can't be touched.
 class SharedMemory {
 public:
@@ -51,6 +54,9 @@ private:
 template <typename Args>
 cudaError_t launch(void (*kernel)(Args), Grid grid, int threads, size_t shared_bytes,
     cudaStream_t /*stream*/, Args args) {
+    if (emulator::failing_launch > 0 && --emulator::failing_launch == 0) {
+        return cudaErrorLaunchFailure;
+    }
     bool const empty = grid.x < 1 || grid.y < 1 || grid.z < 1;
     if (empty || grid.x > INT32_MAX || grid.y > UINT16_MAX || grid.z > UINT16_MAX) {
         return cudaErrorInvalidConfiguration;

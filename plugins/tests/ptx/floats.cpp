@@ -43,6 +43,10 @@ struct Exp2 {
     }
 };
 
+struct NegateFloat {
+    float operator()(float a) const { return -a; }
+};
+
 struct LessOrUnordered {
     bool operator()(float a, float b) const { return !(a >= b); }
 };
@@ -71,6 +75,7 @@ void add_floats(Table& t) {
     t["max.f32"] = {binary<float, MaxFloat>, "4"};
     t["selp.f32"] = {select<float>, "4"};
     t["mov.f32"] = {unary<uint32_t, Same>, "4"};
+    t["neg.f32"] = {unary<float, NegateFloat>, "4"};
     t["rcp.rn.f32"] = {unary<float, Reciprocal>, "4"};
     t["div.approx.f32"] = {binary<float, DivideApproximately>, "4"};
     t["ex2.approx.ftz.f32"] = {unary<float, Exp2>, "4"};
