@@ -20,13 +20,13 @@ class Catalogue:
 
     `key`: the categorical item feature whose ids they go by. `features`: each other embedded item
     feature, int32 or float32 [vocab of the key, ...]; an id that the file doesn't name has zeros,
-    as padding has. `known`: how many of the `ids` it names.
+    as padding has. `known`: how many ids it names; `missing`: how many it doesn't, but for padding.
     """
 
     key: str
     features: Mapping[str, Array]
     known: int
-    ids: int
+    missing: int = 0
 
 
 def notes_on(catalogue: Catalogue, spec: ModelSpec) -> tuple[str, ...]:
@@ -35,11 +35,10 @@ def notes_on(catalogue: Catalogue, spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _on_missing(catalogue: Catalogue) -> Iterator[str]:
-    """Padding, 0, need not be in the file."""
-    if catalogue.known < catalogue.ids - 1:
+    if catalogue.missing:
         yield (
-            f"the item features are of {catalogue.known:,} of the {catalogue.ids:,} ids of "
-            f"{catalogue.key!r}: the others are scored with zeros in their place"
+            f"the item features are of {catalogue.known:,} ids of {catalogue.key!r} and not of "
+            f"{catalogue.missing:,} others, which are scored with zeros in their place"
         )
 
 
@@ -93,7 +92,7 @@ def load_catalogue(path: Path, spec: ModelSpec, key: str) -> Catalogue:
             table = np.zeros((vocab, *feature.inner), feature.dtype)
             table[ids] = rows
             features[name] = table
-    return Catalogue(key, features, len(ids), vocab)
+    return Catalogue(key, features, len(ids), vocab - len({0, *ids.tolist()}))
 
 
 def _check_unique(path: Path, key: str, ids: Array) -> None:
@@ -110,4 +109,4 @@ def bare_catalogue(spec: ModelSpec, key: str) -> Catalogue:
         f"items have more features than {key!r} ({', '.join(others)}): give --item-features",
     )
     ids = next(f.vocab_size for f in spec.features if f.name == key)
-    return Catalogue(key, {}, ids, ids)
+    return Catalogue(key, {}, ids)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ckv_testing.draw import PLAIN, RICH, draw_state, make_spec
 
-from ckv_export.catalogue import bare_catalogue, has_item_key, item_key, load_catalogue
+from ckv_export.catalogue import bare_catalogue, has_item_key, item_key, load_catalogue, notes_on
 from ckv_export.contract import AttentionSpec, DnnSpec, EventForm, FeatureSpec, ModelSpec
 from ckv_export.errors import EventsError, SpecError
 from ckv_export.model.events import EventEmbedding, all_item_embeddings
@@ -114,6 +114,19 @@ def test_items_may_go_by_another_id_and_the_key_by_another_name(
     table = catalogue.features["item_id"]
     assert table.shape == (CATEGORIES,)
     np.testing.assert_array_equal(table[few["category"]], few["item_id"])
+
+
+@pytest.mark.parametrize(
+    "named", [range(1, VOCAB), range(VOCAB), range(VOCAB - 1), range(2, VOCAB)]
+)
+def test_items_that_a_file_lacks_are_told(save: Save, rng: np.random.Generator, named: range):
+    """Padding, 0, need not be in it."""
+    shapes = {name: array.shape[1:] for name, array in arrays(rng).items()}
+    given = {name: np.zeros((len(named), *shape), np.int32) for name, shape in shapes.items()}
+    catalogue = load_catalogue(save(given, item_id=np.array(named)), SPEC, "item_id")
+    lacking = len(set(range(1, VOCAB)) - set(named))
+    says = f"of {len(named)} ids of 'item_id' and not of 1 others"
+    assert [says in note for note in notes_on(catalogue, SPEC)] == [True] * lacking
 
 
 def test_a_time_is_no_part_of_a_catalogue(save: Save, rng: np.random.Generator):

@@ -370,6 +370,7 @@ def test_a_mask_of_histories_leaves_out_what_it_says(save_histories):
         ({"event_tags": [[[1, 1], [2, 0, 0], [3, 4, 1]], [], [[4, 0, 0]]]},
          "the lists in 'event_tags' must be of numbers, or of vectors that are equally long"),
         ({"event_item_id": [[1, None, 3], [], [4]]}, "convertible to int32, got float64"),
+        ({"event_item_id": [[1, 2, 3], [], [None]]}, "convertible to int32, got float64"),
         ({"event_item_id": [[1, 2, 3], None, [4]]}, "'event_item_id' must have the shape"),
         ({"event_item_id": [1, 2, 3]}, "'event_item_id' must have the shape"),
         ({"event_item_id": [["1", "2", "3"], [], ["4"]]}, "'event_item_id'"),

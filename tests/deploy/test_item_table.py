@@ -76,7 +76,7 @@ def open_shop(spec: ModelSpec, key: str, rng: np.random.Generator) -> Shop:
     every = generate_case(spec, CaseSize("items", 1, items, 0, 1, "full"), rng).inputs
     names = [f.name for f in spec.embedded_item_features if f.name != key]
     features = {name: exact(every[f"history_{name}"])[0] for name in names}
-    catalogue = Catalogue(key, features, items, items)
+    catalogue = Catalogue(key, features, items)
     looked_up = {name: torch.from_numpy(a) for name, a in features.items()}
     events = EventEmbedding(spec, state, EventForm(item_key=key), looked_up)
     return Shop(spec, state, catalogue, require_item_model(build_model(spec, state, events)))

@@ -106,7 +106,7 @@ def test_table_of_the_bundle_is_the_models(bundle: Exported):
     known = np.load(bundle.folder.parent.parent / "items.npz")["item_id"]
     assert prepared.catalogue.known == len(known) == 25
     missing, padding = bundle.manifest.notes
-    assert missing.startswith("the item features are of 25 of the 30 ids of 'item_id'")
+    assert missing.startswith("the item features are of 25 ids of 'item_id' and not of 5 others")
     assert 0 in known
     assert padding.startswith("item_id 0 is padding")
 

@@ -216,7 +216,7 @@ def test_ids_reach_the_end_of_a_table(size: int, rng: np.random.Generator):
 def test_other_features_of_an_item_are_those_of_the_catalogue(seed: int):
     spec = make_spec("sim", features=PLAIN)
     cate = np.arange(30, dtype=np.int32) % 5
-    for case in generate(spec, seed, Catalogue("item_id", {"cate_id": cate}, 30, 30)):
+    for case in generate(spec, seed, Catalogue("item_id", {"cate_id": cate}, 30)):
         for group in ("history", "append", "candidate"):
             ids = case.inputs[f"{group}_item_id"]
             np.testing.assert_array_equal(case.inputs[f"{group}_cate_id"], cate[ids])
