@@ -1,6 +1,8 @@
 // ckv::Session for Python's ctypes.
 #include <ckv/session.h>
 
+#include <cfenv>
+
 #include "guarded.h"
 
 extern "C" {
@@ -42,6 +44,9 @@ int ckv_has_denormals() {
     float volatile const half = smallest / 2;
     return half > 0 ? 1 : 0;
 }
+
+// This thread's numbers are as a new process has them.
+void ckv_default_numbers() { std::fesetenv(FE_DFL_ENV); }
 
 char const* ckv_onnxruntime_version() {
     static std::string const version = ckv::onnxruntime_version();
