@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,16 @@ from ckv_export.manifest import Manifest
 Arrays = Mapping[str, NDArray[Any]]
 TYPES = {"float32": 0, "float16": 1, "int8": 2}
 _ROOM = 1 << 20
+
+
+def run(*command: object, cwd: Path | None = None, quiet: bool = False) -> str:
+    """Output of a command, which must succeed; `quiet`: and complain of nothing."""
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, cwd=cwd
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (quiet and done.stderr), done.stderr
+    return done.stdout
 
 
 class CppError(Exception):

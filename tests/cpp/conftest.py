@@ -73,11 +73,16 @@ def sanitized_build() -> Path:
     return CPP.folder("sanitized_build")
 
 
+def require(built: Path, reason: str) -> None:
+    """Skip where CMake has left that out."""
+    if not built.exists():
+        pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def engine_build(cpp_build: Path) -> Path:
     """`cpp_build`, where it has the engine."""
-    if not (cpp_build / "libckv_engine.a").exists():
-        pytest.skip("CUDA's toolkit or TensorRT's headers are not here")
+    require(cpp_build / "libckv_engine.a", "CUDA's toolkit or TensorRT's headers are not here")
     return cpp_build
 
 
@@ -90,10 +95,9 @@ def library(cpp_build: Path) -> Library:
 @pytest.fixture(scope="session")
 def session_build(cpp_build: Path) -> Path:
     """`cpp_build`, where it has the session and programs with it."""
-    if not (cpp_build / "libckv_session.a").exists():
-        pytest.skip("ONNX Runtime's C header is not here: set onnxruntime_ROOT")
-    if not (cpp_build / "ckv_serve").exists():
-        pytest.skip("no ONNX Runtime to link: pip install onnxruntime")
+    header = "ONNX Runtime's C header is not here: set onnxruntime_ROOT"
+    require(cpp_build / "libckv_session.a", header)
+    require(cpp_build / "ckv_serve", "no ONNX Runtime to link: pip install onnxruntime")
     return cpp_build
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ckv_cpp import write_manifest
+from ckv_cpp import run, write_manifest
 from ckv_testing.cmake import ROOT, onnxruntime_option, rtx_library
 from ckv_testing.records import LAYOUTS, MANIFESTS, user
 
@@ -24,15 +24,6 @@ CORE = ("buckets", "error", "manifest", "record", "tensor", "tensor_file")
 HEADERS = {f"{name}.h" for name in (*CORE, *PARTS)}
 PROGRAMS = {"hashes", "manifest", "records", "record_numbers", "calls"}
 FUZZED = ("every kind of feature, int8", "HSTU with time, float16", "item table, float16")
-
-
-def run(*command: object, cwd: Path | None = None) -> str:
-    """Output of a command, which must succeed."""
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, cwd=cwd
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def ctest(folder: Path) -> list[str]:

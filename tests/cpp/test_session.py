@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from ckv_cpp import CppError, CppSession, Library, SessionLibrary
+from ckv_cpp import CppError, CppSession, Library, SessionLibrary, run
 from ckv_testing.cmake import ROOT, short_name
 from ckv_testing.scoring import SCORE
 from ckv_testing.servers import triton_python, triton_venv
@@ -88,16 +88,6 @@ def test_requests_score_as_the_reference_does(
         scores = asked.ask(shop.inputs(user, events, offered), appended, candidates)
         np.testing.assert_allclose(scores, shop.scores(user, offered), rtol=0, atol=SCORE)
     check_record(shop, user, asked.layout, asked.record)
-
-
-def run(*command: object) -> str:
-    """Output of a command, which must succeed and complain of nothing."""
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
 
 
 @pytest.fixture
@@ -234,7 +224,7 @@ def oldest_example(session_build: Path, tmp_path_factory: pytest.TempPathFactory
     link = short_name(library, folder)
     parts = [CPP / "examples" / "serve.cpp", *(session_build / n for n in ARCHIVES), link]
     options = [f"-I{CPP / 'include'}", f"-Wl,-rpath,{folder}"]
-    run("c++", "-std=c++17", *options, *parts, "-o", folder / "serve")
+    run("c++", "-std=c++17", *options, *parts, "-o", folder / "serve", quiet=True)
     return folder / "serve"
 
 
@@ -255,7 +245,7 @@ def test_the_example_serves_a_user(
         plain.grow(user, events)
         offered = plain.offer(user, candidates, rng)
         new = [f"+{item}" for item in events["item_id"]]
-        out = run(example, plain.folder, record, *new, *offered["item_id"])
+        out = run(example, plain.folder, record, *new, *offered["item_id"], quiet=True)
         printed = [line.split() for line in out.splitlines()]
         assert [int(item) for item, _ in printed] == offered["item_id"].tolist()
         # What is printed has six digits, and what is kept of a user halves.
