@@ -14,6 +14,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <optional>
 
 using Ids = std::vector<std::int32_t>;
 using Memory = std::map<std::string, std::vector<char>>;
@@ -46,8 +47,11 @@ static void serve(char const* folder, char const* file, Ids const& done, Ids con
     // A server does this once, but for the record.
     ckv::Bundle const bundle = ckv::Bundle::open(folder);
     auto const layout = ckv::RecordLayout::of(bundle.manifest);
-    bool const by_item = bundle.manifest.item_table;  // records are then ids alone
-    ckv::Session const decode(bundle, by_item ? "decode_items" : "decode");
+    std::optional<ckv::TensorFile> items;
+    if (bundle.manifest.item_table) {  // records are then ids alone
+        items = ckv::TensorFile::item_table(bundle);
+    }
+    ckv::Session const decode(bundle, items ? "decode_items" : "decode");
     std::int64_t const most = layout.pad_to.value_or(bundle.manifest.profile.at("S").max);
     std::ifstream in(file, std::ios::binary);
     std::vector<std::uint8_t> record(std::istreambuf_iterator<char>(in), {});
@@ -58,18 +62,17 @@ static void serve(char const* folder, char const* file, Ids const& done, Ids con
         std::min(ckv::batch_events(layout, {record}, appended), most - appended);
     ckv::Sizes sizes = {{"B", 1}, {"S", events}, {"K", layout.window_rows(events)}, {"T", appended},
                         {"C", static_cast<std::int64_t>(candidates.size())}};
-    if (by_item) {
-        sizes["I"] = ckv::TensorFile::item_table(bundle).sizes().at("I");
+    if (items) {
+        sizes["I"] = items->sizes().at("I");
     }
     Memory memory = allocate(decode.graph(), sizes);
     ckv::Buffers buffers;
     for (auto& [name, bytes] : memory) {
         buffers[name] = bytes.data();
     }
-    if (by_item) {
-        auto const table = ckv::TensorFile::item_table(bundle);
-        for (ckv::TensorSpec const& each : table.tensors()) {
-            table.read(each.name, buffers.at(each.name));
+    if (items) {
+        for (ckv::TensorSpec const& each : items->tensors()) {
+            items->read(each.name, buffers.at(each.name));
         }
     }
 
