@@ -92,7 +92,7 @@ def load_catalogue(path: Path, spec: ModelSpec, key: str) -> Catalogue:
             table = np.zeros((vocab, *feature.inner), feature.dtype)
             table[ids] = rows
             features[name] = table
-    return Catalogue(key, features, len(ids), vocab - len({0, *ids.tolist()}))
+    return Catalogue(key, features, len(ids), vocab - 1 - np.count_nonzero(ids))
 
 
 def _check_unique(path: Path, key: str, ids: Array) -> None:

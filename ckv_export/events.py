@@ -106,7 +106,7 @@ def _read(path: Path, tensors: list[TensorSpec]) -> Arrays:
             )
     events = int(lengths[first].max(initial=0))
     real = np.arange(events) >= events - lengths[first][:, None]
-    padded = {name: _left_padded(path, name, arrays[name], events) for name in names}
+    padded = {name: _left_padded(path, name, arrays[name], real) for name in names}
     return {_MASK.name: real, **arrays, **padded}
 
 
@@ -116,20 +116,21 @@ def _has_lists(column: Array) -> bool:
     )
 
 
-def _left_padded(path: Path, name: str, column: Array, events: int) -> Array:
-    """A column of lists that differ in length as an array [B, events, ..]; another as it is."""
+def _left_padded(path: Path, name: str, column: Array, real: Array) -> Array:
+    """A column of lists that differ in length as an array [B, S, ..]; another as it is.
+
+    `real`: bool [B, S], which of its places are events.
+    """
     if column.dtype != object or not column.size:
         return column
     try:
-        rows = [row if row.dtype != object else np.stack(list(row)) for row in column if len(row)]
-        made = np.zeros(
-            (len(column), events, *rows[0].shape[1:]), np.result_type(*{row.dtype for row in rows})
+        flat = np.concatenate(
+            [row if row.dtype != object else np.stack(list(row)) for row in column if len(row)]
         )
-        filled = (into for into, row in zip(made, column, strict=True) if len(row))
-        for into, row in zip(filled, rows, strict=True):
-            into[events - len(row) :] = row
     except (TypeError, ValueError) as error:
         raise EventsError(
             f"{path}: the lists in {name!r} must be of numbers, or of vectors that are equally long"
         ) from error
+    made = np.zeros((*real.shape, *flat.shape[1:]), flat.dtype)
+    made[real] = flat
     return made
