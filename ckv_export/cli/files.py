@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ckv_export.errors import InputError
-from ckv_export.manifest import FILE_NAME
+from ckv_export.manifest import is_bundle
 
 
 def check_places(*paths: Path | None, given: Sequence[Path | None] = ()) -> None:
@@ -39,7 +39,7 @@ def _check_apart(path: Path, read: Path) -> None:
     written, place = path.resolve(), read.resolve()
     if written == place:
         raise InputError(f"{path} is read by this command: give another file to write")
-    if (place / FILE_NAME).is_file() and written.is_relative_to(place):
+    if is_bundle(place) and written.is_relative_to(place):
         raise InputError(
             f"{path} lies in the bundle {read}, whose files are those that were exported: give a "
             "file in another folder"

@@ -37,7 +37,7 @@ from ckv_export.deploy.item_table import items_of, layout
 from ckv_export.errors import BundleError
 from ckv_export.events import event_tensors, load_events
 from ckv_export.graphs.prefill import PrefillGraph
-from ckv_export.manifest import FILE_NAME, Manifest, bundle_in, open_bundle
+from ckv_export.manifest import Manifest, bundle_in, is_bundle, open_bundle
 from ckv_export.model.base import CollectiveModel
 from ckv_export.model.fingerprint import fingerprint
 from ckv_export.model.registry import build_model
@@ -87,7 +87,7 @@ class ItemTableCost:
 
 def open_subject(path: Path, weights: str | None = None, params: str | None = None) -> Subject:
     """Open a bundle (a folder with a manifest) or any checkpoint; raises `InputError`."""
-    if (path / FILE_NAME).is_file() or (bundle_in(path) and not is_checkpoint(path)):
+    if is_bundle(path) or (bundle_in(path) and not is_checkpoint(path)):
         manifest = open_bundle(path)
         if weights is not None or params is not None:
             raise BundleError(

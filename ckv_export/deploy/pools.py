@@ -8,7 +8,7 @@ from pathlib import Path
 from ckv_export.cache.pool_file import Pools, save_pools
 from ckv_export.checkpoint.load import load_checkpoint
 from ckv_export.errors import BundleError
-from ckv_export.manifest import FILE_NAME, POOLS_FILE, open_bundle
+from ckv_export.manifest import POOLS_FILE, is_bundle, open_bundle
 from ckv_export.model.base import CollectiveModel
 from ckv_export.model.fingerprint import Fingerprints
 from ckv_export.model.registry import build_model
@@ -42,7 +42,7 @@ def write_pools(
         raise BundleError(
             f"pools are written to a .safetensors file or a folder that exists, got {out}"
         )
-    if (path.parent / FILE_NAME).is_file():
+    if is_bundle(path.parent):
         raise BundleError(
             f"{path.parent} is a bundle, whose files are those that were exported: choose another "
             "--out"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ckv_export.deploy.exchange import exchange
 from ckv_export.errors import BundleError
-from ckv_export.manifest import FILE_NAME
+from ckv_export.manifest import is_bundle
 
 
 def check_target(out: Path, name: str, force: bool) -> Path:
@@ -33,12 +33,12 @@ def check_target(out: Path, name: str, force: bool) -> Path:
         ) from error
     if out.exists() and not out.is_dir():
         raise BundleError(f"the output folder {out} is a file")
-    if (out / FILE_NAME).is_file():
+    if is_bundle(out):
         raise BundleError(
             f"the output folder {out} is a bundle: give the folder that it lies in, and to replace "
             f"it --name {out.name} --force"
         )
-    if target.exists() and not (target / FILE_NAME).is_file():
+    if target.exists() and not is_bundle(target):
         raise BundleError(
             f"{target} exists and is no bundle, so it is never replaced: choose another --name"
         )

@@ -13,6 +13,11 @@ POOLS_FILE = "pools.safetensors"
 ITEM_TABLE_FILE = "item_table.safetensors"
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder has a manifest, sound or not."""
+    return (folder / FILE_NAME).is_file()
+
+
 def bundle_in(folder: Path) -> Path | None:
     """The first bundle in a folder of bundles, None if it is none."""
     return min((p.parent for p in folder.glob(f"[!.]*/{FILE_NAME}")), default=None)
